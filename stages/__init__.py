@@ -1,0 +1,1 @@
+"""The work itself: ingest, pretrain, finetune, fewshot, and what they share."""

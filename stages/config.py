@@ -1,0 +1,51 @@
+"""What every stage's config has in common, and the three roles that a field can play.
+
+A field is part of the *identity* (the default: it determines the result), *placement* (where and how
+wide the stage runs; never part of the identity) or a *reference* (the name of another stage in the
+same workflow whose output this stage reads). This module and the stages' own `config.py` import
+neither torch nor ray, so that `plan` and `--help` answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from stages.context import Context, Inputs, Result
+
+    StageFunction = Callable[[Any, Inputs, Context], Result]
+
+
+class Config(BaseModel):
+    """A frozen, keyword-only model that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def placement(default: Any, description: str, **constraints: Any) -> Any:
+    """A field that says where or how wide a stage runs. It never changes the stage's identity."""
+    return Field(default, description=description, json_schema_extra={"role": "placement"}, **constraints)
+
+
+def reference(output: str, description: str, default: Any = ...) -> Any:
+    """A field that names another stage of the workflow, whose output is of the kind `output`."""
+    return Field(default, description=description, json_schema_extra={"role": "reference", "output": output})
+
+
+class StageConfig(Config):
+    """Base of the stages' configs: `kind` and `version` enter the identity, `output` is what it makes."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int]
+    output: ClassVar[str]
+
+    seed: int | None = Field(None, ge=0, description="seed of all randomness; the workflow's where absent")
+    retries: int = placement(3, "how often a stage is tried again after a machine's failure", ge=0)
+
+    @classmethod
+    def function(cls) -> StageFunction:
+        """The stage's `run`, imported when it is needed."""
+        raise TypeError(f"{cls.__name__} names no function")

@@ -1,0 +1,148 @@
+"""What a stage is given: storage, where to write, how to spread work, and when to stop.
+
+A stage is one function, `run(config, inputs, context) -> Result`. It knows nothing of Ray, MLflow or
+S3: the runner fills in the callables below, and a plain test fills in simple ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cluster.storage.base import Storage
+
+FORMAT = 1
+
+
+class Stopped(Exception):
+    """The stage saved its state and ended early because it was asked to stop."""
+
+
+def canonical_json(document: Any) -> bytes:
+    """The one JSON form of a document: sorted keys, no spaces, no NaN. Raises ValueError or TypeError."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal sha256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """A committed output: files below `prefix` in storage, as its manifest lists them.
+
+    The manifest is `{"format", "kind", "files": [{"path", "bytes", "sha256"}], "meta"}` with paths
+    relative to `prefix`, so that equal outputs have equal digests wherever they were made.
+    """
+
+    prefix: str
+    manifest: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return self.manifest["kind"]
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        return self.manifest["meta"]
+
+    @property
+    def digest(self) -> str:
+        return sha256(canonical_json(self.manifest))
+
+    def key(self, path: str) -> str:
+        """The storage key of one of the output's files."""
+        return f"{self.prefix}/{path}"
+
+
+Inputs = Mapping[str, Output]
+"""The outputs that a stage reads, by the name of the config field that refers to them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a stage hands to the runner: its output, its headline figures, and tables and images to show."""
+
+    output: Output
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    figures: Mapping[str, bytes] = field(default_factory=dict)
+    """PNG images by file name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One worker of a gang, and what it may do with the stage's state in storage."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    storage: Storage
+    folder: str
+    attempt: int
+    checkpoint: str | None
+    """Key prefix of the newest committed checkpoint at the start of this attempt."""
+    commit_checkpoint: Callable[[str, int], None]
+    """Make a fully written checkpoint (its key prefix, its update) the stage's newest. Rank 0 only."""
+    stop_requested: Callable[[], bool]
+    """Whether this rank has been asked to stop. Cheap: it may be called at every update."""
+
+
+class MapTasks(Protocol):
+    def __call__(self, function: Callable[[Any], Any], items: Iterable[Any], *, label: str) -> list[Any]:
+        """`function` over `items`, each one a task that may be retried elsewhere; results in order."""
+        ...
+
+
+class RunGang(Protocol):
+    def __call__(self, function: Callable[[Any, Rank], Any], argument: Any, *, workers: int, cpus: float) -> Any:
+        """`function(argument, rank)` on `workers` ranks at once; returns rank 0's value.
+
+        `workers=0` runs in this process as a gang of one.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What `run` is given beside its config and its inputs."""
+
+    storage: Storage
+    folder: str
+    """Key prefix of the stage's folder, for example `stages/pretrain/0123456789abcdef0123`."""
+    attempt: int
+    seed: int
+    tasks: MapTasks
+    gang: RunGang
+
+    @property
+    def prefix(self) -> str:
+        """Key prefix of this attempt's files."""
+        return f"{self.folder}/attempts/{self.attempt}"
+
+    def write(self, path: str, data: bytes) -> dict[str, Any]:
+        """Store one file of the output; returns its entry for the manifest."""
+        self.storage.write(f"{self.prefix}/{path}", data)
+        return {"path": path, "bytes": len(data), "sha256": sha256(data)}
+
+    def commit(self, kind: str, files: Iterable[dict[str, Any]], meta: dict[str, Any]) -> Output:
+        """Write the manifest, last of all; returns the output that it describes."""
+        ordered = sorted(files, key=lambda entry: entry["path"])
+        manifest = {"format": FORMAT, "kind": kind, "files": ordered, "meta": meta}
+        self.storage.write(f"{self.prefix}/MANIFEST.json", canonical_json(manifest))
+        return Output(prefix=self.prefix, manifest=manifest)
+
+
+def read_output(storage: Storage, prefix: str) -> Output:
+    """The output whose manifest lies below `prefix`. Raises NotFound; ValueError for a newer format."""
+    manifest = json.loads(storage.read(f"{prefix}/MANIFEST.json"))
+    if manifest["format"] > FORMAT:
+        raise ValueError(
+            f"{prefix}/MANIFEST.json has format {manifest['format']}; "
+            f"this version reads up to {FORMAT}: install a newer patchline"
+        )
+    return Output(prefix=prefix, manifest=manifest)
