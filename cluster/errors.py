@@ -7,3 +7,9 @@ class UserError(ValueError):
     Never retried. Raised anywhere, shown as one line by the command line (exit code 2), and carried
     from a worker to the runner as a value, so that it never looks like a dead worker.
     """
+
+
+def check_format(found: int, newest: int, where: str) -> None:
+    """Refuse a stored document of a newer format than this version knows. Raises UserError."""
+    if found > newest:
+        raise UserError(f"{where} has format {found}; this version reads up to {newest}: install a newer patchline")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Config(BaseModel):
     """A frozen, keyword-only model that refuses unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
 
 
 def placement(default: Any, description: str, **constraints: Any) -> Any:
@@ -30,9 +30,13 @@ def placement(default: Any, description: str, **constraints: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"role": "placement"}, **constraints)
 
 
-def reference(output: str, description: str, default: Any = ...) -> Any:
-    """A field that names another stage of the workflow, whose output is of the kind `output`."""
-    return Field(default, description=description, json_schema_extra={"role": "reference", "output": output})
+def reference(output: str, description: str, default: Any = ..., alias: str | None = None) -> Any:
+    """A field that names another stage of the workflow, whose output is of the kind `output`.
+
+    `alias` is the field's name in the workflow file, for names that Python keeps for itself (`from`).
+    """
+    extra = {"role": "reference", "output": output}
+    return Field(default, description=description, json_schema_extra=extra, alias=alias)
 
 
 class StageConfig(Config):
@@ -49,3 +53,7 @@ class StageConfig(Config):
     def function(cls) -> StageFunction:
         """The stage's `run`, imported when it is needed."""
         raise TypeError(f"{cls.__name__} names no function")
+
+    def external_digest(self) -> str | None:
+        """Digest of what the stage reads from outside the workflow; it enters the identity."""
+        return None

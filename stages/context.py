@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from cluster.errors import check_format
 from cluster.storage.base import Storage
 
 FORMAT = 1
@@ -99,7 +100,9 @@ class MapTasks(Protocol):
 
 
 class RunGang(Protocol):
-    def __call__(self, function: Callable[[Any, Rank], Any], argument: Any, *, workers: int, cpus: float) -> Any:
+    def __call__(
+        self, function: Callable[[Any, Rank], Any], argument: Any, *, workers: int, cpus: float, gpus: float
+    ) -> Any:
         """`function(argument, rank)` on `workers` ranks at once; returns rank 0's value.
 
         `workers=0` runs in this process as a gang of one.
@@ -118,6 +121,8 @@ class Context:
     seed: int
     tasks: MapTasks
     gang: RunGang
+    expect: Callable[[int], None] = lambda total: None
+    """Told the number of updates that the stage will make, for progress displays."""
 
     @property
     def prefix(self) -> str:
@@ -138,11 +143,7 @@ class Context:
 
 
 def read_output(storage: Storage, prefix: str) -> Output:
-    """The output whose manifest lies below `prefix`. Raises NotFound; ValueError for a newer format."""
+    """The output whose manifest lies below `prefix`. Raises NotFound; UserError for a newer format."""
     manifest = json.loads(storage.read(f"{prefix}/MANIFEST.json"))
-    if manifest["format"] > FORMAT:
-        raise ValueError(
-            f"{prefix}/MANIFEST.json has format {manifest['format']}; "
-            f"this version reads up to {FORMAT}: install a newer patchline"
-        )
+    check_format(manifest["format"], FORMAT, f"{prefix}/MANIFEST.json")
     return Output(prefix=prefix, manifest=manifest)

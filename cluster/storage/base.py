@@ -7,6 +7,7 @@ or the whole new one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,13 @@ class Digest:
 
     bytes: int
     sha256: str
+
+
+def file_digest(path: Path) -> Digest:
+    """Size and sha256 of a local file, read in blocks."""
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Digest(bytes=path.stat().st_size, sha256=sha256)
 
 
 class Storage(Protocol):

@@ -1,0 +1,31 @@
+# Everything a newcomer needs: `make demo` and `make test`.
+
+PYTHON ?= python3
+PHOTOS ?=
+BIN := .venv/bin
+
+.PHONY: install demo test lint unit clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt tools/install.sh
+	PYTHON=$(PYTHON) tools/install.sh
+
+demo: install
+	$(BIN)/patchline demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+unit: install
+	$(BIN)/python -m pytest tests/unit
+
+# The one gate of style, types and imports: the same here, in pre-commit and in continuous integration.
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv build dist *.egg-info

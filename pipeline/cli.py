@@ -1,0 +1,338 @@
+"""The command `patchline`: parses, prints, sets the exit code. The work is in `pipeline.api`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cluster.errors import UserError
+from pipeline.settings import Settings, home, resolve
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Take labelled images to an evaluated Vision Transformer: ingest, pretrain, finetune, fewshot, "
+    "as durable workflows on a Ray cluster, with everything kept in object storage and shown in MLflow.",
+)
+console = Console(highlight=False, soft_wrap=False)
+
+WorkflowName = Annotated[str, typer.Argument(metavar="WORKFLOW", help="a workflow file, or the name of one that ships")]
+WorkflowId = Annotated[str | None, typer.Argument(metavar="[ID]", help="id or its beginning; the newest if absent")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("-o", "--override", metavar="FIELD=VALUE", help="override a field; repeatable")
+]
+Root = Annotated[str | None, typer.Option(help="where everything is kept: s3://bucket/prefix or file:///folder")]
+Mlflow = Annotated[str | None, typer.Option(help="address of the MLflow server")]
+Address = Annotated[str | None, typer.Option(help="address of a Ray cluster's job server: http://host:8265")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def main() -> None:
+    """Entry point: user errors become one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@app.command()
+def up() -> None:
+    """Start the local stack: Ray, an S3 server and MLflow, on this machine alone.
+
+    Example: `patchline up`
+    """
+    from cluster import local
+
+    began = time.monotonic()
+    stack = local.up(home(), report=lambda line: console.print(f"  {line}"))
+    console.print(f"the stack is up ({time.monotonic() - began:.0f} s)")
+    _print_addresses(stack)
+
+
+@app.command()
+def down() -> None:
+    """Stop the local stack: the processes that `up` started, and no others. Data stays.
+
+    Example: `patchline down`
+    """
+    from cluster import local
+
+    ended = local.down(home())
+    console.print(f"stopped: {', '.join(ended)}" if ended else "nothing was running")
+
+
+@app.command()
+def ui() -> None:
+    """Show the addresses of the MLflow and Ray pages.
+
+    Example: `patchline ui`
+    """
+    from cluster import local
+
+    stack = local.load(home())
+    if stack is None:
+        settings = resolve()
+        raise UserError(f"the local stack is not up: `patchline up` starts it. MLflow in use: {settings.mlflow}")
+    _print_addresses(stack)
+
+
+@app.command()
+def demo(override: Overrides = None) -> None:
+    """Run the main job on this machine: real digits through Ray, S3, DeepSpeed and MLflow.
+
+    A second run reuses what the first has made. Example: `patchline demo -o finetune.resolution=32`
+    """
+    from cluster import local
+    from pipeline.api import submit as submit_workflow
+    from pipeline.config import load_workflow
+
+    workflow = load_workflow("digits", override or [])
+    console.print("starting the local stack: Ray, S3, MLflow")
+    stack = local.up(home(), report=lambda line: console.print(f"  {line}"))
+    settings = resolve()
+    workflow_id = submit_workflow(workflow, settings)
+    console.print(f"submitted {workflow_id}")
+    code = _follow(workflow_id, settings)
+    _print_addresses(stack)
+    if code == 0:
+        console.print("\nnext:")
+        console.print("  patchline ui                                        where to look at the curves")
+        console.print("  patchline submit digits -o seed=1 && patchline cancel && patchline resume")
+        console.print("  patchline submit folder -o ingest.source.path=FOLDER  your own images, a folder per class")
+    raise typer.Exit(code)
+
+
+@app.command()
+def plan(workflow: WorkflowName, override: Overrides = None, root: Root = None, as_json: AsJson = False) -> None:
+    """Show what a workflow would run, resume or reuse, and why. Changes nothing.
+
+    Example: `patchline plan digits -o pretrain.epochs=3`
+    """
+    from pipeline.config import load_workflow
+    from pipeline.plan import plan as plan_workflow
+
+    loaded = load_workflow(workflow, override or [])
+    stages = plan_workflow(resolve(root=root).storage(), loaded)
+    if as_json:
+        _print_json([asdict(stage) for stage in stages])
+        return
+    from pipeline.display import plan_table
+
+    console.print(plan_table(loaded.name, stages))
+
+
+@app.command()
+def run(workflow: WorkflowName, override: Overrides = None, root: Root = None, mlflow: Mlflow = None) -> None:
+    """Run a workflow in the foreground, in this process, without a Ray cluster.
+
+    Ctrl-C saves a checkpoint and stops. Example: `patchline run digits --root file:///tmp/results`
+    """
+    from pipeline.api import run as run_workflow
+    from pipeline.config import load_workflow
+
+    loaded = load_workflow(workflow, override or [])
+    settings = resolve(root=root, mlflow=mlflow)
+    workflow_id, state = run_workflow(loaded, settings)
+    _print_status(workflow_id, settings)
+    raise typer.Exit(0 if state == "done" else 1)
+
+
+@app.command()
+def submit(
+    workflow: WorkflowName,
+    override: Overrides = None,
+    address: Address = None,
+    root: Root = None,
+    mlflow: Mlflow = None,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="show progress until the end")] = False,
+) -> None:
+    """Send a workflow to a Ray cluster and print its id.
+
+    Example: `patchline submit digits --address http://127.0.0.1:8265 --root s3://bucket/vit`
+    """
+    from pipeline.api import submit as submit_workflow
+    from pipeline.config import load_workflow
+
+    loaded = load_workflow(workflow, override or [])
+    settings = resolve(root=root, mlflow=mlflow, address=address)
+    workflow_id = submit_workflow(loaded, settings)
+    console.print(workflow_id)
+    if follow:
+        raise typer.Exit(_follow(workflow_id, settings))
+
+
+@app.command()
+def resume(
+    workflow_id: WorkflowId = None,
+    address: Address = None,
+    root: Root = None,
+    mlflow: Mlflow = None,
+    foreground: Annotated[bool, typer.Option(help="run in this process, without a Ray cluster")] = False,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="show progress until the end")] = False,
+) -> None:
+    """Continue a failed, killed or cancelled workflow from its records and its last committed checkpoint.
+
+    Example: `patchline resume digits-20260131-101500-1a2b`
+    """
+    from pipeline.api import resume as resume_workflow
+
+    settings = resolve(root=root, mlflow=mlflow, address=address)
+    ended = _ends(workflow_id, settings)
+    found, state = resume_workflow(workflow_id, settings, foreground=foreground)
+    console.print(found)
+    if foreground:
+        _print_status(found, settings)
+        raise typer.Exit(0 if state == "done" else 1)
+    if follow:
+        raise typer.Exit(_follow(found, settings, ended))
+
+
+@app.command()
+def cancel(workflow_id: WorkflowId = None, root: Root = None) -> None:
+    """Ask a workflow to save a checkpoint and stop. `resume` continues it.
+
+    Example: `patchline cancel digits-20260131-101500-1a2b`
+    """
+    from pipeline.api import cancel as cancel_workflow
+
+    found = cancel_workflow(workflow_id, resolve(root=root))
+    console.print(f"{found} will stop after a checkpoint; `patchline resume {found}` continues it")
+
+
+@app.command()
+def status(workflow_id: WorkflowId = None, root: Root = None, as_json: AsJson = False) -> None:
+    """Show what has happened to a workflow, stage by stage.
+
+    Example: `patchline status`
+    """
+    settings = resolve(root=root)
+    _print_status(_id(workflow_id, settings), settings, as_json=as_json)
+
+
+@app.command()
+def logs(
+    workflow_id: WorkflowId = None,
+    stage: Annotated[str | None, typer.Option(help="the log of this stage's workers; the driver's if absent")] = None,
+    root: Root = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the workflow ends")] = False,
+) -> None:
+    """Print a workflow's log, also when its cluster is gone.
+
+    Example: `patchline logs --stage pretrain`
+    """
+    from pipeline.status import workflow_logs
+
+    settings = resolve(root=root)
+    for text in workflow_logs(settings.storage(), _id(workflow_id, settings), stage, follow=follow):
+        console.out(text, end="", highlight=False)
+
+
+@app.command("list")
+def list_(root: Root = None, as_json: AsJson = False) -> None:
+    """List the workflows of a root and their states, oldest first.
+
+    Example: `patchline list --root s3://bucket/vit`
+    """
+    from pipeline.record import listed
+
+    states = listed(resolve(root=root).storage())
+    if as_json:
+        _print_json(states)
+        return
+    for workflow_id, state in sorted(states.items(), key=lambda item: item[0].split("-")[-3:]):
+        console.print(f"{state:10} {workflow_id}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the workflow file, for editors.
+
+    Example: `patchline schema > workflow.schema.json`
+    """
+    from pipeline.config import json_schema
+
+    _print_json(json_schema())
+
+
+def _follow(workflow_id: str, settings: Settings, ended_before: int = 0) -> int:
+    """Show a submitted workflow until it ends; returns the exit code. Ctrl-C detaches."""
+    from pipeline.api import driver_died
+    from pipeline.display import follow
+    from pipeline.driver import read_workflow
+
+    storage = settings.storage()
+    stages = list(read_workflow(storage, workflow_id).stages)
+    try:
+        found = follow(
+            storage,
+            workflow_id,
+            stages,
+            console,
+            died=lambda: driver_died(storage, workflow_id, settings),
+            ended_before=ended_before,
+        )
+    except KeyboardInterrupt:
+        console.print(f"\nleft {workflow_id} running; `patchline status {workflow_id}` shows it")
+        return 130
+    _print_status(workflow_id, settings)
+    if found.state != "done":
+        console.print(f"{found.message}\n`patchline resume {workflow_id}` continues it", markup=False)
+    return 0 if found.state == "done" else 1
+
+
+def _ends(workflow_id: str | None, settings: Settings) -> int:
+    from pipeline.record import EventLog
+
+    events = EventLog(settings.storage(), _id(workflow_id, settings)).new_events()
+    return sum(event.type == "workflow_ended" for event in events)
+
+
+def _id(workflow_id: str | None, settings: Settings) -> str:
+    from pipeline.record import listed
+    from pipeline.status import match_id
+
+    storage = settings.storage()
+    return match_id(storage, list(listed(storage)), workflow_id)
+
+
+def _print_status(workflow_id: str, settings: Settings, *, as_json: bool = False) -> None:
+    from pipeline.display import fewshot_table, status_table
+    from pipeline.driver import read_workflow
+    from pipeline.status import StatusReader, stage_tables
+
+    storage = settings.storage()
+    reader = StatusReader(storage, workflow_id, list(read_workflow(storage, workflow_id).stages))
+    reader.update()
+    tables = stage_tables(storage, reader.status)
+    if as_json:
+        _print_json({**asdict(reader.status), "tables": tables})
+        return
+    console.print(status_table(reader.status))
+    for name, found in tables.items():
+        if "fewshot" in found:
+            console.print(f"[bold]{name}[/bold]")
+            console.print(fewshot_table(found["fewshot"]))
+
+
+def _print_addresses(stack: Any) -> None:
+    console.print(f"  MLflow  {stack.mlflow_url}")
+    console.print(f"  Ray     {stack.jobs_address}")
+    console.print(f"  S3      {stack.s3_endpoint}  root {stack.root}")
+
+
+def _print_json(document: Any) -> None:
+    console.out(json.dumps(document, indent=2, default=lambda value: str(value) if isinstance(value, Path) else value))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The workflow file: stages by name, each of a kind, referring to each other. Reading it and its errors.
+
+A workflow is named by its file, or by its name where it ships in `pipeline/recipes/`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
+
+from cluster.errors import UserError
+from pipeline.identity import references
+from pipeline.kinds import KINDS
+from stages.config import Config, StageConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Workflow(Config):
+    """A named graph of stages. In Python: `Workflow(name="mine", stages={"ingest": IngestConfig(...), ...})`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,60}$", description="name of the workflow")
+    description: str = Field("", description="one line, shown in MLflow")
+    seed: int = Field(0, ge=0, description="seed of every stage that has none of its own")
+    stages: dict[str, SerializeAsAny[StageConfig]] = Field(min_length=1, description="stages by name")
+
+    def order(self) -> list[str]:
+        """Names of the stages, each after what it refers to. Raises UserError for cycles and dangling names."""
+        ordered: list[str] = []
+        visiting: list[str] = []
+
+        def visit(name: str) -> None:
+            if name in ordered:
+                return
+            if name in visiting:
+                cycle = " → ".join([*visiting[visiting.index(name) :], name])
+                raise UserError(f"stages refer to each other in a circle: {cycle}")
+            visiting.append(name)
+            for field, target in references(self.stages[name]).items():
+                self._check_reference(name, field, target)
+                visit(target)
+            visiting.pop()
+            ordered.append(name)
+
+        for name in self.stages:
+            visit(name)
+        return ordered
+
+    def seed_of(self, name: str) -> int:
+        """The seed of a stage: its own or the workflow's."""
+        own = self.stages[name].seed
+        return self.seed if own is None else own
+
+    def to_yaml(self) -> str:
+        """The whole workflow, every field written out, in the form that `load_workflow` reads."""
+        document = self.model_dump(mode="json", by_alias=True, exclude={"stages"})
+        document["stages"] = {
+            name: {"kind": stage.kind, **stage.model_dump(mode="json", by_alias=True)}
+            for name, stage in self.stages.items()
+        }
+        return yaml.safe_dump(document, sort_keys=False)
+
+    def _check_reference(self, name: str, field: str, target: str) -> None:
+        config = type(self.stages[name])
+        info = config.model_fields[field]
+        key = f"stages.{name}.{info.alias or field}"
+        if target not in self.stages:
+            raise UserError(f"{key}: got '{target}', expected one of the stages: {', '.join(self.stages)}")
+        extra = info.json_schema_extra
+        wanted = extra["output"] if isinstance(extra, dict) else None
+        found = self.stages[target].output
+        if found != wanted:
+            raise UserError(f"{key}: stage '{target}' makes a {found}, expected one that makes a {wanted}")
+
+
+def shipped() -> list[str]:
+    """Names of the workflows that ship."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_workflow(name: str, overrides: Iterable[str] = ()) -> Workflow:
+    """Read a workflow by its file or shipped name, with overrides such as `pretrain.epochs=3`.
+
+    Raises UserError with the path of the field, the value and what was expected.
+    """
+    path = Path(name)
+    if not path.is_file():
+        shipped_path = RECIPES / f"{name}.yaml"
+        if not shipped_path.is_file():
+            raise UserError(f"no workflow file '{name}'; shipped workflows: {', '.join(shipped())}")
+        path = shipped_path
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    return parse_workflow(text, str(path), overrides)
+
+
+def parse_workflow(text: str, source: str, overrides: Iterable[str] = ()) -> Workflow:
+    """A workflow from the text of a workflow file. `source` names it in errors."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("stages"), dict):
+        raise UserError(f"{source}: expected a mapping with the keys name and stages")
+    for override in overrides:
+        _override(document, override)
+    stages = {name: _stage(source, str(name), body) for name, body in document["stages"].items()}
+    try:
+        workflow = Workflow.model_validate({**document, "stages": stages})
+    except ValidationError as error:
+        raise UserError(_explain(source, "", Workflow, error)) from error
+    try:
+        workflow.order()
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return workflow
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the workflow file, for editors."""
+    schema = Workflow.model_json_schema()
+    definitions: dict[str, Any] = {}
+    choices = []
+    for kind, config in KINDS.items():
+        stage = config.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
+        definitions |= stage.pop("$defs", {})
+        stage["properties"] = {"kind": {"const": kind}, **stage["properties"]}
+        definitions[config.__name__] = stage
+        choices.append({"$ref": f"#/$defs/{config.__name__}"})
+    schema["properties"]["stages"]["additionalProperties"] = {"anyOf": choices}
+    schema["$defs"] = definitions
+    return schema
+
+
+def _stage(source: str, name: str, body: Any) -> StageConfig:
+    key = f"stages.{name}"
+    if not isinstance(body, dict):
+        raise UserError(f"{source}: {key}: got {body!r}, expected a mapping of the stage's fields")
+    body = dict(body)
+    kind = body.pop("kind", name)
+    if kind not in KINDS:
+        raise UserError(f"{source}: {key}.kind: got '{kind}', expected one of {', '.join(KINDS)}")
+    try:
+        return KINDS[kind].model_validate(body)
+    except ValidationError as error:
+        raise UserError(_explain(source, key, KINDS[kind], error)) from error
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"-o {override}: expected a field and a value, for example -o pretrain.epochs=3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"-o {override}: the value is not readable as YAML") from error
+    parts = path.split(".")
+    if parts[0] == "stages":
+        parts = parts[1:]
+    if parts[0] in document["stages"] and len(parts) > 1:
+        target = document["stages"]
+    elif parts[0] in Workflow.model_fields and parts[0] != "stages" and len(parts) == 1:
+        target = document
+    else:
+        stages = ", ".join(document["stages"])
+        raise UserError(f"-o {override}: '{parts[0]}' is no stage of this workflow; its stages: {stages}")
+    for part in parts[:-1]:
+        inner = target.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"-o {override}: '{part}' is {inner!r} and has no fields")
+        target = inner
+    target[parts[-1]] = value
+
+
+def _explain(source: str, key: str, model: type[BaseModel], error: ValidationError) -> str:
+    """One line per problem: the path, the value, what was expected."""
+    lines = []
+    for problem in error.errors():
+        place = ".".join([key, *(str(part) for part in problem["loc"])]).strip(".")
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{source}: {place}: unknown field{_suggestion(model, problem['loc'])}")
+        elif problem["type"] == "missing":
+            lines.append(f"{source}: {place}: this field is required")
+        elif problem["type"] == "value_error":
+            lines.append(f"{source}: {place}: {problem['msg'].removeprefix('Value error, ')}")
+        else:
+            message = problem["msg"].replace("Input should be", "expected")
+            lines.append(f"{source}: {place}: got {_shown(problem['input'])}, {message}")
+    return "\n".join(lines)
+
+
+def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """The nearest field name, where the unknown one looks like a slip of the keyboard."""
+    fields: Mapping[str, Any] = model.model_fields
+    for part in location[:-1]:
+        annotation = fields[part].annotation if part in fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        fields = annotation.model_fields
+    names = [info.alias or name for name, info in fields.items()]
+    near = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known fields: {', '.join(names)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

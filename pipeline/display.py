@@ -1,0 +1,240 @@
+"""What a person sees: live progress, and the tables of status, plan and results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cluster.storage import Storage
+from pipeline.plan import PlannedStage
+from pipeline.record import Event
+from pipeline.status import StageStatus, StatusReader, WorkflowStatus
+from stages.metrics import MetricReader
+
+POLL_SECONDS = 0.5
+MARKS = {
+    "pending": ("·", "dim"),
+    "running": ("▶", "bold cyan"),
+    "done": ("✓", "green"),
+    "reused": ("↺", "green"),
+    "failed": ("✗", "bold red"),
+    "skipped": ("–", "yellow"),
+    "stopped": ("■", "yellow"),
+}
+
+
+@dataclass
+class _Progress:
+    """The newest metric points of the stage that runs."""
+
+    prefix: str
+    reader: MetricReader
+    step: int = 0
+    first: tuple[float, int] | None = None
+    values: dict[str, float] = field(default_factory=dict)
+
+    def update(self) -> None:
+        for point in self.reader.new_points():
+            self.step = max(self.step, point.step)
+            self.values[point.name] = point.value
+        if self.first is None and self.step:
+            self.first = (time.monotonic(), self.step)
+
+    def seconds_left(self, total: int) -> float | None:
+        if self.first is None or self.step <= self.first[1]:
+            return None
+        return (time.monotonic() - self.first[0]) / (self.step - self.first[1]) * (total - self.step)
+
+
+def follow(
+    storage: Storage,
+    workflow_id: str,
+    stages: list[str],
+    console: Console,
+    *,
+    died: Callable[[], str | None] = lambda: None,
+    ended_before: int = 0,
+) -> WorkflowStatus:
+    """Show a workflow until it ends. `died` tells why no driver runs it any more, or None.
+
+    `ended_before` counts the ends in its history that are not this run's (after a resume).
+    """
+    reader = StatusReader(storage, workflow_id, stages)
+    progress: _Progress | None = None
+    ends, asked = 0, time.monotonic()
+    live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else nullcontext()
+    with live:
+        while True:
+            for event in reader.update():
+                ends += event.type == "workflow_ended"
+                if isinstance(live, nullcontext) and ends >= ended_before:
+                    _print_event(console, event)
+            progress = _progress_of(storage, reader.status, progress)
+            if isinstance(live, Live):
+                live.update(_live_view(reader.status, progress))
+            if ends > ended_before:
+                return reader.status
+            if time.monotonic() - asked > 3:
+                asked, reason = time.monotonic(), died()
+                if reason is not None and not _just_ended(reader, ends, ended_before):
+                    reader.status.state, reader.status.message = "failed", reason
+                    return reader.status
+            time.sleep(POLL_SECONDS)
+
+
+def _just_ended(reader: StatusReader, ends: int, ended_before: int) -> bool:
+    return ends + sum(event.type == "workflow_ended" for event in reader.update()) > ended_before
+
+
+def _progress_of(storage: Storage, status: WorkflowStatus, old: _Progress | None) -> _Progress | None:
+    running = next((stage for stage in status.stages.values() if stage.outcome == "running"), None)
+    if running is None or running.prefix is None:
+        return None
+    if old is None or old.prefix != running.prefix:
+        old = _Progress(running.prefix, MetricReader(storage, running.prefix))
+    old.update()
+    return old
+
+
+def _live_view(status: WorkflowStatus, progress: _Progress | None) -> Group:
+    table = Table.grid(padding=(0, 2))
+    for stage in status.stages.values():
+        mark, style = MARKS[stage.outcome]
+        table.add_row(Text(mark, style=style), Text(stage.name, style=style), *_live_cells(stage, progress))
+    head = Text.assemble((status.id, "bold"), "  ", (status.state, "cyan"), f"  {status.message}")
+    return Group(head, table)
+
+
+def _live_cells(stage: StageStatus, progress: _Progress | None) -> tuple[object, ...]:
+    if stage.outcome == "running" and stage.started_ms is not None:
+        seconds = time.time() - stage.started_ms / 1000
+        if stage.updates and progress is not None and progress.prefix == stage.prefix:
+            left = progress.seconds_left(stage.updates)
+            figures = f"{progress.step}/{stage.updates} updates"
+            if "train/loss" in progress.values:
+                figures += f"  loss {progress.values['train/loss']:.3f}"
+                figures += f"  {progress.values['train/images_per_s']:.0f} images/s"
+            if left is not None:
+                figures += f"  {duration(left)} left"
+            return ProgressBar(total=stage.updates, completed=progress.step, width=24), Text(figures)
+        return Text(f"{seconds:.0f} s"), Text(stage.message, style="dim")
+    if stage.outcome in ("done", "reused") and stage.seconds is not None:
+        return Text("reused" if stage.outcome == "reused" else duration(stage.seconds)), Text(headline(stage.metrics))
+    return Text(stage.outcome if stage.outcome != "pending" else "", style="dim"), Text(stage.message)
+
+
+def _print_event(console: Console, event: Event) -> None:
+    line = describe(event)
+    if line:
+        console.print(f"{time.strftime('%H:%M:%S', time.localtime(event.time_ms / 1000))}  {line}", highlight=False)
+
+
+def describe(event: Event) -> str:
+    """One event as one line, or nothing where it is of no interest to a reader."""
+    data, stage = event.data, event.stage
+    match event.type:
+        case "workflow_ended":
+            return f"workflow {data['state']}"
+        case "waiting":
+            return f"{stage or 'workflow'}: waiting for {data['holder']}"
+        case "attempt_started":
+            checkpoint = data["checkpoint"]
+            origin = f" from update {checkpoint['update']}" if isinstance(checkpoint, dict) else ""
+            return f"{stage}: attempt {data['attempt']} started{origin}"
+        case "stage_reused":
+            return f"{stage}: reused"
+        case "stage_done":
+            return f"{stage}: done in {duration(float(str(data['seconds'])))}  {headline(_figures(data['metrics']))}"
+        case "stage_failed" | "stage_skipped" | "stage_stopped":
+            reason = data.get("message") or data.get("reason") or ""
+            return f"{stage}: {event.type.removeprefix('stage_')}  {reason}"
+        case "attempt_ended":
+            return f"{stage}: attempt {data['attempt']} {data['outcome']}  {data['message']}"
+        case "stage_retried":
+            return f"{stage}: trying again in {data['wait_seconds']} s"
+        case _:
+            return ""
+
+
+def _figures(value: object) -> dict[str, float]:
+    return {str(k): float(v) for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def headline(metrics: dict[str, float]) -> str:
+    """The main figures of a stage on one line."""
+    shown = []
+    for name in ("images", "classes", "shards", "updates", "validation/accuracy", "test/accuracy"):
+        if name in metrics:
+            value = metrics[name]
+            text = f"{value:.1%}" if name.endswith("accuracy") else f"{value:,.0f}"
+            shown.append(f"{name.replace('/', ' ')} {text}")
+    shown += [f"{name} {value:.1%}" for name, value in metrics.items() if name.startswith("features/all/")]
+    return "  ".join(shown)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def status_table(status: WorkflowStatus) -> Table:
+    """Stage, outcome, time and main figures."""
+    table = Table(title=f"{status.id}: {status.state}", title_justify="left", title_style="bold")
+    for column in ("stage", "outcome", "time", "figures"):
+        table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
+    for stage in status.stages.values():
+        mark, style = MARKS[stage.outcome]
+        table.add_row(
+            stage.name,
+            Text(f"{mark} {stage.outcome}", style=style),
+            duration(stage.seconds) if stage.seconds is not None else "",
+            headline(stage.metrics) or stage.message,
+        )
+    return table
+
+
+def plan_table(name: str, stages: Iterable[PlannedStage]) -> Table:
+    """What would run, and why."""
+    table = Table(title=f"plan of {name}", title_justify="left", title_style="bold")
+    for column in ("stage", "action", "why", "work", "folder"):
+        table.add_column(column, overflow="fold")
+    styles = {"reuse": "green", "resume": "yellow", "run": "cyan"}
+    for stage in stages:
+        work = stage.work
+        size = (
+            f"{work['parameters'] / 1e6:.2f} M parameters, {work['updates']:,.0f} updates, "
+            f"{work['images']:,.0f} images, {work['exaflops']:.2g} exaFLOPs"
+            if work
+            else ""
+        )
+        action = Text(stage.action, style=styles[stage.action])
+        table.add_row(stage.name, action, "\n".join(stage.why), size, stage.folder)
+    return table
+
+
+def fewshot_table(rows: list[dict[str, object]]) -> Table:
+    """Accuracy by number of shots: one line per class set and kind of features."""
+    shots = sorted({int(str(row["shots"])) for row in rows})
+    table = Table(title="few-shot accuracy, mean ± standard error", title_justify="left", title_style="bold")
+    table.add_column("classes")
+    table.add_column("features")
+    for count in shots:
+        table.add_column(f"{count} shot" + ("s" if count > 1 else ""), justify="right")
+    lines: dict[tuple[str, str], dict[int, str]] = {}
+    for row in rows:
+        cell = f"{float(str(row['accuracy'])):.1%} ± {float(str(row['standard_error'])):.1%}"
+        lines.setdefault((str(row["class_set"]), str(row["features"])), {})[int(str(row["shots"]))] = cell
+    for (classes, features), cells in lines.items():
+        table.add_row(classes.replace("_", " "), features, *(cells.get(count, "") for count in shots))
+    return table

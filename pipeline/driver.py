@@ -1,0 +1,123 @@
+"""The driver of a workflow: takes its lease and runs it. Also the entry point of the Ray job."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import datetime
+from types import FrameType
+
+from cluster.connect import disconnect
+
+from cluster.errors import UserError
+from cluster.storage import NotFound, Storage
+from pipeline.config import Workflow, parse_workflow
+from pipeline.head import LeaseLost
+from pipeline.logs import LogShipper
+from pipeline.runner import Cluster, Runner
+from pipeline.settings import Settings
+from pipeline.tracking import MlflowTracker
+
+LEASE_SECONDS = 15.0
+"""Time to live of a driver's leases, unless PATCHLINE_LEASE_SECONDS says otherwise."""
+
+
+def create(storage: Storage, workflow: Workflow) -> str:
+    """Give a workflow an id and store it; it can then be driven. Returns the id."""
+    moment = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    workflow_id = f"{workflow.name}-{moment}-{secrets.token_hex(2)}"
+    storage.write_if_absent(f"workflows/{workflow_id}/workflow.yaml", workflow.to_yaml().encode())
+    return workflow_id
+
+
+def read_workflow(storage: Storage, workflow_id: str) -> Workflow:
+    """The workflow as it was submitted. Raises UserError where there is none of this id."""
+    key = f"workflows/{workflow_id}/workflow.yaml"
+    try:
+        text = storage.read(key).decode()
+    except NotFound:
+        raise UserError(
+            f"no workflow '{workflow_id}' in {storage.url}; `patchline list` shows those there are"
+        ) from None
+    return parse_workflow(text, key)
+
+
+def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, environment: dict[str, str]) -> str:
+    """Run a stored workflow to its end; returns its state. SIGTERM and SIGINT stop it after a checkpoint."""
+    workflow = read_workflow(storage, workflow_id)
+    owner = f"{workflow_id}/{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+    with (
+        LogShipper(storage, f"workflows/{workflow_id}/logs/driver-{owner.rsplit('/', 1)[1]}"),
+        MlflowTracker(mlflow, storage, workflow_id, workflow) as tracker,
+    ):
+        runner = Runner(
+            storage,
+            workflow_id,
+            workflow,
+            owner=owner,
+            cluster=Cluster(ray=ray, environment=environment),
+            tracker=tracker,
+            lease_seconds=float(os.environ.get("PATCHLINE_LEASE_SECONDS", LEASE_SECONDS)),
+        )
+        with _stop_on_signals(runner.stop):
+            state = runner.run()
+        tracker.workflow_ended(state)
+    return state
+
+
+@contextmanager
+def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Within it, the first SIGTERM or SIGINT asks for a checkpoint and a clean end; a second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        with nullcontext():
+            yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping (again to stop at once)", flush=True)
+        stop.set()
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """`python -m pipeline.driver --root URL ID`, as submitted to a Ray cluster."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--mlflow", required=True)
+    parser.add_argument("workflow_id")
+    arguments = parser.parse_args()
+    settings = Settings(root=arguments.root, mlflow=arguments.mlflow)
+    try:
+        state = drive(
+            settings.storage(),
+            arguments.workflow_id,
+            mlflow=arguments.mlflow,
+            ray=True,
+            environment=settings.passed_on(),
+        )
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except LeaseLost as error:
+        sys.exit(f"stopped: {error}")
+    finally:
+        disconnect()
+    sys.exit(0 if state == "done" else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""HEAD.json: lease, pointer and commit of a folder at once, changed only by compare-and-swap.
+
+Every stage folder and every workflow folder has one. Whoever holds it raised its `epoch` when taking it;
+every later change checks that the epoch is still the holder's. So a process that was paused, lost its
+lease and comes back can still upload bytes, but can make none of them visible: whatever HEAD does not
+reach is garbage.
+
+A lease is stale when HEAD has not changed for its time to live *on the observer's own monotonic clock*;
+no two machines' clocks are ever compared.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.errors import check_format
+from cluster.storage.base import Conflict, NotFound, Storage
+from stages.config import Config
+
+FORMAT = 1
+State = Literal["running", "stopped", "failed", "done"]
+
+
+class LeaseLost(Exception):
+    """Another process has taken the folder over: nothing of ours can become visible any more."""
+
+
+class Committed(Config):
+    """A committed checkpoint: its key prefix and its update."""
+
+    prefix: str
+    update: int
+
+
+class Segment(Config):
+    """Updates `start` + 1 to `end` of the final result were made by this attempt."""
+
+    attempt: int
+    start: int
+    end: int
+
+
+class HeadDocument(Config):
+    """The body of HEAD.json."""
+
+    format: int = FORMAT
+    owner: str
+    epoch: int
+    nonce: str
+    ttl_seconds: float
+    state: State
+    attempt: int = 0
+    checkpoint: Committed | None = None
+    history: tuple[Segment, ...] = ()
+    skipped: tuple[tuple[int, int], ...] = Field((), description="data windows [start, stop) to leave out")
+    record: str | None = None
+
+    def changed(self, **fields: object) -> HeadDocument:
+        """A copy with some fields changed and a new nonce, so that no two bodies are ever equal."""
+        return HeadDocument.model_validate({**self.model_dump(), **fields, "nonce": secrets.token_hex(8)})
+
+    def body(self) -> bytes:
+        return self.model_dump_json().encode()
+
+
+def read_head(storage: Storage, folder: str) -> tuple[HeadDocument, str] | None:
+    """HEAD and its tag, or None where the folder has none. Raises UserError for a newer format."""
+    try:
+        body, tag = storage.read_tagged(f"{folder}/HEAD.json")
+    except NotFound:
+        return None
+    document = json.loads(body)
+    check_format(document["format"], FORMAT, f"{folder}/HEAD.json")
+    return HeadDocument.model_validate(document), tag
+
+
+class Head:
+    """A folder's HEAD, held by this process. Made by `acquire`; every change raises LeaseLost once it is not."""
+
+    def __init__(self, storage: Storage, folder: str, epoch: int) -> None:
+        self.storage, self.folder, self.epoch = storage, folder, epoch
+
+    @classmethod
+    def acquire(
+        cls,
+        storage: Storage,
+        folder: str,
+        owner: str,
+        *,
+        ttl: float,
+        waiting: Callable[[HeadDocument], bool] = lambda document: True,
+    ) -> Head | None:
+        """Take the folder: at once where nobody runs it, else when its lease is stale.
+
+        `waiting` is called with the holder's document at each look; where it returns False, the wait is
+        given up and None comes back.
+        """
+        watch = _Watch()
+        while True:
+            found = read_head(storage, folder)
+            if found is None:
+                document = HeadDocument(
+                    owner=owner, epoch=1, nonce=secrets.token_hex(8), ttl_seconds=ttl, state="running"
+                )
+                try:
+                    storage.write_if_absent(f"{folder}/HEAD.json", document.body())
+                except Conflict:
+                    continue
+                return cls(storage, folder, 1)
+            document, tag = found
+            if document.state == "running" and not watch.stale(tag, document.ttl_seconds):
+                if not waiting(document):
+                    return None
+                time.sleep(min(1.0, document.ttl_seconds / 10))
+                continue
+            taken = document.changed(owner=owner, epoch=document.epoch + 1, ttl_seconds=ttl, state="running")
+            try:
+                storage.compare_and_swap(f"{folder}/HEAD.json", taken.body(), tag)
+            except Conflict:
+                continue
+            return cls(storage, folder, taken.epoch)
+
+    def read(self) -> HeadDocument:
+        """The current document. Raises LeaseLost."""
+        return self._read()[0]
+
+    def renew(self) -> None:
+        """Show that the holder is alive."""
+        self._change(lambda document: document.changed())
+
+    def new_attempt(self) -> HeadDocument:
+        """Count one more attempt; its number is in the returned document."""
+        return self._change(lambda document: document.changed(attempt=document.attempt + 1))
+
+    def forget(self) -> None:
+        """Drop checkpoints and record: they belong to other inputs."""
+        self._change(lambda document: document.changed(checkpoint=None, history=(), skipped=(), record=None))
+
+    def commit_record(self, key: str) -> None:
+        """Make the stage done with this record; the lease ends with it."""
+        self._change(lambda document: document.changed(state="done", record=key))
+
+    def release(self, state: State) -> None:
+        """End the lease without a record."""
+        self._change(lambda document: document.changed(state=state))
+
+    def _change(self, change: Callable[[HeadDocument], HeadDocument]) -> HeadDocument:
+        return change_head(self.storage, self.folder, self.epoch, None, change)
+
+    def _read(self) -> tuple[HeadDocument, str]:
+        return _read_own(self.storage, self.folder, self.epoch, None)
+
+
+def commit_checkpoint(storage: Storage, folder: str, epoch: int, attempt: int, prefix: str, update: int) -> None:
+    """Make a stored checkpoint the stage's newest, from a worker of `attempt`. Raises LeaseLost."""
+
+    def change(document: HeadDocument) -> HeadDocument:
+        if document.checkpoint is not None and document.checkpoint.update >= update:
+            return document.changed()
+        history = list(document.history)
+        start = history[-1].end if history else 0
+        if history and history[-1].attempt == attempt:
+            start = history.pop().start
+        history.append(Segment(attempt=attempt, start=start, end=update))
+        return document.changed(checkpoint=Committed(prefix=prefix, update=update), history=history)
+
+    change_head(storage, folder, epoch, attempt, change)
+
+
+def change_head(
+    storage: Storage,
+    folder: str,
+    epoch: int,
+    attempt: int | None,
+    change: Callable[[HeadDocument], HeadDocument],
+) -> HeadDocument:
+    """Apply a change under the lease of `epoch` (and `attempt`), again where another holder's change came between.
+
+    The driver and rank 0 of its gang change the same HEAD, so a conflict alone means nothing; a raised
+    epoch means that the lease is lost.
+    """
+    while True:
+        document, tag = _read_own(storage, folder, epoch, attempt)
+        changed = change(document)
+        try:
+            storage.compare_and_swap(f"{folder}/HEAD.json", changed.body(), tag)
+        except Conflict:
+            continue
+        return changed
+
+
+def _read_own(storage: Storage, folder: str, epoch: int, attempt: int | None) -> tuple[HeadDocument, str]:
+    found = read_head(storage, folder)
+    if found is None:
+        raise LeaseLost(f"{folder}/HEAD.json is gone")
+    document, tag = found
+    if document.epoch != epoch or document.state != "running":
+        raise LeaseLost(f"{folder} is at epoch {document.epoch} ({document.state}, {document.owner}); ours was {epoch}")
+    if attempt is not None and document.attempt != attempt:
+        raise LeaseLost(f"{folder} is at attempt {document.attempt}; ours was {attempt}")
+    return document, tag
+
+
+class _Watch:
+    """How long a tag has stayed the same, on this process's monotonic clock."""
+
+    def __init__(self) -> None:
+        self._tag, self._since = "", time.monotonic()
+
+    def stale(self, tag: str, ttl: float) -> bool:
+        if tag != self._tag:
+            self._tag, self._since = tag, time.monotonic()
+        return time.monotonic() - self._since > ttl

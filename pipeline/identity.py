@@ -1,0 +1,98 @@
+"""What determines a stage's result, in one canonical form, and its fingerprint.
+
+Identity is the recipe and its inputs, never the place: workers, micro-batch, ZeRO stage and caches are
+left out, so that a stage that ran on other hardware is still the same stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from stages.config import StageConfig
+from stages.context import canonical_json, sha256
+
+LENGTH = 20
+"""Characters of the fingerprint that name a stage's folder."""
+
+
+def role(model: type[BaseModel], field: str) -> str:
+    """`identity`, `placement` or `reference`."""
+    extra = model.model_fields[field].json_schema_extra
+    return str(extra["role"]) if isinstance(extra, dict) and "role" in extra else "identity"
+
+
+def references(config: StageConfig) -> dict[str, str]:
+    """The stages that a config refers to, by field."""
+    names = {field: getattr(config, field) for field in type(config).model_fields}
+    return {field: name for field, name in names.items() if role(type(config), field) == "reference" and name}
+
+
+def fields_with_role(config: BaseModel, wanted: str) -> dict[str, Any]:
+    """The fields of one role, nested models included, as plain JSON values. Raises TypeError, ValueError."""
+    found: dict[str, Any] = {}
+    for field in type(config).model_fields:
+        value, own = getattr(config, field), role(type(config), field)
+        if own == "identity" and isinstance(value, BaseModel):
+            nested = fields_with_role(value, wanted)
+            if nested or wanted == "identity":
+                found[field] = nested
+        elif own == wanted:
+            found[field] = _plain(value, field)
+    return found
+
+
+def identity(config: StageConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The identity of a stage whose inputs have these fingerprints (by field)."""
+    return {
+        "kind": config.kind,
+        "version": config.version,
+        "config": fields_with_role(config, "identity"),
+        "external": config.external_digest(),
+        "inputs": dict(inputs),
+    }
+
+
+def fingerprint(document: Mapping[str, Any]) -> str:
+    """sha256 over the canonical JSON of an identity."""
+    return sha256(canonical_json(document))
+
+
+def stage_folder(kind: str, print_: str) -> str:
+    """Key prefix of the folder of a stage."""
+    return f"stages/{kind}/{print_[:LENGTH]}"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Field by field, what changed from one identity to another: `config.lr: 0.001 → 0.003`."""
+    lines: list[str] = []
+    for key in sorted({*old, *new}):
+        name = f"{path}.{key}" if path else key
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, name)
+        elif before != after:
+            lines.append(f"{name.removeprefix('config.')}: {_short(before)} → {_short(after)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def _plain(value: Any, field: str) -> Any:
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name), f"{field}.{name}") for name in type(value).model_fields}
+    if isinstance(value, list | tuple):
+        return [_plain(item, field) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{field}.{key}") for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{field}={value} has no stable form")
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"{field}={value!r} of type {type(value).__name__} has no stable form")

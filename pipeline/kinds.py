@@ -1,0 +1,14 @@
+"""The kinds of stages that ship, by name. One table; each config names its own function."""
+
+from __future__ import annotations
+
+from stages.fewshot.config import FewshotConfig
+from stages.ingest.config import IngestConfig
+
+from stages.config import StageConfig
+from stages.finetune.config import FinetuneConfig
+from stages.pretrain.config import PretrainConfig
+
+KINDS: dict[str, type[StageConfig]] = {
+    config.kind: config for config in (IngestConfig, PretrainConfig, FinetuneConfig, FewshotConfig)
+}

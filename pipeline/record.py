@@ -1,0 +1,156 @@
+"""Records, events and the index: the only truth about what has happened, in storage.
+
+- `stages/<kind>/<fingerprint>/record-<n>.json` says that a stage is done and what came out;
+- `workflows/<id>/events/<number>.json` tell what a workflow's drivers did, one event a file;
+- `index/workflows/<id>/<number>-<state>` holds states in key names, so that a list needs no reads.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, JsonValue
+
+from cluster.errors import check_format
+from cluster.storage.base import Conflict, NotFound, Storage
+from stages.config import Config
+from stages.context import Output, canonical_json, read_output
+
+FORMAT = 1
+
+
+class RecordedInput(Config):
+    """An input as it was when the stage ran."""
+
+    fingerprint: str
+    digest: str
+    prefix: str
+
+
+class Record(Config):
+    """A finished stage."""
+
+    format: int = FORMAT
+    kind: str
+    fingerprint: str
+    attempt: int
+    identity: dict[str, JsonValue]
+    placement: dict[str, JsonValue]
+    inputs: dict[str, RecordedInput]
+    output_prefix: str
+    output_digest: str
+    metrics: dict[str, float]
+    tables: dict[str, list[dict[str, JsonValue]]]
+    builds: dict[str, str]
+    started_ms: int
+    ended_ms: int
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the attempt that finished."""
+        return (self.ended_ms - self.started_ms) / 1000
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def write_record(storage: Storage, folder: str, record: Record) -> str:
+    """Store a record; returns its key. It counts once HEAD points to it."""
+    key = f"{folder}/record-{record.attempt}.json"
+    storage.write(key, canonical_json(record.model_dump(mode="json")))
+    return key
+
+
+def read_record(storage: Storage, key: str) -> Record:
+    """A record by its key. Raises NotFound; UserError for a newer format."""
+    document = json.loads(storage.read(key))
+    check_format(document["format"], FORMAT, key)
+    return Record.model_validate(document)
+
+
+def recorded_output(storage: Storage, record: Record) -> Output | None:
+    """The output that a record speaks of, or None where its manifest is gone or is another one."""
+    try:
+        output = read_output(storage, record.output_prefix)
+    except NotFound:
+        return None
+    return output if output.digest == record.output_digest else None
+
+
+class Event(Config):
+    """Something that a workflow's driver did."""
+
+    format: int = FORMAT
+    number: int
+    time_ms: int
+    type: str
+    stage: str | None = None
+    data: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class EventLog:
+    """A workflow's events. Written by whoever holds the workflow; read by anyone."""
+
+    def __init__(self, storage: Storage, workflow: str) -> None:
+        self._storage, self._prefix = storage, f"workflows/{workflow}/events/"
+        self._next = 0
+
+    def append(self, type_: str, stage: str | None = None, **data: Any) -> Event:
+        """Store one event under the next free number."""
+        while True:
+            event = Event(number=self._next, time_ms=now_ms(), type=type_, stage=stage, data=data)
+            self._next += 1
+            try:
+                self._storage.write_if_absent(self._key(event.number), event.model_dump_json().encode())
+                return event
+            except Conflict:
+                continue
+
+    def new_events(self) -> list[Event]:
+        """The events stored since the last call, in order."""
+        events = []
+        while True:
+            try:
+                body = self._storage.read(self._key(self._next))
+            except NotFound:
+                return events
+            events.append(Event.model_validate_json(body))
+            self._next += 1
+
+    def _key(self, number: int) -> str:
+        return f"{self._prefix}{number:06d}.json"
+
+
+def mark(storage: Storage, workflow: str, state: str) -> None:
+    """Put a workflow's state into the index."""
+    prefix = f"index/workflows/{workflow}/"
+    numbers = [int(key.removeprefix(prefix).split("-")[0]) for key in storage.list(prefix)]
+    storage.write(f"{prefix}{max(numbers, default=-1) + 1:06d}-{state}", b"")
+
+
+def listed(storage: Storage) -> dict[str, str]:
+    """The newest state of every workflow, by id, oldest first."""
+    states: dict[str, str] = {}
+    for key in storage.list("index/workflows/"):
+        _, _, workflow, entry = key.split("/")
+        states[workflow] = entry.split("-", 1)[1]
+    return states
+
+
+def builds() -> Mapping[str, str]:
+    """Versions of what computes the bits: a resumed run is bit-exact where these are equal."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("torch", "deepspeed", "numpy", "pillow", "patchline"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

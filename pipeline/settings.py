@@ -1,0 +1,73 @@
+"""Where things are: the home folder, the root in storage, MLflow, and the Ray cluster.
+
+Each comes from an option, else from the environment, else from the running local stack, else from a
+folder below the home. The same rules for the command line, Python and the driver.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.storage import Storage, open_storage
+
+PASSED_ON = ("AWS_", "MLFLOW_", "PATCHLINE_", "RAY_AUTH_")
+"""Beginnings of the environment variables that a submitted driver is given."""
+
+
+def home() -> Path:
+    """Folder of the local stack and of local results: PATCHLINE_HOME, else below XDG_STATE_HOME."""
+    if own := os.environ.get("PATCHLINE_HOME"):
+        return Path(own).expanduser().absolute()
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state).expanduser().absolute() / "patchline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Addresses, and the environment that processes on the cluster need to use them."""
+
+    root: str
+    mlflow: str
+    jobs: str | None = None
+    """Address of the Ray cluster's job server, for example http://127.0.0.1:8265."""
+    local: bool = False
+    """Whether the cluster is this machine's own stack, which shares our installation."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def storage(self) -> Storage:
+        """The root in storage, opened with the settings' environment."""
+        self.enter()
+        return open_storage(self.root)
+
+    def enter(self) -> None:
+        """Put the environment in force for this process. What the user has set himself stays."""
+        for name, value in self.environment.items():
+            os.environ.setdefault(name, value)
+
+    def passed_on(self) -> dict[str, str]:
+        """Environment for a driver on the cluster."""
+        own = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+        own.pop("MLFLOW_RUN_ID", None)
+        return {**own, **self.environment, "MLFLOW_TRACKING_URI": self.mlflow}
+
+
+def resolve(*, root: str | None = None, mlflow: str | None = None, address: str | None = None) -> Settings:
+    """Settings from options, environment, the local stack, or folders below the home, in this order."""
+    from cluster import local
+
+    place = home()
+    stack = local.load(place)
+    root = root or os.environ.get("PATCHLINE_ROOT") or (stack.root if stack else None) or f"file://{place}/results"
+    mlflow = (
+        mlflow
+        or os.environ.get("MLFLOW_TRACKING_URI")
+        or (stack.mlflow_url if stack else None)
+        or f"sqlite:///{place}/mlflow.db"
+    )
+    if not stack and mlflow.startswith("sqlite:///"):
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    jobs = address or os.environ.get("RAY_API_SERVER_ADDRESS") or (stack.jobs_address if stack else None)
+    own = stack is not None and jobs == stack.jobs_address
+    return Settings(root=root, mlflow=mlflow, jobs=jobs, local=own, environment=stack.environment() if stack else {})

@@ -1,0 +1,162 @@
+"""What has happened to a workflow, folded from its events and its stages' HEADs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.errors import UserError
+from cluster.storage import Storage
+from pipeline.head import read_head
+from pipeline.logs import LogReader
+from pipeline.record import Event, EventLog, read_record
+
+
+@dataclass(kw_only=True)
+class StageStatus:
+    """One stage, as far as the events tell."""
+
+    name: str
+    outcome: str = "pending"
+    folder: str | None = None
+    attempt: int | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    updates: int | None = None
+    seconds: float | None = None
+    message: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def prefix(self) -> str | None:
+        """Key prefix of the newest attempt."""
+        return f"{self.folder}/attempts/{self.attempt}" if self.folder and self.attempt else None
+
+
+@dataclass(kw_only=True)
+class WorkflowStatus:
+    """A workflow: `state` is submitted, running, done, failed or stopped; `alive` is false where nobody runs it."""
+
+    id: str
+    state: str = "submitted"
+    stages: dict[str, StageStatus] = field(default_factory=dict)
+    message: str = ""
+
+    def apply(self, event: Event) -> None:
+        """Take one more event into account."""
+        if event.type == "workflow_started":
+            self.state, self.message = "running", ""
+        elif event.type == "workflow_ended":
+            self.state = str(event.data["state"])
+        elif event.type == "waiting":
+            self.message = (
+                f"waiting for {event.data['holder']} to end or to be silent for {event.data['ttl_seconds']} s"
+            )
+        if event.stage is not None:
+            _apply(self.stages.setdefault(event.stage, StageStatus(name=event.stage)), event)
+
+
+def _apply(stage: StageStatus, event: Event) -> None:
+    data: dict[str, Any] = event.data
+    if event.type == "stage_started":
+        stage.outcome, stage.folder = "running", data["folder"]
+        stage.started_ms, stage.message = event.time_ms, ""
+    elif event.type == "attempt_started":
+        stage.attempt, stage.folder = data["attempt"], data["folder"]
+        stage.message = f"from update {data['checkpoint']['update']}" if data["checkpoint"] else ""
+    elif event.type == "stage_length":
+        stage.updates = data["updates"]
+    elif event.type == "attempt_ended":
+        stage.message = data["message"]
+    elif event.type == "stage_retried":
+        stage.message = f"{stage.message}; trying again, {data['left']} more after that"
+    elif event.type in ("stage_done", "stage_reused"):
+        stage.outcome, stage.metrics = event.type.removeprefix("stage_"), data["metrics"]
+        stage.seconds, stage.ended_ms, stage.message = data["seconds"], event.time_ms, ""
+        stage.folder = data.get("folder", stage.folder)
+    elif event.type in ("stage_failed", "stage_skipped", "stage_stopped"):
+        stage.outcome, stage.ended_ms = event.type.removeprefix("stage_"), event.time_ms
+        stage.message = data.get("message") or data.get("reason") or stage.message
+
+
+class StatusReader:
+    """Follows a workflow's events."""
+
+    def __init__(self, storage: Storage, workflow_id: str, stages: list[str]) -> None:
+        self._events = EventLog(storage, workflow_id)
+        self.status = WorkflowStatus(id=workflow_id, stages={name: StageStatus(name=name) for name in stages})
+
+    def update(self) -> list[Event]:
+        """Take new events into account; returns them."""
+        events = self._events.new_events()
+        for event in events:
+            self.status.apply(event)
+        return events
+
+
+def driver_alive(storage: Storage, workflow_id: str) -> bool:
+    """Whether a driver renews the workflow's lease. Watches for up to one time to live."""
+    found = read_head(storage, f"workflows/{workflow_id}")
+    if found is None or found[0].state != "running":
+        return False
+    document, tag = found
+    deadline = time.monotonic() + document.ttl_seconds
+    while time.monotonic() < deadline:
+        time.sleep(min(0.5, document.ttl_seconds / 10))
+        now = read_head(storage, f"workflows/{workflow_id}")
+        if now is not None and now[1] != tag:
+            return True
+    return False
+
+
+def match_id(storage: Storage, known: list[str], wanted: str | None) -> str:
+    """The workflow id that `wanted` begins, or the newest one. Raises UserError where none or several match."""
+    if wanted is None:
+        if not known:
+            raise UserError(f"no workflow in {storage.url} yet: submit one, for example `patchline submit digits`")
+        return max(known, key=lambda name: name.split("-")[-3:])
+    if wanted in known:
+        return wanted
+    matches = [name for name in known if name.startswith(wanted)]
+    if len(matches) != 1:
+        found = f"{len(matches)} match: {', '.join(matches)}" if matches else "none matches"
+        raise UserError(f"no single workflow '{wanted}' in {storage.url}: {found}")
+    return matches[0]
+
+
+def stage_tables(storage: Storage, status: WorkflowStatus) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The tables in the records of a workflow's finished stages, by stage."""
+    tables: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for stage in status.stages.values():
+        if stage.outcome in ("done", "reused") and stage.folder:
+            head = read_head(storage, stage.folder)
+            if head is not None and head[0].record is not None:
+                tables[stage.name] = dict(read_record(storage, head[0].record).tables)
+    return tables
+
+
+def workflow_logs(storage: Storage, workflow_id: str, stage: str | None, *, follow: bool) -> Iterator[str]:
+    """The stored log of a workflow's drivers, or of the newest attempt of one stage, as it grows."""
+    reader = StatusReader(storage, workflow_id, [])
+    readers: dict[str, LogReader] = {}
+    while True:
+        reader.update()
+        for prefix in _log_prefixes(storage, workflow_id, reader.status, stage):
+            yield readers.setdefault(prefix, LogReader(storage, prefix)).new_text()
+        if not follow or reader.status.state in ("done", "failed", "stopped"):
+            return
+        time.sleep(1.0)
+
+
+def _log_prefixes(storage: Storage, workflow_id: str, status: WorkflowStatus, stage: str | None) -> list[str]:
+    if stage is None:
+        folder = f"workflows/{workflow_id}/logs"
+    else:
+        found = status.stages.get(stage)
+        if found is None or found.prefix is None:
+            ran = [name for name, item in status.stages.items() if item.prefix]
+            raise UserError(f"stage '{stage}' has no log in {workflow_id}; stages that ran: {', '.join(ran) or 'none'}")
+        folder = f"{found.prefix}/logs"
+    return [f"{folder}/{name}" for name in storage.list_folders(f"{folder}/")]

@@ -1,0 +1,307 @@
+"""MLflow, from the driver alone. The only importer of mlflow.
+
+A workflow is a run, each stage a child of it, each attempt a grandchild. Curves come from metric files
+in storage: the attempt's run shows them live; the stage's run shows what a committed checkpoint covers,
+so that a repeated update leaves no second point. MLflow keys a point by its timestamp among others, and
+points keep theirs, so sending one again adds nothing.
+
+Calls are queued and made by a thread: a slow or absent server costs the work nothing. What could not be
+sent is sent by the next driver of the workflow, from the files.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.storage import Storage
+from pipeline.config import Workflow
+from pipeline.head import read_head
+from pipeline.identity import fields_with_role
+from pipeline.reuse import Finished
+from stages.config import StageConfig
+from stages.context import Result
+from stages.metrics import MetricReader, Point
+
+EXPERIMENT = "patchline"
+POLL_SECONDS = 2.0
+PATIENCE_SECONDS = 30.0
+"""How long the end of a workflow waits for a server that does not answer."""
+
+
+class MlflowTracker:
+    """Feeds one workflow's runs. Use as a context manager; no method blocks or raises."""
+
+    def __init__(self, uri: str, storage: Storage, workflow_id: str, workflow: Workflow) -> None:
+        self._uri, self._storage, self._id, self._workflow = uri, storage, workflow_id, workflow
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._runs: dict[str, str] = {}
+        self._curves: dict[str, _Curves] = {}
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+        self._giving_up = threading.Event()
+        self._client: Any = None
+        self.problem: str | None = None
+        """What keeps MLflow from being fed, if anything does."""
+
+    def __enter__(self) -> MlflowTracker:
+        self._thread.start()
+        self._calls.put(self._start_workflow)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._calls.put(None)
+        self._thread.join(PATIENCE_SECONDS)
+        if self._thread.is_alive():
+            self._giving_up.set()
+            print(f"MLflow at {self._uri} did not take everything: {self.problem}; the points are kept in storage")
+
+    def workflow_ended(self, state: str) -> None:
+        self._calls.put(lambda: self._end_workflow(state))
+
+    def stage_started(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
+        self._calls.put(lambda: self._start_stage(stage, config, folder, dict(inputs)))
+
+    def attempt_started(self, stage: str, folder: str, attempt: int, placement: dict[str, Any]) -> None:
+        self._calls.put(lambda: self._start_attempt(stage, attempt, placement))
+
+    def attempt_ended(self, stage: str, attempt: int, outcome: str) -> None:
+        self._calls.put(lambda: self._end_attempt(stage, attempt, outcome))
+
+    def stage_ended(self, stage: str, outcome: str, finished: Finished | None, result: Result | None) -> None:
+        self._calls.put(lambda: self._end_stage(stage, outcome, finished, result))
+
+    # The thread
+
+    def _run(self) -> None:
+        while True:
+            try:
+                call = self._calls.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                call = self._send_curves
+            if call is None:
+                return
+            self._until_taken(call)
+
+    def _until_taken(self, call: Callable[[], None]) -> None:
+        wait = 0.5
+        while not self._giving_up.is_set():
+            try:
+                call()
+                self.problem = None
+                return
+            except Exception as error:
+                # Whatever the server or the network did, the truth is in storage: try again, calmly.
+                if self.problem is None:
+                    print(f"MLflow is not reachable, trying on: {type(error).__name__}: {error}", flush=True)
+                self.problem = f"{type(error).__name__}: {error}"
+                time.sleep(wait)
+                wait = min(wait * 2, 10.0)
+
+    def _start_workflow(self) -> None:
+        self._client = _client(self._uri)
+        experiment = _experiment(self._client, EXPERIMENT)
+        self._experiment = experiment
+        run = self._ensure_run("workflow", None, self._workflow.name)
+        if self._workflow.description:
+            self._client.set_tag(run, "mlflow.note.content", self._workflow.description)
+        self._client.log_text(run, self._workflow.to_yaml(), "workflow.yaml")
+
+    def _start_stage(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
+        run = self._ensure_run(stage, "workflow", stage)
+        self._client.set_tag(run, "patchline.folder", f"{self._storage.url}/{folder}")
+        self._log_params(run, _flat({**fields_with_role(config, "identity"), "seed": self._workflow.seed_of(stage)}))
+        for field, done in inputs.items():
+            if done.output.kind == "dataset":
+                self._log_dataset(run, done, field)
+        self._curves[stage] = _Curves(self._storage, folder, has_updates=config.output == "model")
+
+    def _start_attempt(self, stage: str, attempt: int, placement: dict[str, Any]) -> None:
+        run = self._ensure_run(f"{stage}/{attempt}", stage, f"{stage} attempt {attempt}")
+        self._log_params(run, _flat(placement))
+        self._curves[stage].follow(attempt)
+
+    def _end_attempt(self, stage: str, attempt: int, outcome: str) -> None:
+        self._send_curves()
+        run = self._runs[f"{stage}/{attempt}"]
+        self._client.set_terminated(run, "FINISHED" if outcome == "done" else "FAILED")
+
+    def _end_stage(self, stage: str, outcome: str, finished: Finished | None, result: Result | None) -> None:
+        run = self._ensure_run(stage, "workflow", stage)
+        self._send_curves()
+        self._client.set_tag(run, "patchline.outcome", outcome)
+        if finished is not None:
+            self._log_outcome(stage, run, finished, result)
+        status = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED"}.get(outcome, "FAILED")
+        self._client.set_terminated(run, status)
+
+    def _log_outcome(self, stage: str, run: str, finished: Finished, result: Result | None) -> None:
+        record = finished.record
+        step = int(record.metrics.get("updates", 0))
+        points = [
+            Point(name=name, value=value, step=step, time_ms=record.ended_ms) for name, value in record.metrics.items()
+        ]
+        self._log_points(run, points)
+        self._client.set_tag(run, "patchline.output", f"{self._storage.url}/{record.output_prefix}")
+        self._client.set_tag(run, "patchline.output_digest", record.output_digest)
+        head = read_head(self._storage, finished.folder)
+        if head is not None and head[0].checkpoint is not None:
+            self._client.set_tag(run, "patchline.checkpoint", f"{self._storage.url}/{head[0].checkpoint.prefix}")
+        if finished.output.kind == "dataset":
+            self._log_dataset(run, finished, "output")
+        for name, rows in record.tables.items():
+            columns = {key: [row.get(key) for row in rows] for key in (rows[0] if rows else {})}
+            if not self._has_artifact(run, f"{name}.json"):
+                self._client.log_table(run, columns, f"{name}.json")
+        if result is not None:
+            for name, image in result.figures.items():
+                self._log_bytes(run, name, image)
+        parent = self._runs["workflow"]
+        self._log_points(
+            parent, [Point(name=f"{stage}/{p.name}", value=p.value, step=0, time_ms=p.time_ms) for p in points]
+        )
+
+    def _end_workflow(self, state: str) -> None:
+        run = self._runs["workflow"]
+        self._client.set_tag(run, "patchline.state", state)
+        self._client.set_terminated(run, {"done": "FINISHED", "stopped": "KILLED"}.get(state, "FAILED"))
+
+    # Small steps
+
+    def _ensure_run(self, key: str, parent: str | None, name: str) -> str:
+        """The run with this key in this workflow, made where it does not exist, running again where it ended."""
+        if key in self._runs:
+            return self._runs[key]
+        tag = f"{self._id}:{key}"
+        found = self._client.search_runs([self._experiment], f"tags.`patchline.key` = '{tag}'", max_results=1)
+        if found:
+            run = found[0].info.run_id
+            self._client.update_run(run, status="RUNNING")
+        else:
+            tags = {"patchline.key": tag, "patchline.workflow": self._id}
+            if parent is not None:
+                tags["mlflow.parentRunId"] = self._runs[parent]
+            run = self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
+        self._runs[key] = run
+        return run
+
+    def _send_curves(self) -> None:
+        for stage, curves in self._curves.items():
+            curves.collect()
+            for attempt, points in curves.live.items():
+                self._log_points(self._runs[f"{stage}/{attempt}"], points)
+                points.clear()
+            self._log_points(self._runs[stage], curves.committed)
+            curves.committed.clear()
+
+    def _log_points(self, run: str, points: list[Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(p.name, p.value, p.time_ms, p.step) for p in points]
+        for start in range(0, len(metrics), 1000):
+            self._client.log_batch(run, metrics=metrics[start : start + 1000])
+
+    def _log_params(self, run: str, values: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)[:6000]) for key, value in values.items()]
+        self._client.log_batch(run, params=params[:100])
+
+    def _log_dataset(self, run: str, done: Finished, context: str) -> None:
+        import json
+
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        meta, source = done.output.meta, f"{self._storage.url}/{done.output.prefix}"
+        counts = {name: split["count"] for name, split in meta["splits"].items()}
+        dataset = Dataset(
+            name=str(meta["name"]),
+            digest=done.output.digest[:36],
+            source_type="s3" if source.startswith("s3://") else "local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps(counts),
+        )
+        self._client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    def _has_artifact(self, run: str, path: str) -> bool:
+        return any(item.path == path for item in self._client.list_artifacts(run))
+
+    def _log_bytes(self, run: str, name: str, data: bytes) -> None:
+        with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
+            path = Path(folder) / name
+            path.write_bytes(data)
+            self._client.log_artifact(run, str(path))
+
+
+class _Curves:
+    """Which points of a stage are there, which are committed, and which are still to be sent."""
+
+    def __init__(self, storage: Storage, folder: str, *, has_updates: bool) -> None:
+        self._storage, self._folder, self._has_updates = storage, folder, has_updates
+        self._readers: dict[int, MetricReader] = {}
+        self._held: dict[int, list[Point]] = {}
+        self.live: dict[int, list[Point]] = {}
+        """Points to be sent to the attempts' runs; the sender empties the lists."""
+        self.committed: list[Point] = []
+        """Points to be sent to the stage's run; the sender empties the list."""
+
+    def follow(self, attempt: int) -> None:
+        """Read this attempt's points as they appear."""
+        self._readers[attempt] = MetricReader(self._storage, f"{self._folder}/attempts/{attempt}")
+        self.live[attempt] = []
+
+    def collect(self) -> None:
+        """Look for new points, and for points that a checkpoint has come to cover."""
+        for attempt, reader in self._readers.items():
+            points = list(reader.new_points())
+            self._held.setdefault(attempt, []).extend(points)
+            if attempt in self.live:
+                self.live[attempt].extend(points)
+        head = read_head(self._storage, self._folder) if self._has_updates else None
+        for segment in head[0].history if head is not None else ():
+            if segment.attempt not in self._readers:
+                # An earlier driver's attempt: its points are read from the files, and sent again.
+                self._readers[segment.attempt] = MetricReader(
+                    self._storage, f"{self._folder}/attempts/{segment.attempt}"
+                )
+                self._held[segment.attempt] = list(self._readers[segment.attempt].new_points())
+            held = self._held[segment.attempt]
+            self.committed += [point for point in held if segment.start < point.step <= segment.end]
+            self._held[segment.attempt] = [point for point in held if point.step > segment.end]
+
+
+def _client(uri: str) -> Any:
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(uri)
+
+
+def _experiment(client: Any, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
+        except MlflowException:
+            # Another driver made it in the same moment.
+            found = client.get_experiment_by_name(name)
+    return found.experiment_id
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,37 @@
+"""Settings of reading and augmenting images. Light: no torch or numpy here."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from stages.config import Config, placement
+
+
+class DataConfig(Config):
+    """Order, augmentation (paper's code: `input_pipeline.py`) and how images are fetched."""
+
+    streams: int = Field(8, ge=1, description="ranges of an epoch that are read side by side")
+    window: int = Field(16384, ge=1, description="samples of a stream that are shuffled together")
+    crop_area: tuple[float, float] = Field((0.05, 1.0), description="least and largest area of a random crop")
+    crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="least and largest width over height of it")
+    crop_sampling: Literal["tensorflow", "torchvision"] = Field(
+        "tensorflow", description="how crops are drawn: as in the paper's code, or area and log ratio uniform"
+    )
+    flip: bool = Field(True, description="mirror half of the images left to right")
+
+    loader_threads: int = placement(2, "threads of each worker that decode; 0 decodes in the training thread", ge=0)
+    read_ahead: int = placement(2, "updates whose images are prepared ahead", ge=1)
+    cache: str | None = placement(None, "folder for shards on each node; one below the temporary folder if absent")
+    cache_gigabytes: float = placement(20.0, "size that the folder is kept below, in 10^9 bytes", gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.crop_area
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_area={self.crop_area} must rise within (0, 1], for example (0.05, 1.0)")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"crop_ratio={self.crop_ratio} must rise above 0, for example (0.75, 1.3333)")
+        return self

@@ -1,0 +1,226 @@
+"""Batches for training and evaluation: the right rows for each rank, prepared ahead by threads.
+
+What a batch holds depends on the data set, the seed and the global sample numbers alone; world size,
+threads and the place where a run starts change nothing in it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cluster.storage.base import Storage
+from stages.context import Output
+from stages.data.cache import ShardCache
+from stages.data.config import DataConfig
+from stages.data.manifest import Shard, dataset_meta
+from stages.data.order import Order, in_turn, rank_rows
+from stages.data.random import uniform
+from stages.data.reader import SampleReader
+from stages.data.transforms import CROP_LANES, crop_boxes, evaluation_resize, normalise, train_crop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One rank's rows of one update."""
+
+    images: Tensor
+    """float32 [b, 3, R, R] in [-1, 1]."""
+    labels: Tensor
+    """int64 [b], positions in the task's list of classes."""
+    samples: NDArray[np.int64]
+    """Global sample numbers [b]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationBatch:
+    """One rank's rows of one evaluation step; rows that are padding have `mask` False and zeros else."""
+
+    images: Tensor
+    labels: Tensor
+    mask: Tensor
+    """bool [b]."""
+
+
+Fill = Callable[[NDArray[np.int64], Tensor, Tensor], None]
+"""Write the images [n, 3, R, R] and labels [n] of the samples with these numbers [n]."""
+
+
+class _Workers:
+    """Fills tensors in background threads, each one a part of the rows; in the caller's where there are none."""
+
+    def __init__(self, threads: int, fill: Fill, resolution: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
+        self._threads = threads
+        self._fill = fill
+        self._resolution = resolution
+
+    def submit(self, numbers: NDArray[np.int64], rows: int) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Begin to fill tensors of `rows` rows, the first ones with these samples; returns how to wait."""
+        images = torch.zeros(rows, 3, self._resolution, self._resolution)
+        labels = torch.zeros(rows, dtype=torch.int64)
+        futures: list[Future[None]] = []
+        for part in np.array_split(np.arange(len(numbers)), max(1, self._threads)):
+            if len(part) and self._pool is not None:
+                rows_of_part = slice(int(part[0]), int(part[-1]) + 1)
+                task = (numbers[rows_of_part], images[rows_of_part], labels[rows_of_part])
+                futures.append(self._pool.submit(self._fill, *task))
+
+        def wait() -> tuple[Tensor, Tensor]:
+            if self._pool is None and len(numbers):
+                self._fill(numbers, images[: len(numbers)], labels[: len(numbers)])
+            for future in futures:
+                future.result()
+            return images, labels
+
+        return wait
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class TrainLoader(Iterator[Batch]):
+    """Endless batches of one rank, from global sample number `start` on. Close it, or use it in a `with`.
+
+    `classes` are the data set's labels in the order of the network's outputs. Raises UserError where
+    `world_size` does not divide `global_batch`. What goes wrong in a thread is raised by `next`.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        dataset: Output,
+        splits: Sequence[str],
+        config: DataConfig,
+        *,
+        resolution: int,
+        seed: int,
+        global_batch: int,
+        rank: int,
+        world_size: int,
+        start: int,
+        classes: Sequence[int],
+    ) -> None:
+        shards = dataset_meta(dataset).shards(splits)
+        self._rows = rank_rows(global_batch, rank, world_size)
+        self._order = Order(
+            counts=tuple(shard.count for shard in shards), seed=seed, streams=config.streams, window=config.window
+        )
+        self._reader = _reader(storage, dataset, shards, config, classes)
+        self._config = config
+        self._resolution = resolution
+        self._seed = seed
+        self._global_batch = global_batch
+        self._workers = _Workers(config.loader_threads, self._fill, resolution)
+        self._ahead = config.read_ahead if config.loader_threads else 0
+        self._pending: deque[tuple[NDArray[np.int64], Callable[[], tuple[Tensor, Tensor]]]] = deque()
+        self._next = start
+        self.cursor = start
+        """The next global sample number after the last batch that was handed out."""
+
+    def __next__(self) -> Batch:
+        self._submit_up_to(1)
+        samples, wait = self._pending.popleft()
+        # Before waiting, so that the threads go on while this batch is used.
+        self._submit_up_to(self._ahead)
+        images, labels = wait()
+        self.cursor += self._global_batch
+        return Batch(images=images, labels=labels, samples=samples)
+
+    def close(self) -> None:
+        """Stop the threads; what they have prepared is dropped."""
+        self._workers.close()
+        self._pending.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit_up_to(self, pending: int) -> None:
+        while len(self._pending) < pending:
+            samples = np.arange(self._next + self._rows[0], self._next + self._rows[1])
+            self._pending.append((samples, self._workers.submit(samples, len(samples))))
+            self._next += self._global_batch
+
+    def _fill(self, samples: NDArray[np.int64], images: Tensor, labels: Tensor) -> None:
+        config, resolution = self._config, self._resolution
+        _, shards, indices = self._order.locate(samples)
+        decoded = [self._reader.read(*place) for place in zip(shards.tolist(), indices.tolist(), strict=True)]
+        boxes = crop_boxes(
+            np.array([sample.image.shape[:2] for sample in decoded], dtype=np.int64),
+            uniform(self._seed, "crop", samples, CROP_LANES),
+            area=config.crop_area,
+            ratio=config.crop_ratio,
+            sampling=config.crop_sampling,
+        )
+        flips = (uniform(self._seed, "flip", samples, 1)[:, 0] < 0.5) & config.flip
+        pixels = np.empty((len(samples), resolution, resolution, 3), dtype=np.uint8)
+        for row, (sample, box, flip) in enumerate(zip(decoded, boxes, flips.tolist(), strict=True)):
+            pixels[row] = train_crop(sample.image, box, flip, resolution)
+        normalise(pixels, images)
+        labels.copy_(torch.tensor([sample.label for sample in decoded]))
+
+
+def evaluation_batches(
+    storage: Storage,
+    dataset: Output,
+    splits: Sequence[str],
+    *,
+    resolution: int,
+    batch: int,
+    rank: int,
+    world_size: int,
+    classes: Sequence[int],
+    config: DataConfig,
+) -> Iterator[EvaluationBatch]:
+    """All samples of the splits, each once over all ranks, in up to `batch` rows a rank and step.
+
+    Every rank gets the same number of batches of the same shape: a forward pass may be collective.
+    """
+    shards = dataset_meta(dataset).shards(splits)
+    counts = tuple(shard.count for shard in shards)
+    total = sum(counts)
+    rows = min(batch, -(-total // world_size))
+    reader = _reader(storage, dataset, shards, config, classes)
+
+    def fill(numbers: NDArray[np.int64], images: Tensor, labels: Tensor) -> None:
+        places = in_turn(counts, numbers)
+        decoded = [reader.read(shard, index) for shard, index in zip(*(p.tolist() for p in places), strict=True)]
+        normalise(np.stack([evaluation_resize(sample.image, resolution) for sample in decoded]), images)
+        labels.copy_(torch.tensor([sample.label for sample in decoded]))
+
+    workers = _Workers(config.loader_threads, fill, resolution)
+    starts = deque(range(rank * rows, total + rank * rows, rows * world_size)) if total else deque[int]()
+    pending: deque[tuple[int, Callable[[], tuple[Tensor, Tensor]]]] = deque()
+    try:
+        while starts or pending:
+            while starts and len(pending) <= config.read_ahead:
+                start = starts.popleft()
+                numbers = np.arange(start, max(start, min(start + rows, total)))
+                pending.append((len(numbers), workers.submit(numbers, rows)))
+            real, wait = pending.popleft()
+            images, labels = wait()
+            yield EvaluationBatch(images=images, labels=labels, mask=torch.arange(rows) < real)
+    finally:
+        workers.close()
+
+
+def _reader(
+    storage: Storage, dataset: Output, shards: Sequence[Shard], config: DataConfig, classes: Sequence[int]
+) -> SampleReader:
+    folder = Path(config.cache).expanduser() if config.cache else None
+    cache = ShardCache(storage, dataset, folder, int(config.cache_gigabytes * 1e9))
+    # Each stream reads from one block, whose samples may lie in several shards.
+    return SampleReader(cache, shards, classes, open_shards=max(128, 4 * config.streams))

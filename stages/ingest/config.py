@@ -1,0 +1,89 @@
+"""Settings of ingestion. Light: the sources are opened when they are needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from stages.config import Config, StageConfig, placement
+
+if TYPE_CHECKING:
+    from stages.config import StageFunction
+
+
+def _absolute(path: str) -> str:
+    """Refuse what would mean another folder in another process's working folder."""
+    expanded = Path(path).expanduser()
+    if not expanded.is_absolute():
+        raise ValueError(
+            f"path={path!r} is relative, and workers run in folders of their own: use {expanded.resolve()}"
+        )
+    return str(expanded)
+
+
+FolderPath = Annotated[str, AfterValidator(_absolute)]
+
+
+class DigitsSource(Config):
+    """The 1,797 handwritten digits, 8 × 8 in 17 grey levels, that come with scikit-learn."""
+
+    kind: Literal["digits"] = "digits"
+
+
+class IdxSource(Config):
+    """A folder with MNIST's four files, or those of a data set that took their names and form."""
+
+    kind: Literal["idx"] = "idx"
+    path: FolderPath = placement(..., "folder of train-images-idx3-ubyte and so on, plain or .gz; seen by all workers")
+
+
+class FolderSource(Config):
+    """A folder for each class, also below `train`, `val` or `validation`, and `test`."""
+
+    kind: Literal["folder"] = "folder"
+    path: FolderPath = placement(..., "folder of the classes' folders; seen by all workers")
+
+
+Source = Annotated[DigitsSource | IdxSource | FolderSource, Field(discriminator="kind")]
+
+
+class IngestConfig(StageConfig):
+    """Turn labelled images into shards, with splits drawn by the seed.
+
+    A source's files enter the identity by `external_digest`, not by the folder that they lie in.
+    """
+
+    kind: ClassVar[str] = "ingest"
+    version: ClassVar[int] = 1
+    output: ClassVar[str] = "dataset"
+
+    source: Source = Field(description="where the images come from")
+    name: str | None = Field(None, description="name of the data set; the source's kind if absent")
+    class_names: tuple[str, ...] | None = Field(None, description="in the order of the labels; the source's if absent")
+    samples_per_shard: int = Field(10_000, ge=1, description="images in each tar")
+    validation_fraction: float = Field(0.1, ge=0, lt=1, description="of each class, where the source has no such split")
+    test_fraction: float = Field(0.1, ge=0, lt=1, description="of each class, where the source has no such split")
+    held_out_classes: int = Field(0, ge=0, description="classes, drawn by the seed, that pretraining never sees")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction} and test_fraction={self.test_fraction} "
+                "leave nothing to train on: their sum must be below 1"
+            )
+        return self
+
+    @classmethod
+    def function(cls) -> StageFunction:
+        from stages.ingest.run import run
+
+        return run
+
+    def external_digest(self) -> str | None:
+        """sha256 over the names, sizes and times of change of the source's files. Raises UserError."""
+        from stages.ingest.sources import digest_source
+
+        return digest_source(self)

@@ -1,0 +1,91 @@
+"""Metric points as files: the one record of a run's curves, from which every tracker is fed.
+
+Object storage cannot append, so an attempt's points lie in numbered files of JSON lines,
+`attempts/<n>/metrics/<number>.jsonl`. A point keeps the timestamp at which it was measured: sending it
+twice to a tracker that keys points by their timestamps adds nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+from cluster.storage.base import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One value of one metric at one update; `time_ms` is milliseconds since 1970."""
+
+    name: str
+    value: float
+    step: int
+    time_ms: int
+
+
+class MetricWriter:
+    """Collects points and stores them from a thread of its own, about once a second."""
+
+    def __init__(self, storage: Storage, prefix: str, *, interval: float = 1.0) -> None:
+        self._storage, self._prefix, self._interval = storage, prefix, interval
+        self._points: list[Point] = []
+        self._number = 0
+        self._points_lock, self._flush_lock = threading.Lock(), threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread.start()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Note the values of several metrics at one update. Returns at once."""
+        now = time.time_ns() // 1_000_000
+        with self._points_lock:
+            self._points += [Point(name=name, value=float(v), step=step, time_ms=now) for name, v in values.items()]
+
+    def flush(self) -> None:
+        """Store everything noted so far; returns when it is stored."""
+        with self._flush_lock:
+            with self._points_lock:
+                points = list(self._points)
+            if not points:
+                return
+            body = "".join(json.dumps(asdict(point)) + "\n" for point in points)
+            self._storage.write(f"{self._prefix}/metrics/{self._number:06d}.jsonl", body.encode())
+            self._number += 1
+            with self._points_lock:
+                del self._points[: len(points)]
+
+    def close(self) -> None:
+        """Stop the thread and store what is left."""
+        self._closed.set()
+        self._thread.join()
+        self.flush()
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._interval):
+            try:
+                self.flush()
+            except Exception as error:
+                # Whatever the storage raised, the points stay in memory and go with the next flush; a
+                # commit flushes by itself and reports its own failure.
+                print(f"metrics are kept back: {error}", flush=True)
+
+
+class MetricReader:
+    """Reads an attempt's points as they appear."""
+
+    def __init__(self, storage: Storage, prefix: str) -> None:
+        self._storage, self._prefix = storage, prefix
+        self._number = 0
+
+    def new_points(self) -> Iterator[Point]:
+        """The points stored since the last call, in the order in which they were measured."""
+        for key in list(self._storage.list(f"{self._prefix}/metrics/")):
+            number = int(key.rsplit("/", 1)[1].removesuffix(".jsonl"))
+            if number < self._number:
+                continue
+            for line in self._storage.read(key).splitlines():
+                yield Point(**json.loads(line))
+            self._number = number + 1

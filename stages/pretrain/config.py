@@ -1,0 +1,34 @@
+"""Settings of supervised pretraining. Light: no torch here."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from stages.config import StageFunction, reference
+from stages.models.config import ModelConfig
+from stages.training.config import TrainingConfig
+
+
+class PretrainConfig(TrainingConfig):
+    """Train a Vision Transformer from scratch on a data set's `train` split."""
+
+    kind: ClassVar[str] = "pretrain"
+    version: ClassVar[int] = 1
+    output: ClassVar[str] = "model"
+
+    data: str = reference("dataset", "stage whose data set to train on")
+    model: ModelConfig = Field(description="the network")
+    resolution: int = Field(224, gt=0, description="side of the square training images in pixels")
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> Self:
+        self.model.grid(self.resolution)
+        return self
+
+    @classmethod
+    def function(cls) -> StageFunction:
+        from stages.pretrain.run import run
+
+        return run

@@ -1,0 +1,34 @@
+"""Losses, as functions of logits and labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, loss: str, label_smoothing: float = 0.0) -> Tensor:
+    """Mean loss over the batch, in fp32. `logits` [B, C], `labels` [B] of class positions.
+
+    `softmax` is the usual cross-entropy. `sigmoid` is the paper's for many classes: the binary
+    cross-entropy summed over classes and averaged over images (big_vision `utils.py`).
+    """
+    logits = logits.float()
+    if loss == "softmax":
+        return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    targets = functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1).mean()
+
+
+def per_image_loss(logits: Tensor, labels: Tensor, *, loss: str) -> Tensor:
+    """Loss of each image [B], without label smoothing: what an evaluation reports."""
+    logits = logits.float()
+    if loss == "softmax":
+        return functional.cross_entropy(logits, labels, reduction="none")
+    targets = functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the best-scored class is the label, [B] bool."""
+    return torch.argmax(logits, dim=1) == labels

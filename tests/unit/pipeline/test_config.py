@@ -1,0 +1,93 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from cluster.errors import UserError
+from pipeline.config import json_schema, load_workflow, parse_workflow, shipped
+
+DIGITS = """
+name: mine
+stages:
+  ingest: {source: {kind: digits}}
+  pretrain:
+    data: ingest
+    model: {variant: Ti, patch_size: 4}
+    resolution: 16
+    updates: 10
+    global_batch: 32
+"""
+
+
+def load(text: str, *overrides: str):
+    return parse_workflow(text, "mine.yaml", overrides)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_workflows_load_and_survive_a_round_trip(name):
+    workflow = load_workflow(name)
+    assert parse_workflow(workflow.to_yaml(), "copy") == workflow
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (DIGITS, ["pretrain.epoch=3"], "stages.pretrain.epoch: unknown field; did you mean 'epochs'?"),
+        (DIGITS, ["pretrain.model.depht=3"], "did you mean 'depth'?"),
+        (DIGITS, ["pretrain.lr=-1"], "stages.pretrain.lr: got -1"),
+        (DIGITS, ["pretrain.lr=fast"], "stages.pretrain.lr: got 'fast'"),
+        (DIGITS, ["pretrain.epochs=3"], "give one of epochs and updates, got epochs=3.0 and updates=10"),
+        (DIGITS, ["pretrain.workers=3"], "global_batch=32 is not a multiple of workers=3: try workers=2"),
+        (DIGITS, ["pretrain.micro_batch=5"], "try micro_batch=4"),
+        (DIGITS, ["pretrain.resolution=18"], "18"),
+        (DIGITS, ["pretrain.data=ingset"], "stages.pretrain.data: got 'ingset', expected one of the stages: ingest"),
+        (DIGITS, ["pretrain.data=pretrain"], "circle: pretrain → pretrain"),
+        (DIGITS, ["finetune.lr=1"], "'finetune' is no stage of this workflow; its stages: ingest, pretrain"),
+        (DIGITS, ["pretrain.lr"], "expected a field and a value"),
+        (DIGITS.replace("data: ingest", ""), [], "stages.pretrain.data: this field is required"),
+        (DIGITS.replace("ingest:", "inject:"), [], "stages.inject.kind: got 'inject', expected one of ingest"),
+        (DIGITS.replace("name: mine", "name: 'a b'"), [], "name: got 'a b'"),
+        ("stages: [", [], "not readable as YAML"),
+        ("just text", [], "expected a mapping with the keys name and stages"),
+    ],
+)
+def test_mistakes_get_one_clear_message(text, overrides, expected):
+    with pytest.raises(UserError) as error:
+        load(text, *overrides)
+    assert expected in str(error.value)
+
+
+def test_a_reference_to_the_wrong_kind_of_output_is_refused():
+    text = DIGITS + "  finetune: {data: ingest, from: ingest, resolution: 16, updates: 1}\n"
+    with pytest.raises(UserError, match="stage 'ingest' makes a dataset, expected one that makes a model"):
+        load(text)
+
+
+def test_a_missing_file_names_the_workflows_that_ship():
+    with pytest.raises(UserError, match="shipped workflows: .*digits"):
+        load_workflow("nowhere.yaml")
+
+
+def test_overrides_reach_nested_fields_and_keep_the_rest():
+    workflow = load(DIGITS, "pretrain.input.flip=false", "stages.pretrain.lr=0.5", "seed=7")
+    pretrain = yaml.safe_load(workflow.to_yaml())["stages"]["pretrain"]
+    assert (pretrain["input"]["flip"], pretrain["lr"], workflow.seed) == (False, 0.5, 7)
+    assert pretrain["updates"] == 10
+
+
+def test_the_json_schema_knows_every_kind_and_its_fields():
+    schema = json.dumps(json_schema())
+    for word in ('"ingest"', '"pretrain"', '"finetune"', '"fewshot"', '"held_out_classes"', '"zero_stage"', '"from"'):
+        assert word in schema
+
+
+def test_reading_a_workflow_needs_no_heavy_library():
+    code = (
+        "import sys; from pipeline.config import load_workflow; import pipeline.plan, pipeline.cli; "
+        "load_workflow('digits'); "
+        "print([m for m in ('torch', 'deepspeed', 'ray', 'mlflow', 'webdataset', 'boto3', 'sklearn') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

@@ -1,0 +1,57 @@
+"""Small stages that run through the real runner."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from cluster.errors import UserError
+from stages.config import StageConfig, StageFunction, placement, reference
+from stages.context import Context, Inputs, Result
+
+CALLS: list[str] = []
+
+
+class Source(StageConfig):
+    kind: ClassVar[str] = "source"
+    version: ClassVar[int] = 1
+    output: ClassVar[str] = "text"
+
+    text: str = Field("hello", description="what to write")
+    width: int = placement(1, "does not matter")
+
+    @classmethod
+    def function(cls) -> StageFunction:
+        return run_source
+
+
+class Upper(StageConfig):
+    kind: ClassVar[str] = "upper"
+    version: ClassVar[int] = 1
+    output: ClassVar[str] = "text"
+
+    text: str = reference("text", "what to read", alias="from")
+    times: int = Field(1, description="repeats")
+    failures: int = placement(0, "how many attempts a machine breaks")
+    mistake: str = placement("", "an error that the user can mend")
+
+    @classmethod
+    def function(cls) -> StageFunction:
+        return run_upper
+
+
+def run_source(config: Source, inputs: Inputs, context: Context) -> Result:
+    CALLS.append("source")
+    entry = context.write("text", config.text.encode())
+    return Result(output=context.commit("text", [entry], {}), metrics={"length": float(len(config.text))})
+
+
+def run_upper(config: Upper, inputs: Inputs, context: Context) -> Result:
+    CALLS.append("upper")
+    if config.mistake:
+        raise UserError(config.mistake)
+    if context.attempt <= config.failures:
+        raise ConnectionError(f"cable pulled in attempt {context.attempt}")
+    text = context.storage.read(inputs["text"].key("text")).decode().upper() * config.times
+    return Result(output=context.commit("text", [context.write("text", text.encode())], {}))

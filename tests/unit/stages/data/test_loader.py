@@ -1,0 +1,219 @@
+import numpy as np
+import pytest
+import torch
+
+from cluster.errors import UserError
+from stages.data.config import DataConfig
+from stages.data.loader import TrainLoader, evaluation_batches
+from stages.data.manifest import dataset_meta
+from stages.data.order import Order
+
+SEED = 5
+
+
+def seen_classes(output):
+    meta = dataset_meta(output)
+    return [label for label in range(len(meta.classes)) if label not in meta.held_out]
+
+
+def loader(digits, tmp_path, *, rank=0, world_size=1, start=0, global_batch=12, splits=("train",), **config):
+    storage, output = digits
+    settings = {"streams": 3, "window": 50, "cache": str(tmp_path / "cache"), **config}
+    return TrainLoader(
+        storage,
+        output,
+        splits,
+        DataConfig(**settings),
+        resolution=16,
+        seed=SEED,
+        global_batch=global_batch,
+        rank=rank,
+        world_size=world_size,
+        start=start,
+        classes=seen_classes(output),
+    )
+
+
+def take(loaders, updates):
+    """Images, labels and sample numbers of some updates, the ranks' rows put together."""
+    rows = [batch for _ in range(updates) for batch in [next(each) for each in loaders]]
+    for each in loaders:
+        each.close()
+    return (
+        torch.cat([batch.images for batch in rows]),
+        torch.cat([batch.labels for batch in rows]),
+        np.concatenate([batch.samples for batch in rows]),
+    )
+
+
+def same(one, other):
+    return torch.equal(one[0], other[0]) and torch.equal(one[1], other[1]) and np.array_equal(one[2], other[2])
+
+
+@pytest.fixture
+def reference(digits, tmp_path):
+    return take([loader(digits, tmp_path, loader_threads=0)], 6)
+
+
+def test_a_batch_has_the_promised_form(digits, tmp_path):
+    with loader(digits, tmp_path, world_size=3, rank=1, global_batch=12, start=100) as batches:
+        batch = next(batches)
+        assert batches.cursor == 112
+    assert batch.images.shape == (4, 3, 16, 16)
+    assert batch.images.dtype == torch.float32
+    assert batch.images.is_contiguous()
+    assert -1 <= batch.images.min() < -0.9
+    assert 0.8 < batch.images.max() <= 1
+    assert batch.labels.dtype == torch.int64
+    assert batch.samples.tolist() == [104, 105, 106, 107]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("read_ahead", [1, 4])
+def test_threads_and_reading_ahead_change_no_bit(digits, tmp_path, reference, threads, read_ahead):
+    batches = loader(digits, tmp_path, loader_threads=threads, read_ahead=read_ahead)
+    assert same(take([batches], 6), reference)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_together_read_what_one_reads(digits, tmp_path, reference, world_size):
+    ranks = [loader(digits, tmp_path, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert same(take(ranks, 6), reference)
+
+
+@pytest.mark.parametrize("update", range(1, 6))
+def test_a_run_goes_on_where_it_was_stopped(digits, tmp_path, reference, update):
+    batches = loader(digits, tmp_path)
+    assert batches.cursor == 0
+    for number in range(update):
+        next(batches)
+        assert batches.cursor == 12 * (number + 1)
+    batches.close()
+    resumed = take([loader(digits, tmp_path, start=batches.cursor)], 6 - update)
+    assert same(resumed, tuple(column[12 * update :] for column in reference))
+
+
+def test_a_batch_of_another_size_holds_the_same_samples(digits, tmp_path, reference):
+    assert same(take([loader(digits, tmp_path, global_batch=24)], 3), reference)
+
+
+def test_an_epoch_shows_each_image_once_with_its_own_label(digits, tmp_path):
+    """Without crops, pixels identify an image: each one's count and label must match the shards'."""
+    storage, output = digits
+    plain = {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": False}
+    total = dataset_meta(output).splits["train"].count
+    images, labels, _ = take([loader(digits, tmp_path, global_batch=total, **plain)], 1)
+    stored = list(
+        evaluation_batches(
+            storage,
+            output,
+            ["train"],
+            resolution=16,
+            batch=100,
+            rank=0,
+            world_size=1,
+            classes=seen_classes(output),
+            config=DataConfig(cache=str(tmp_path / "cache")),
+        )
+    )
+    expected = [(row.numpy().tobytes(), label) for b in stored for row, label in unmasked(b)]
+    found = [(row.numpy().tobytes(), label) for row, label in zip(images, labels.tolist(), strict=True)]
+    assert sorted(found) == sorted(expected)
+    assert found != expected
+
+
+def unmasked(batch):
+    return zip(batch.images[batch.mask], batch.labels[batch.mask].tolist(), strict=True)
+
+
+def test_crops_and_flips_change_between_epochs(digits, tmp_path):
+    _, output = digits
+    counts = tuple(shard.count for shard in dataset_meta(output).shards(["train"]))
+    order = Order(counts=counts, seed=SEED, streams=3, window=50)
+    _, shards, indices = order.locate(range(2 * order.total))
+    places = list(zip(shards.tolist(), indices.tolist(), strict=True))
+    again = places.index(places[0], 1)
+    first = next(loader(digits, tmp_path, global_batch=1, loader_threads=0))
+    second = next(loader(digits, tmp_path, global_batch=1, start=again, loader_threads=0))
+    assert torch.equal(first.labels, second.labels)
+    assert not torch.equal(first.images, second.images)
+
+
+def test_half_of_the_images_are_mirrored(digits, tmp_path):
+    plain = {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "global_batch": 600}
+    straight, _, _ = take([loader(digits, tmp_path, flip=False, **plain)], 1)
+    mixed, _, _ = take([loader(digits, tmp_path, flip=True, **plain)], 1)
+    mirrored = (mixed == straight.flip(3)).flatten(1).all(1)
+    untouched = (mixed == straight).flatten(1).all(1)
+    assert (mirrored | untouched).all()
+    assert 240 < mirrored.sum() < 360
+
+
+def test_several_splits_are_one_sequence(digits, tmp_path):
+    _, output = digits
+    meta = dataset_meta(output)
+    total = meta.splits["train"].count + meta.splits["validation"].count
+    _, labels, _ = take([loader(digits, tmp_path, splits=("train", "validation"), global_batch=total)], 1)
+    shards = meta.shards(["train", "validation"])
+    expected = [sum(shard.class_counts[label] for shard in shards) for label in seen_classes(output)]
+    assert torch.bincount(labels).tolist() == expected
+
+
+def test_a_class_that_the_task_lacks_is_refused_from_a_thread_too(digits, tmp_path):
+    batches = loader(digits, tmp_path, splits=("held_out",), loader_threads=2)
+    with pytest.raises(UserError, match="label"):
+        next(batches)
+    batches.close()
+
+
+def test_a_world_size_that_does_not_divide_is_refused_with_one_that_does(digits, tmp_path):
+    with pytest.raises(UserError, match="run 4 workers"):
+        loader(digits, tmp_path, world_size=5)
+
+
+@pytest.mark.parametrize(("world_size", "batch"), [(1, 64), (2, 64), (3, 7), (4, 1000), (16, 10)])
+def test_evaluation_counts_each_sample_once_in_equal_steps(digits, tmp_path, world_size, batch):
+    storage, output = digits
+    ranks = [
+        list(
+            evaluation_batches(
+                storage,
+                output,
+                ["validation", "test"],
+                resolution=8,
+                batch=batch,
+                rank=rank,
+                world_size=world_size,
+                classes=seen_classes(output),
+                config=DataConfig(cache=str(tmp_path / "cache"), loader_threads=rank % 3),
+            )
+        )
+        for rank in range(world_size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len({each.images.shape for batches in ranks for each in batches}) == 1
+    assert ranks[0][0].images.shape[0] <= batch
+    shards = dataset_meta(output).shards(["validation", "test"])
+    labels = torch.cat([each.labels[each.mask] for batches in ranks for each in batches])
+    expected = [sum(shard.class_counts[label] for shard in shards) for label in seen_classes(output)]
+    assert torch.bincount(labels).tolist() == expected
+    padding = torch.cat([each.images[~each.mask] for batches in ranks for each in batches])
+    assert not padding.any()
+
+
+def test_evaluation_can_be_left_early(digits, tmp_path):
+    storage, output = digits
+    batches = evaluation_batches(
+        storage,
+        output,
+        ["test"],
+        resolution=8,
+        batch=10,
+        rank=0,
+        world_size=1,
+        classes=seen_classes(output),
+        config=DataConfig(cache=str(tmp_path / "cache")),
+    )
+    assert next(batches).mask.all()
+    batches.close()
+    assert next(batches, None) is None

@@ -1,0 +1,300 @@
+import gzip
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+from pydantic import ValidationError
+
+from cluster.errors import UserError
+from cluster.storage import open_storage
+from cluster.storage.base import NotFound
+from stages.context import Context, read_output
+from stages.data.decode import UnreadableImage
+from stages.data.manifest import dataset_meta
+from stages.ingest.config import DigitsSource, FolderSource, IdxSource, IngestConfig
+from stages.ingest.run import run
+
+
+def in_place(function, items, *, label):
+    return [function(item) for item in items]
+
+
+def context(tmp_path, seed=0, tasks=in_place, attempt=1):
+    return Context(
+        storage=open_storage(f"file://{tmp_path / 'storage'}"),
+        folder="stages/ingest/x",
+        attempt=attempt,
+        seed=seed,
+        tasks=tasks,
+        gang=None,
+    )
+
+
+def digits(**settings):
+    return IngestConfig(source=DigitsSource(), **{"samples_per_shard": 300, "held_out_classes": 2, **settings})
+
+
+def stored(storage, output, split, tmp_path):
+    """(key, pixels, label) of every sample of a split, read by plain webdataset."""
+    found = []
+    for number, shard in enumerate(dataset_meta(output).splits[split].shards):
+        path = tmp_path / f"{split}-{number}.tar"
+        path.write_bytes(storage.read(output.key(shard.path)))
+        for sample in webdataset.WebDataset(str(path), shardshuffle=False):
+            data = next(sample[extension] for extension in ("png", "jpg", "webp") if extension in sample)
+            found.append((sample["__key__"], data, int(sample["cls"])))
+    return found
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_every_digit_is_stored_once_and_no_held_out_class_is_trained_on(tmp_path):
+    sklearn_datasets = pytest.importorskip("sklearn.datasets")
+    place = context(tmp_path)
+    output = run(digits(), {}, place).output
+    meta = dataset_meta(output)
+    assert list(meta.splits) == ["train", "validation", "test", "held_out", "held_out_test"]
+    assert sum(split.count for split in meta.splits.values()) == 1797
+    assert len(meta.held_out) == 2
+    keys, bunch = [], sklearn_datasets.load_digits()
+    for name, split in meta.splits.items():
+        samples = stored(place.storage, output, name, tmp_path)
+        assert len(samples) == split.count == sum(shard.count for shard in split.shards)
+        for key, data, label in samples:
+            assert (label in meta.held_out) == name.startswith("held_out")
+            assert label == bunch.target[int(key)]
+            assert np.array_equal(pixels(data), np.rint(bunch.images[int(key)] * 255 / 16))
+        keys += [key for key, _, _ in samples]
+    assert len(set(keys)) == 1797
+
+
+def test_splits_take_their_share_of_each_class(tmp_path):
+    output = run(digits(validation_fraction=0.2, test_fraction=0.1, held_out_classes=0), {}, context(tmp_path)).output
+    splits = dataset_meta(output).splits
+    assert list(splits) == ["train", "validation", "test"]
+    counts = {
+        name: np.sum([[s.class_counts[label] for label in range(10)] for s in split.shards], axis=0)
+        for name, split in splits.items()
+    }
+    whole = sum(counts.values())
+    assert abs(counts["validation"] - 0.2 * whole).max() <= 0.5
+    assert abs(counts["test"] - 0.1 * whole).max() <= 0.5
+
+
+def test_a_second_run_gives_the_same_bytes_and_digests(tmp_path):
+    first, second = context(tmp_path / "a"), context(tmp_path / "b", attempt=7)
+    one, other = run(digits(), {}, first).output, run(digits(), {}, second).output
+    assert one.digest == other.digest
+    for entry in one.manifest["files"]:
+        assert first.storage.read(one.key(entry["path"])) == second.storage.read(other.key(entry["path"]))
+
+
+def test_another_seed_draws_other_splits(tmp_path):
+    one = run(digits(), {}, context(tmp_path / "a")).output
+    other = run(digits(), {}, context(tmp_path / "b", seed=1)).output
+    assert one.digest != other.digest
+
+
+def test_samples_are_mixed_within_the_shards(tmp_path):
+    output = run(digits(samples_per_shard=100), {}, context(tmp_path)).output
+    shards = dataset_meta(output).splits["train"].shards
+    assert [shard.count for shard in shards[:-1]] == [100] * (len(shards) - 1)
+    assert all(len(shard.class_counts) == 8 for shard in shards)
+
+
+def test_the_result_tells_what_was_stored(tmp_path):
+    result = run(digits(), {}, context(tmp_path))
+    rows = result.tables["splits"]
+    assert result.metrics["images"] == 1797
+    assert result.metrics["classes"] == 10
+    assert result.metrics["shards"] == sum(row["shards"] for row in rows) == len(result.output.manifest["files"]) / 2
+    assert next(row for row in rows if row["split"] == "held_out")["classes"] == 2
+    json.dumps(rows)
+
+
+def test_a_killed_task_leaves_nothing_that_passes_for_an_output(tmp_path):
+    def killed(function, items, *, label):
+        function(next(iter(items)))
+        raise KeyboardInterrupt
+
+    place = context(tmp_path, tasks=killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(digits(), {}, place)
+    assert list(place.storage.list(f"{place.prefix}/shards/"))
+    with pytest.raises(NotFound):
+        read_output(place.storage, place.prefix)
+    finished = context(tmp_path, attempt=2)
+    output = run(digits(), {}, finished).output
+    assert read_output(finished.storage, output.prefix).digest == output.digest
+
+
+def test_tasks_can_be_sent_to_another_process(tmp_path):
+    def through_pickle(function, items, *, label):
+        return [pickle.loads(pickle.dumps(function))(pickle.loads(pickle.dumps(item))) for item in items]
+
+    sent = run(digits(), {}, context(tmp_path / "a", tasks=through_pickle)).output
+    assert sent.digest == run(digits(), {}, context(tmp_path / "b")).output.digest
+
+
+def test_holding_out_every_class_is_refused(tmp_path):
+    with pytest.raises(UserError, match="held_out_classes=10"):
+        run(digits(held_out_classes=10), {}, context(tmp_path))
+
+
+def test_class_names_must_be_one_for_each_class(tmp_path):
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    output = run(digits(class_names=names, name="handwriting"), {}, context(tmp_path)).output
+    assert dataset_meta(output).classes == names
+    assert dataset_meta(output).name == "handwriting"
+    with pytest.raises(UserError, match="9 names and the source has 10"):
+        run(digits(class_names=names[1:]), {}, context(tmp_path, attempt=2))
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes() + array.tobytes()
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    """MNIST's four files with random images, two of them compressed: 90 to train and 30 to test, 3 classes."""
+    folder, random = tmp_path / "mnist", np.random.default_rng(0)
+    folder.mkdir()
+    content = {}
+    for name, count in (("train", 90), ("t10k", 30)):
+        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 3).astype(np.uint8)
+        content[name] = images
+        (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return folder, content
+
+
+def test_idx_files_keep_their_own_test_split(tmp_path, mnist):
+    folder, content = mnist
+    place = context(tmp_path)
+    config = IngestConfig(source=IdxSource(path=str(folder)), test_fraction=0.5, samples_per_shard=20)
+    output = run(config, {}, place).output
+    assert {name: split.count for name, split in dataset_meta(output).splits.items()} == {
+        "train": 81,
+        "validation": 9,
+        "test": 30,
+    }
+    everything = np.concatenate([content["train"], content["t10k"]])
+    for key, data, label in stored(place.storage, output, "test", tmp_path):
+        assert int(key) >= 90
+        assert label == (int(key) - 90) % 3
+        assert np.array_equal(pixels(data), everything[int(key)])
+
+
+def test_idx_files_that_are_missing_cut_or_unequal_are_named(tmp_path, mnist):
+    folder, _content = mnist
+    config = IngestConfig(source=IdxSource(path=str(folder)))
+    labels = folder / "train-labels-idx1-ubyte"
+    whole = labels.read_bytes()
+    labels.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=r"train-labels-idx1-ubyte is no IDX file.*97 bytes"):
+        run(config, {}, context(tmp_path))
+    labels.write_bytes(idx(np.zeros(89, dtype=np.uint8)))
+    with pytest.raises(UserError, match="90 images and its labels are 89"):
+        run(config, {}, context(tmp_path))
+    labels.unlink()
+    with pytest.raises(UserError, match="train-labels-idx1-ubyte is not there"):
+        config.external_digest()
+
+
+def picture(path, shade, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 5), (shade, 10, 20)).save(path, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "pictures"
+    for label, name in enumerate(("cat", "dog")):
+        for number in range(8):
+            picture(root / name / f"{number}.jpg", 100 * label + number)
+        picture(root / name / "deeper" / "x.PNG", 50)
+        picture(root / name / "x.bmp", 60)
+        (root / name / "notes.txt").write_text("no image")
+    return root
+
+
+def test_a_folder_per_class_keeps_the_files_bytes(tmp_path, folder):
+    place = context(tmp_path)
+    config = IngestConfig(source=FolderSource(path=str(folder)), validation_fraction=0.0, test_fraction=0.2)
+    output = run(config, {}, place).output
+    meta = dataset_meta(output)
+    assert meta.classes == ("cat", "dog")
+    assert {name: split.count for name, split in meta.splits.items()} == {"train": 16, "test": 4}
+    samples = [sample for split in meta.splits for sample in stored(place.storage, output, split, tmp_path)]
+    originals = [path.read_bytes() for path in folder.rglob("*") if path.suffix in (".jpg", ".PNG")]
+    assert sorted(data for _, data, _ in samples if data in originals) == sorted(originals)
+    converted = [data for _, data, _ in samples if data not in originals]
+    assert [pixels(data)[0, 0].tolist() for data in converted] == [[60, 10, 20]] * 2
+    for _, data, label in samples:
+        if pixels(data)[0, 0, 0] >= 95:
+            assert label == 1
+
+
+def test_a_folder_with_splits_keeps_them(tmp_path, folder):
+    root = tmp_path / "split"
+    root.mkdir()
+    folder.rename(root / "train")
+    for split, count in (("val", 3), ("test", 2)):
+        for name in ("cat", "dog"):
+            for number in range(count):
+                picture(root / split / name / f"{number}.png", number)
+    config = IngestConfig(source=FolderSource(path=str(root)))
+    splits = dataset_meta(run(config, {}, context(tmp_path)).output).splits
+    assert {name: split.count for name, split in splits.items()} == {"train": 20, "validation": 6, "test": 4}
+    picture(root / "val" / "bird" / "1.png", 0)
+    with pytest.raises(UserError, match="class validation/bird has no training images"):
+        run(config, {}, context(tmp_path, attempt=2))
+
+
+def test_a_broken_image_is_named(tmp_path, folder):
+    (folder / "cat" / "3.jpg").write_bytes(b"broken")
+    with pytest.raises(UnreadableImage, match=r"cat/3\.jpg"):
+        run(IngestConfig(source=FolderSource(path=str(folder))), {}, context(tmp_path))
+
+
+def test_the_digest_of_a_folder_follows_its_files_not_its_place(tmp_path, folder):
+    digest = IngestConfig(source=FolderSource(path=str(folder))).external_digest()
+    moved = folder.rename(tmp_path / "moved")
+    config = IngestConfig(source=FolderSource(path=str(moved)))
+    assert config.external_digest() == digest
+    picture(moved / "cat" / "new.jpg", 1)
+    assert config.external_digest() != digest
+    (moved / "cat" / "new.jpg").unlink()
+    assert config.external_digest() == digest
+    (moved / "cat" / "1.jpg").touch()
+    assert config.external_digest() != digest
+
+
+def test_missing_and_empty_folders_say_what_was_expected(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere is not a folder.*each class"):
+        IngestConfig(source=FolderSource(path=str(tmp_path / "nowhere"))).external_digest()
+    with pytest.raises(UserError, match="no images to train on"):
+        IngestConfig(source=FolderSource(path=str(tmp_path))).external_digest()
+
+
+def test_settings_that_cannot_be_are_refused_with_their_values():
+    with pytest.raises(ValidationError, match=r"validation_fraction=0\.6"):
+        digits(validation_fraction=0.6, test_fraction=0.5)
+    with pytest.raises(ValidationError, match="path='pictures' is relative"):
+        FolderSource(path="pictures")
+    with pytest.raises(ValidationError, match="kind"):
+        IngestConfig.model_validate({"source": {"kind": "web"}})
+
+
+def test_a_source_is_chosen_by_its_kind():
+    config = IngestConfig.model_validate({"source": {"kind": "folder", "path": "/pictures"}})
+    assert isinstance(config.source, FolderSource)
+    assert digits().function() is run
+    assert digits().external_digest() == digits(samples_per_shard=7).external_digest()
