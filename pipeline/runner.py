@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from cluster.gang import GangError, run_gang
-from cluster.tasks import map_tasks
-
 from cluster.errors import UserError
+from cluster.gang import GangError, run_gang
 from cluster.storage import Storage
+from cluster.tasks import map_tasks
 from pipeline.config import Workflow
 from pipeline.head import Head, HeadDocument, LeaseLost, State
 from pipeline.identity import fields_with_role, fingerprint, references, stage_folder
@@ -229,7 +228,7 @@ class Runner:
             folder=head.folder,
             attempt=state.attempt,
             seed=self.workflow.seed_of(name),
-            tasks=partial(map_tasks, address="ray" if self.cluster.ray else None),
+            tasks=partial(map_tasks, ray=self.cluster.ray),
             gang=partial(self._gang, head, state),
             expect=lambda total: self._expect(name, total),
         )

@@ -12,14 +12,16 @@ from stages.config import Config, placement
 class DataConfig(Config):
     """Order, augmentation (paper's code: `input_pipeline.py`) and how images are fetched."""
 
-    streams: int = Field(8, ge=1, description="ranges of an epoch that are read side by side")
-    window: int = Field(16384, ge=1, description="samples of a stream that are shuffled together")
-    crop_area: tuple[float, float] = Field((0.05, 1.0), description="least and largest area of a random crop")
-    crop_ratio: tuple[float, float] = Field((0.75, 1.3333), description="least and largest width over height of it")
-    crop_sampling: Literal["tensorflow", "torchvision"] = Field(
-        "tensorflow", description="how crops are drawn: as in the paper's code, or area and log ratio uniform"
+    streams: int = Field(default=8, ge=1, description="ranges of an epoch that are read side by side")
+    window: int = Field(default=16384, ge=1, description="samples of a stream that are shuffled together")
+    crop_area: tuple[float, float] = Field(default=(0.05, 1.0), description="least and largest area of a random crop")
+    crop_ratio: tuple[float, float] = Field(
+        default=(0.75, 1.3333), description="least and largest width over height of it"
     )
-    flip: bool = Field(True, description="mirror half of the images left to right")
+    crop_sampling: Literal["tensorflow", "torchvision"] = Field(
+        default="tensorflow", description="how crops are drawn: as in the paper's code, or area and log ratio uniform"
+    )
+    flip: bool = Field(default=True, description="mirror half of the images left to right")
 
     loader_threads: int = placement(2, "threads of each worker that decode; 0 decodes in the training thread", ge=0)
     read_ahead: int = placement(2, "updates whose images are prepared ahead", ge=1)

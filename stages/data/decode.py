@@ -23,7 +23,8 @@ def decode_rgb(data: bytes, name: str = "image") -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableImage(
             f"{name} ({len(data)} bytes) cannot be decoded: {error}; replace the file or leave it out"

@@ -74,7 +74,7 @@ class SampleReader:
         if label not in self._positions:
             known = sorted(self._positions)
             raise UserError(f"{name} has label {label}, the task's classes are {known}: choose other splits or classes")
-        image = np.array(decode_rgb(opened.read(index), name))
+        image = np.asarray(decode_rgb(opened.read(index), name))
         decoded = Decoded(image, self._positions[label])
         if image.nbytes <= min(_SMALL_IMAGE, self._free):
             self._free -= image.nbytes

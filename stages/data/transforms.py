@@ -103,7 +103,8 @@ def evaluation_resize(image: NDArray[np.uint8], resolution: int) -> NDArray[np.u
 def _resize(image: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
     if image.shape[:2] == (resolution, resolution):
         return image
-    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    # A copy, since torch wants memory that it may write to.
+    planes = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
     sized = functional.interpolate(planes, size=(resolution, resolution), mode="bilinear", align_corners=False)
     return sized[0].permute(1, 2, 0).numpy()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.config import StageFunction, reference
+from stages.config import reference
 from stages.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from stages.config import StageFunction
 
 
 class FinetuneConfig(TrainingConfig):

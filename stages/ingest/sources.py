@@ -176,7 +176,7 @@ def _folder_files(root: Path) -> list[tuple[str, str, str]]:
     found = []
     for folder, split in (parts or {"": "train"}).items():
         for label in (entry for entry in os.scandir(root / folder) if entry.is_dir()):
-            for place, _, names in os.walk(label.path, followlinks=True):
+            for place, _, names in os.walk(label.path):
                 images = [name for name in names if Path(name).suffix.lower() in _CONVERTED | _KEPT.keys()]
                 found += [(split, label.name, Path(place, name).relative_to(root).as_posix()) for name in images]
     if not any(split == "train" for split, _, _ in found):

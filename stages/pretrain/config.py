@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from stages.config import StageFunction, reference
+from stages.config import reference
 from stages.models.config import ModelConfig
 from stages.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from stages.config import StageFunction
 
 
 class PretrainConfig(TrainingConfig):

@@ -17,6 +17,7 @@ from stages.context import Output, Rank
 from stages.data.loader import TrainLoader
 from stages.metrics import MetricWriter
 from stages.models.config import ModelConfig
+from stages.models.position import Mode
 from stages.models.store import adapt, model_bytes, read_state
 from stages.models.vit import VisionTransformer, initialize
 from stages.training.checkpoint import CheckpointWriter, drop_state, read_manifest, read_tensors
@@ -42,7 +43,7 @@ class Job:
     updates: int
     seed: int
     pretrained: Output | None = None
-    resampling: str = "scipy_bilinear"
+    resampling: Mode = "scipy_bilinear"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ def run_training(job: Job, context: Context) -> Result:
         "num_classes": len(job.class_ids),
         "classes": [classes[i] for i in job.class_ids],
         "class_ids": list(job.class_ids),
+        "seed": job.seed,
         "trained_on": job.dataset.digest,
         "update": job.updates,
         "images_seen": job.updates * config.global_batch,

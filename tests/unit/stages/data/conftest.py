@@ -18,7 +18,7 @@ def digits(tmp_path_factory):
         attempt=1,
         seed=0,
         tasks=lambda function, items, label: [function(item) for item in items],
-        gang=None,  # pyright: ignore[reportArgumentType]
+        gang=None,
     )
     config = IngestConfig(source=DigitsSource(), samples_per_shard=100, held_out_classes=2)
     return storage, run(config, {}, context).output

@@ -2,6 +2,8 @@ import gzip
 import io
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -291,6 +293,14 @@ def test_settings_that_cannot_be_are_refused_with_their_values():
         FolderSource(path="pictures")
     with pytest.raises(ValidationError, match="kind"):
         IngestConfig.model_validate({"source": {"kind": "web"}})
+
+
+def test_settings_and_manifests_are_read_without_heavy_imports():
+    code = (
+        "import sys, stages.ingest.config, stages.data.config, stages.data.manifest;"
+        "print(sorted({'torch', 'numpy', 'PIL', 'webdataset'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_a_source_is_chosen_by_its_kind():

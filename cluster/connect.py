@@ -1,0 +1,31 @@
+"""This process's connection to a Ray cluster, made when it is first needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+from cluster.errors import UserError
+
+
+def connect() -> Any:
+    """The `ray` module, connected to the cluster that RAY_ADDRESS names (which Ray sets for its jobs).
+
+    Without an address no cluster is started by accident: raises UserError.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        if not address:
+            raise UserError("no Ray cluster: RAY_ADDRESS is not set; submit the workflow to a cluster, or run it here")
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    return ray
+
+
+def disconnect() -> None:
+    """End the connection, if there is one."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()

@@ -1,0 +1,125 @@
+"""Processes that outlive us: started in a session of their own, known by id and start time, stopped by id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process group that we started. The start time tells it from a later process with the same id."""
+
+    pid: int
+    started: str
+    log: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether the group's leader runs."""
+        return _started(self.pid) == self.started
+
+
+def start(command: Sequence[str], *, environment: Mapping[str, str], log: Path, folder: Path) -> Process:
+    """Start a command in the background; its output is added to `log`, which the owner alone can read."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        process = subprocess.Popen(
+            list(command),
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,
+            cwd=folder,
+        )
+    finally:
+        os.close(descriptor)
+    return Process(pid=process.pid, started=_started(process.pid) or "", log=str(log))
+
+
+def stop(process: Process) -> bool:
+    """End a process group: SIGTERM, then SIGKILL. Returns whether it was running. Never another's process."""
+    if not process.alive:
+        return False
+    members = _group(process.pid)
+    _signal(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline and any(_started(pid) == began for pid, began in members.items()):
+        _reap(process.pid)
+        time.sleep(0.1)
+    members |= _group(process.pid)
+    for pid, began in members.items():
+        if _started(pid) == began:
+            os.kill(pid, signal.SIGKILL)
+    _reap(process.pid)
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody listens on, below the range that connections take theirs from."""
+    found: list[int] = []
+    sockets = []
+    candidate = int.from_bytes(os.urandom(2)) % 11000
+    while len(found) < count:
+        candidate = (candidate + 1) % 11000
+        probe = socket.socket()
+        try:
+            probe.bind(("127.0.0.1", 21000 + candidate))
+        except OSError:
+            probe.close()
+            continue
+        found.append(21000 + candidate)
+        sockets.append(probe)
+    for probe in sockets:
+        probe.close()
+    return found
+
+
+def _signal(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return
+
+
+def _reap(pid: int) -> None:
+    """Collect our own child, where the stack is stopped by the process that started it."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return
+
+
+def _started(pid: int) -> str | None:
+    """The start time of a process in clock ticks since boot, or None where it does not run."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] == "Z" else fields[19]
+
+
+def _group(session: int) -> dict[int, str]:
+    """Start times of all processes of a session, children that made groups of their own included."""
+    members = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            fields = _stat(int(entry.name))
+            if fields is not None and fields[0] != "Z" and int(fields[3]) == session:
+                members[int(entry.name)] = fields[19]
+    return members
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/<pid>/stat from the state on, or None where there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text.rpartition(")")[2].split()

@@ -1,0 +1,229 @@
+"""The local stack as a whole: start what is missing, wait until it works, stop what we started."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets as random_secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from cluster.errors import UserError, check_format
+from cluster.local import servers
+from cluster.local.processes import Process, stop
+from cluster.local.servers import BUCKET, HOST, Secrets, write_private
+
+FORMAT = 1
+START_SECONDS = 90.0
+TRIES = 3
+"""A port can be taken between the look and the start; then the server is started again on others."""
+
+SERVICES = ("s3", "mlflow", "ray")
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Addresses, credentials and processes of a local stack."""
+
+    home: str
+    temporary: str
+    secrets: Secrets
+    ports: dict[str, int] = field(default_factory=dict)
+    processes: dict[str, Process] = field(default_factory=dict)
+
+    @property
+    def s3_endpoint(self) -> str:
+        return f"http://{HOST}:{self.ports['s3']}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://{HOST}:{self.ports['mlflow']}"
+
+    @property
+    def jobs_address(self) -> str:
+        return f"http://{HOST}:{self.ports['dashboard']}"
+
+    @property
+    def root(self) -> str:
+        return f"s3://{BUCKET}"
+
+    @property
+    def token_path(self) -> str:
+        return str(Path(self.home) / "ray-token")
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs to use the stack."""
+        return {**_s3_environment(self), "MLFLOW_TRACKING_URI": self.mlflow_url, **_ray_environment(self)}
+
+
+def load(home: Path) -> Stack | None:
+    """The stack that was started from `home`, or None where it is not up."""
+    stack = _read(home)
+    up_ = stack is not None and all(name in stack.processes and stack.processes[name].alive for name in SERVICES)
+    return stack if up_ else None
+
+
+def up(home: Path, report: Report = lambda line: None) -> Stack:
+    """Start what does not run and wait until everything works. Raises UserError with a log's end otherwise.
+
+    Calling it again is cheap; two calls at once do not disturb each other.
+    """
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (home / "logs").mkdir(exist_ok=True, mode=0o700)
+    with _lock(home):
+        stack = _read(home) or _new(home)
+        for attempt in range(TRIES):
+            stack = _start_missing(home, stack, report)
+            broken = _wait(home, stack, report)
+            if not broken:
+                return stack
+            if attempt + 1 == TRIES:
+                raise UserError("\n".join(_failure(stack, name) for name in broken))
+            for name in broken:
+                stop(stack.processes[name])
+        raise AssertionError("unreachable")
+
+
+def down(home: Path) -> list[str]:
+    """Stop the processes that `up` started; returns the services that were running. Data stays."""
+    if not home.is_dir():
+        return []
+    with _lock(home):
+        stack = _read(home)
+        if stack is None:
+            return []
+        ended = [name for name, process in reversed(stack.processes.items()) if stop(process)]
+        _write(home, replace(stack, processes={}))
+        shutil.rmtree(stack.temporary, ignore_errors=True)
+        return ended
+
+
+def _start_missing(home: Path, stack: Stack, report: Report) -> Stack:
+    missing = [name for name in SERVICES if name not in stack.processes or not stack.processes[name].alive]
+    if "s3" in missing and "mlflow" not in missing:
+        # MLflow keeps its artifacts in S3, whose port changes.
+        stop(stack.processes["mlflow"])
+        missing.append("mlflow")
+    for name in SERVICES:
+        if name in missing:
+            process, ports = _start(home, stack, name)
+            report(f"{name}: started")
+            processes = {**stack.processes, name: process}
+            stack = replace(stack, ports={**stack.ports, **ports}, processes=processes)
+            _write(home, stack)
+    return stack
+
+
+def _start(home: Path, stack: Stack, name: str) -> tuple[Process, dict[str, int]]:
+    if name == "s3":
+        return servers.start_s3(home, stack.secrets)
+    if name == "mlflow":
+        return servers.start_mlflow(home, _s3_environment(stack))
+    Path(stack.temporary).mkdir(exist_ok=True, mode=0o700)
+    return servers.start_ray(home, Path(stack.temporary), _ray_environment(stack))
+
+
+def _wait(home: Path, stack: Stack, report: Report) -> list[str]:
+    """Wait until every server works; returns those that do not."""
+    checks = {
+        "s3": lambda: servers.s3_works(stack.s3_endpoint),
+        "mlflow": lambda: servers.mlflow_works(stack.mlflow_url),
+        "ray": lambda: servers.ray_works(stack.jobs_address, stack.secrets.ray_token),
+    }
+    deadline = time.monotonic() + START_SECONDS
+    with _in_force(_s3_environment(stack)):
+        while checks and time.monotonic() < deadline:
+            for name in list(checks):
+                if not stack.processes[name].alive:
+                    return [name]
+                if checks[name]():
+                    del checks[name]
+                    report(f"{name}: ready")
+            time.sleep(0.2 if checks else 0)
+    return list(checks)
+
+
+def _failure(stack: Stack, name: str) -> str:
+    log = stack.processes[name].log
+    try:
+        tail = "\n".join(Path(log).read_text(errors="replace").splitlines()[-15:])
+    except OSError as error:
+        tail = str(error)
+    return f"{name} does not start; the end of {log}:\n{tail}"
+
+
+def _s3_environment(stack: Stack) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": stack.secrets.access_key,
+        "AWS_SECRET_ACCESS_KEY": stack.secrets.secret_key,
+        "AWS_ENDPOINT_URL_S3": stack.s3_endpoint,
+        "AWS_ENDPOINT_URL": stack.s3_endpoint,
+        "MLFLOW_S3_ENDPOINT_URL": stack.s3_endpoint,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        # Other stores than AWS do not know boto3's newer checksums.
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
+
+
+def _ray_environment(stack: Stack) -> dict[str, str]:
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": stack.token_path}
+
+
+def _new(home: Path) -> Stack:
+    found = Secrets(
+        access_key=random_secrets.token_hex(10),
+        secret_key=random_secrets.token_hex(20),
+        ray_token=random_secrets.token_hex(32),
+    )
+    # Ray puts sockets there, whose paths may have 107 characters at most; so it is not below the home.
+    temporary = Path(tempfile.mkdtemp(prefix="pl-"))
+    stack = Stack(home=str(home), temporary=str(temporary), secrets=found)
+    write_private(home / "ray-token", found.ray_token)
+    _write(home, stack)
+    return stack
+
+
+def _read(home: Path) -> Stack | None:
+    try:
+        document = json.loads((home / "stack.json").read_text())
+    except FileNotFoundError:
+        return None
+    check_format(document.pop("format"), FORMAT, str(home / "stack.json"))
+    document["secrets"] = Secrets(**document["secrets"])
+    document["processes"] = {name: Process(**process) for name, process in document["processes"].items()}
+    return Stack(**document)
+
+
+def _write(home: Path, stack: Stack) -> None:
+    write_private(home / "stack.json", json.dumps({"format": FORMAT, **asdict(stack)}, indent=2))
+
+
+@contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    with open(home / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _in_force(environment: dict[str, str]) -> Iterator[None]:
+    """The environment of the stack for this block alone."""
+    old = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,93 @@
+"""Model files: fp32 weights as safetensors, and how a new model takes over weights."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from cluster.errors import UserError, check_format
+from cluster.storage.base import Storage, file_digest
+from stages.context import Output
+from stages.models.config import ModelConfig
+from stages.models.position import Mode, resample_position_embeddings
+from stages.models.vit import VisionTransformer
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+
+
+def model_bytes(state: dict[str, Tensor]) -> bytes:
+    """Weights as one safetensors file: equal weights give equal bytes."""
+    return safetensors.torch.save({name: state[name].float().contiguous() for name in sorted(state)})
+
+
+def read_state(storage: Storage, output: Output) -> dict[str, Tensor]:
+    """The weights of a model output. Raises UserError where it is none, too new, or not as its manifest says."""
+    if output.kind != "model":
+        raise UserError(f"{output.prefix} is a {output.kind}, not a model: refer to a pretrain or finetune stage")
+    check_format(output.meta["format"], FORMAT, output.prefix)
+    entry = next(file for file in output.manifest["files"] if file["path"] == WEIGHTS)
+    with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
+        path = Path(folder) / WEIGHTS
+        storage.download(output.key(WEIGHTS), path)
+        found = file_digest(path).sha256
+        if found != entry["sha256"]:
+            raise UserError(f"{output.key(WEIGHTS)} has sha256 {found}, its manifest says {entry['sha256']}: damaged")
+        return safetensors.torch.load_file(path)
+
+
+def load_model(storage: Storage, output: Output) -> VisionTransformer:
+    """The model of an output, in evaluation mode."""
+    state = read_state(storage, output)
+    config = ModelConfig.model_validate(output.meta["model"])
+    model = VisionTransformer(config, output.meta["resolution"], output.meta["num_classes"])
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """What became of every array when a model took over pretrained weights."""
+
+    loaded: tuple[str, ...]
+    resampled: tuple[str, ...]
+    dropped: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.loaded)} arrays loaded; resampled: {', '.join(self.resampled) or 'none'}; "
+            f"dropped: {', '.join(self.dropped) or 'none'}; fresh: {', '.join(self.fresh) or 'none'}"
+        )
+
+
+def adapt(
+    state: dict[str, Tensor], source: ModelConfig, resolution: int, model: VisionTransformer, mode: Mode
+) -> Adaptation:
+    """Put pretrained weights into an initialised `model` of another resolution or number of classes.
+
+    The head, with its hidden layer, is dropped and stays as the model has it; position embeddings are
+    resampled from the grid of `resolution`. Raises UserError naming an array that does not fit.
+    """
+    own = model.state_dict()
+    loaded, resampled, dropped = {}, [], []
+    for name, tensor in state.items():
+        if name.startswith(("head.", "pre_logits.")):
+            dropped.append(name)
+            continue
+        if name == "pos_embed":
+            old = (source.grid(resolution), source.grid(resolution))
+            prefix = 1 if source.pool == "token" else 0
+            tensor = resample_position_embeddings(tensor, old, model.grid, prefix_tokens=prefix, mode=mode)
+            resampled += [name] if old != model.grid else []
+        if name not in own or own[name].shape != tensor.shape:
+            wanted = tuple(own[name].shape) if name in own else "no such array"
+            raise UserError(f"pretrained {name} has shape {tuple(tensor.shape)}; the model has {wanted}")
+        loaded[name] = tensor
+    model.load_state_dict({**own, **loaded})
+    fresh = tuple(name for name in own if name not in loaded)
+    return Adaptation(loaded=tuple(loaded), resampled=tuple(resampled), dropped=tuple(dropped), fresh=fresh)
