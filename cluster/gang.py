@@ -44,12 +44,11 @@ def run_gang(
     cpus: float,
     gpus: float = 0,
     name: str,
-    environment: Mapping[str, str],
 ) -> Any:
     """`function(argument, place)` on each worker; returns rank 0's value.
 
-    `cpus` and `gpus` are reserved per worker; `environment` holds for the worker processes. There are
-    no retries here. Raises UserError where a worker raised one, else GangError.
+    `cpus` and `gpus` are reserved per worker. Workers have the environment of the Ray job that this
+    process belongs to. There are no retries here. Raises UserError where a worker raised one, else GangError.
     """
     if workers == 0:
         return function(argument, Place(rank=0, world_size=1, local_rank=0))
@@ -72,7 +71,6 @@ def run_gang(
                 # Nothing is reported to Ray Train; it keeps its own notes here, on the driver's node.
                 storage_path=folder,
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
-                worker_runtime_env={"env_vars": {**environment, **QUIET}},
             ),
         )
         try:

@@ -23,7 +23,7 @@ def run(workflow: Workflow, settings: Settings, *, created: str | None = None) -
     """Run a workflow in this process, without a Ray cluster; returns its id and its state."""
     storage = settings.storage()
     workflow_id = created or create(storage, workflow)
-    state = drive(storage, workflow_id, mlflow=settings.mlflow, ray=False, environment={})
+    state = drive(storage, workflow_id, mlflow=settings.mlflow, ray=False)
     return workflow_id, state
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -113,7 +113,7 @@ def _live_view(status: WorkflowStatus, progress: _Progress | None) -> Group:
     return Group(head, table)
 
 
-def _live_cells(stage: StageStatus, progress: _Progress | None) -> tuple[object, ...]:
+def _live_cells(stage: StageStatus, progress: _Progress | None) -> tuple[RenderableType, ...]:
     if stage.outcome == "running" and stage.started_ms is not None:
         seconds = time.time() - stage.started_ms / 1000
         if stage.updates and progress is not None and progress.prefix == stage.prefix:

@@ -15,13 +15,12 @@ from datetime import datetime
 from types import FrameType
 
 from cluster.connect import disconnect
-
 from cluster.errors import UserError
 from cluster.storage import NotFound, Storage
 from pipeline.config import Workflow, parse_workflow
 from pipeline.head import LeaseLost
 from pipeline.logs import LogShipper
-from pipeline.runner import Cluster, Runner
+from pipeline.runner import Runner
 from pipeline.settings import Settings
 from pipeline.tracking import MlflowTracker
 
@@ -49,7 +48,7 @@ def read_workflow(storage: Storage, workflow_id: str) -> Workflow:
     return parse_workflow(text, key)
 
 
-def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, environment: dict[str, str]) -> str:
+def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool) -> str:
     """Run a stored workflow to its end; returns its state. SIGTERM and SIGINT stop it after a checkpoint."""
     workflow = read_workflow(storage, workflow_id)
     owner = f"{workflow_id}/{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
@@ -62,7 +61,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, environ
             workflow_id,
             workflow,
             owner=owner,
-            cluster=Cluster(ray=ray, environment=environment),
+            ray=ray,
             tracker=tracker,
             lease_seconds=float(os.environ.get("PATCHLINE_LEASE_SECONDS", LEASE_SECONDS)),
         )
@@ -108,7 +107,6 @@ def main() -> None:
             arguments.workflow_id,
             mlflow=arguments.mlflow,
             ray=True,
-            environment=settings.passed_on(),
         )
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -58,7 +58,7 @@ class HeadDocument(Config):
     attempt: int = 0
     checkpoint: Committed | None = None
     history: tuple[Segment, ...] = ()
-    skipped: tuple[tuple[int, int], ...] = Field((), description="data windows [start, stop) to leave out")
+    skipped: tuple[tuple[int, int], ...] = Field(default=(), description="data windows [start, stop) to leave out")
     record: str | None = None
 
     def changed(self, **fields: object) -> HeadDocument:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -44,16 +44,11 @@ class Tracker(Protocol):
     def stage_ended(self, stage: str, outcome: str, finished: Finished | None, result: Result | None) -> None: ...
 
 
-@dataclass(kw_only=True)
-class Cluster:
-    """How work is spread: over a Ray cluster, or within this process."""
-
-    ray: bool
-    environment: dict[str, str] = field(default_factory=dict)
-
-
 class Runner:
-    """Runs one workflow under its lease. `run` returns the workflow's state: done, failed or stopped."""
+    """Runs one workflow under its lease, over a Ray cluster (`ray`) or within this process.
+
+    `run` returns the workflow's state: done, failed or stopped.
+    """
 
     def __init__(
         self,
@@ -62,13 +57,13 @@ class Runner:
         workflow: Workflow,
         *,
         owner: str,
-        cluster: Cluster,
+        ray: bool,
         tracker: Tracker,
         lease_seconds: float = 15.0,
         on_lost: Callable[[str], None] | None = None,
     ) -> None:
         self.storage, self.id, self.workflow, self.owner = storage, workflow_id, workflow, owner
-        self.cluster, self.tracker, self.lease_seconds = cluster, tracker, lease_seconds
+        self.ray, self.tracker, self.lease_seconds = ray, tracker, lease_seconds
         self.events = EventLog(storage, workflow_id)
         self.finished: dict[str, Finished] = {}
         self.failed: dict[str, str] = {}
@@ -228,7 +223,7 @@ class Runner:
             folder=head.folder,
             attempt=state.attempt,
             seed=self.workflow.seed_of(name),
-            tasks=partial(map_tasks, ray=self.cluster.ray),
+            tasks=partial(map_tasks, ray=self.ray),
             gang=partial(self._gang, head, state),
             expect=lambda total: self._expect(name, total),
         )
@@ -298,11 +293,10 @@ class Runner:
         return run_gang(
             enter,
             assignment,
-            workers=workers if self.cluster.ray else 0,
+            workers=workers if self.ray else 0,
             cpus=cpus,
             gpus=gpus,
             name=f"{self.id}-a{state.attempt}",
-            environment=self.cluster.environment,
         )
 
     def _waiting_for(self, name: str | None) -> Callable[[HeadDocument], bool]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cluster.storage import Storage, open_storage
 
-PASSED_ON = ("AWS_", "MLFLOW_", "PATCHLINE_", "RAY_AUTH_")
+PASSED_ON = ("AWS_", "MLFLOW_", "PATCHLINE_", "RAY_AUTH_", "RAY_TRAIN_")
 """Beginnings of the environment variables that a submitted driver is given."""
 
 

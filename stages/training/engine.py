@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ def import_deepspeed() -> Any:
     """Import deepspeed quietly, in a form that works on a CPU without a compiler."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_mlflow():
         warnings.simplefilter("ignore")
         import deepspeed
         import deepspeed.ops
@@ -48,6 +50,20 @@ def import_deepspeed() -> Any:
     # toolchain that fails; gloo alone is enough. There is no public switch (0.19).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextmanager
+def _without_mlflow() -> Iterator[None]:
+    # DeepSpeed's autotuner, which we do not use, imports mlflow where it finds it: two seconds and 100 MB
+    # in every worker. It also does without.
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
 
 
 def initialize_distributed() -> None:

@@ -12,8 +12,8 @@ def print_of(*overrides: str, stage: str = "pretrain") -> str:
 
 @pytest.mark.parametrize(
     "override",
-    ["workers=4", "zero_stage=0", "micro_batch=16", "save_every=7", "log_every=1", "threads=2", "input.loader_threads=5",
-     "input.cache=/elsewhere", "retries=9", "evaluate_every=3", "cpus_per_worker=2"],
+    ["workers=4", "zero_stage=0", "micro_batch=16", "save_every=7", "log_every=1", "threads=2",
+     "input.loader_threads=5", "input.cache=/elsewhere", "retries=9", "evaluate_every=3", "cpus_per_worker=2"],
 )  # fmt: skip
 def test_placement_is_not_identity(override):
     assert print_of(f"pretrain.{override}") == print_of()
@@ -21,8 +21,8 @@ def test_placement_is_not_identity(override):
 
 @pytest.mark.parametrize(
     "override",
-    ["lr=0.004", "epochs=2", "global_batch=64", "model.depth=5", "model.patch_size=8", "resolution=32", "input.flip=true",
-     "input.window=128", "input.streams=4", "precision=bf16", "seed=3", "label_smoothing=0.1"],
+    ["lr=0.004", "epochs=2", "global_batch=64", "model.depth=5", "model.patch_size=8", "resolution=32",
+     "input.flip=true", "input.window=128", "input.streams=4", "precision=bf16", "seed=3", "label_smoothing=0.1"],
 )  # fmt: skip
 def test_the_recipe_is_identity(override):
     assert print_of(f"pretrain.{override}") != print_of()

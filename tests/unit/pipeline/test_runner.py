@@ -8,7 +8,7 @@ from pipeline import runner as runner_module
 from pipeline.config import Workflow
 from pipeline.head import read_head
 from pipeline.record import listed, read_record
-from pipeline.runner import Cluster, Runner
+from pipeline.runner import Runner
 from pipeline.status import StatusReader
 from tests.unit.pipeline.toys import CALLS, Source, Upper
 
@@ -47,7 +47,7 @@ def workflow(source: dict | None = None, upper: dict | None = None) -> Workflow:
 
 def run(storage, flow: Workflow, name: str = "toy-1", *, ttl: float = 5.0, lost=None) -> str:
     runner = Runner(
-        storage, name, flow, owner=f"test {name}", cluster=Cluster(ray=False), tracker=Silent(),
+        storage, name, flow, owner=f"test {name}", ray=False, tracker=Silent(),
         lease_seconds=ttl, on_lost=lost,
     )  # fmt: skip
     return runner.run()
@@ -75,10 +75,10 @@ def test_stages_run_in_order_and_leave_records(storage):
 def test_a_second_workflow_reuses_everything_across_workflows(storage):
     run(storage, workflow())
     CALLS.clear()
-    keys = [key for key in storage.list("stages/")]
+    keys = list(storage.list("stages/"))
     assert run(storage, workflow(), "toy-2") == "done"
     assert CALLS == []
-    assert [key for key in storage.list("stages/")] == keys
+    assert list(storage.list("stages/")) == keys
     assert {stage.outcome for stage in status(storage, "toy-2").stages.values()} == {"reused"}
 
 
@@ -147,7 +147,7 @@ def test_a_driver_that_was_fenced_out_is_told_and_changes_nothing(storage):
 
     flow = Workflow(name="toy", stages={"first": Source(), "second": Paused(text="first")})
     zombie = Runner(
-        storage, "toy-1", flow, owner="zombie", cluster=Cluster(ray=False), tracker=Silent(),
+        storage, "toy-1", flow, owner="zombie", ray=False, tracker=Silent(),
         lease_seconds=0.3, on_lost=lost.append,
     )  # fmt: skip
     errors = []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from cluster.errors import UserError
-from stages.config import StageConfig, StageFunction, placement, reference
+from stages.config import StageConfig, placement, reference
 from stages.context import Context, Inputs, Result
 
 CALLS: list[str] = []
@@ -22,7 +22,7 @@ class Source(StageConfig):
     width: int = placement(1, "does not matter")
 
     @classmethod
-    def function(cls) -> StageFunction:
+    def function(cls) -> Any:
         return run_source
 
 
@@ -37,7 +37,7 @@ class Upper(StageConfig):
     mistake: str = placement("", "an error that the user can mend")
 
     @classmethod
-    def function(cls) -> StageFunction:
+    def function(cls) -> Any:
         return run_upper
 
 
