@@ -46,22 +46,25 @@ def start(command: Sequence[str], *, environment: Mapping[str, str], log: Path, 
     return Process(pid=process.pid, started=_started(process.pid) or "", log=str(log))
 
 
-def stop(process: Process) -> bool:
-    """End a process group: SIGTERM, then SIGKILL. Returns whether it was running. Never another's process."""
-    if not process.alive:
-        return False
-    members = _group(process.pid)
-    _signal(process.pid, signal.SIGTERM)
+def stop(*processes: Process) -> list[Process]:
+    """End process groups: SIGTERM, then SIGKILL. Returns those that were running. Never another's process."""
+    running = [process for process in processes if process.alive]
+    members = {pid: began for process in running for pid, began in _group(process.pid).items()}
+    for process in running:
+        _signal(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline and any(_started(pid) == began for pid, began in members.items()):
-        _reap(process.pid)
+        for process in running:
+            _reap(process.pid)
+            # What a server starts while it ends belongs to it too.
+            members |= _group(process.pid)
         time.sleep(0.1)
-    members |= _group(process.pid)
     for pid, began in members.items():
         if _started(pid) == began:
             os.kill(pid, signal.SIGKILL)
-    _reap(process.pid)
-    return True
+    for process in running:
+        _reap(process.pid)
+    return running
 
 
 def free_ports(count: int) -> list[int]:

@@ -44,7 +44,7 @@ def start_s3(home: Path, secrets: Secrets) -> tuple[Process, dict[str, int]]:
     data.mkdir(exist_ok=True, mode=0o700)
     command = [
         *(binary, "server", f"-dir={data}", f"-ip={HOST}", f"-ip.bind={HOST}", "-filer", "-s3"),
-        *(f"-s3.config={config}", f"-s3.ip.bind={HOST}", "-s3.iam=false", "-master.telemetry=false"),
+        *(f"-s3.config={config}", f"-s3.ip.bind={HOST}", "-s3.iam=false", "-s3.autoCreateBucket=false"),
         # Volumes grow as they fill; many small ones suit a folder that holds anything from megabytes up.
         *(
             "-master.volumeSizeLimitMB=1024",

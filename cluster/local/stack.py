@@ -99,7 +99,8 @@ def down(home: Path) -> list[str]:
         stack = _read(home)
         if stack is None:
             return []
-        ended = [name for name, process in reversed(stack.processes.items()) if stop(process)]
+        running = stop(*stack.processes.values())
+        ended = [name for name, process in stack.processes.items() if process in running]
         _write(home, replace(stack, processes={}))
         shutil.rmtree(stack.temporary, ignore_errors=True)
         return ended

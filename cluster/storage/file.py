@@ -7,16 +7,18 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
+from typing import BinaryIO
 
 from cluster.errors import UserError
 from cluster.storage.base import Conflict, Digest, NotFound, Stat, file_digest
+from cluster.storage.keys import HIDDEN, check_key, check_prefix
 
-HIDDEN = ".patchline"
-"""Folder of temporary files and locks below the root. Its files are no keys."""
+ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class FileStorage:
@@ -36,19 +38,13 @@ class FileStorage:
         return self.read_tagged(key)[0]
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
-        try:
-            with open(self._path(key), "rb") as file:
-                return file.read(), _tag(os.fstat(file.fileno()))
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise NotFound(key) from None
+        with self._opened(key) as file:
+            return file.read(), _tag(os.fstat(file.fileno()))
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        try:
-            with open(self._path(key), "rb") as file:
-                file.seek(start)
-                data = file.read(length)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise NotFound(key) from None
+        with self._opened(key) as file:
+            file.seek(start)
+            data = file.read(length)
         if len(data) != length:
             raise ValueError(f"{key}: asked for {length} bytes from {start}, found {len(data)}")
         return data
@@ -56,91 +52,91 @@ class FileStorage:
     def stat(self, key: str) -> Stat | None:
         try:
             found = self._path(key).stat()
-        except (FileNotFoundError, NotADirectoryError):
+        except ABSENT:
             return None
         return Stat(bytes=found.st_size, tag=_tag(found)) if S_ISREG(found.st_mode) else None
 
     def write(self, key: str, data: bytes) -> str:
-        with self._temporary(data) as temporary:
-            tag = _tag(temporary.stat())
-            os.replace(temporary, self._made(key))
-        return tag
+        with self._temporary(data) as temporary, self._lock(key):
+            return self._publish(temporary, key)
 
     def write_if_absent(self, key: str, data: bytes) -> str:
         with self._temporary(data) as temporary:
+            tag, path = _tag(temporary.stat()), self._made(key)
             try:
                 # A link appears whole or not at all, and never replaces a file.
-                os.link(temporary, self._made(key))
+                os.link(temporary, path)
             except FileExistsError:
-                body, tag = self.read_tagged(key)
-                if body != data:
-                    raise Conflict(f"{key} exists") from None
-                return tag
-            return _tag(temporary.stat())
+                return self._own(key, data)
+            _sync_folder(path.parent)
+            return tag
 
     def compare_and_swap(self, key: str, data: bytes, tag: str) -> str:
-        with self._lock(key):
-            try:
-                body, found = self.read_tagged(key)
-            except NotFound:
-                raise Conflict(f"{key} does not exist") from None
-            if found == tag:
-                return self.write(key, data)
-            if body != data:
-                raise Conflict(f"{key} has changed")
-            return found
+        with self._temporary(data) as temporary, self._lock(key):
+            found = self.stat(key)
+            if found is None or found.tag != tag:
+                return self._own(key, data)
+            return self._publish(temporary, key)
 
     def upload(self, key: str, path: Path) -> Digest:
-        temporary = self._hidden("tmp") / secrets.token_hex(16)
-        try:
+        with self._temporary() as temporary:
             shutil.copyfile(path, temporary)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            _finish(temporary)
             digest = file_digest(temporary)
             if digest.bytes != path.stat().st_size:
                 raise OSError(f"{path} changed while it was stored as {key}")
-            os.replace(temporary, self._made(key))
-        finally:
-            temporary.unlink(missing_ok=True)
+            with self._lock(key):
+                self._publish(temporary, key)
         return digest
 
     def download(self, key: str, path: Path) -> None:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
-            shutil.copyfile(self._path(key), temporary)
+            with self._opened(key) as source, open(temporary, "wb") as target:
+                shutil.copyfileobj(source, target, 2**20)
             os.replace(temporary, path)
-        except FileNotFoundError:
-            if not self._path(key).exists():
-                raise NotFound(key) from None
-            raise
         finally:
             temporary.unlink(missing_ok=True)
 
     def list(self, prefix: str) -> Iterator[str]:
-        folder = self._root / prefix.rpartition("/")[0]
-        found = []
-        for place, folders, files in os.walk(folder):
-            if Path(place) == self._root:
-                folders[:] = [name for name in folders if name != HIDDEN]
-            keys = (str((Path(place) / name).relative_to(self._root)) for name in files)
-            found += [key for key in keys if key.startswith(prefix)]
-        return iter(sorted(found))
+        folder = check_prefix(prefix).rpartition("/")[0]
+        return iter(sorted(key for key in self._keys(folder) if key.startswith(prefix)))
 
     def list_folders(self, prefix: str) -> list[str]:
+        folder = self._root / check_prefix(prefix)
         try:
-            names = sorted(entry.name for entry in os.scandir(self._root / prefix) if entry.is_dir())
-        except (FileNotFoundError, NotADirectoryError):
+            names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        except ABSENT:
             return []
-        return [n for n in names if n != HIDDEN and next(self.list(f"{prefix}{n}/"), None) is not None]
+        return [name for name in names if (prefix or name != HIDDEN) and any(self._keys(f"{prefix}{name}"))]
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        try:
+            with self._lock(key):
+                self._path(key).unlink()
+        except ABSENT:
+            return
+
+    def _keys(self, folder: str) -> Iterator[str]:
+        """All keys below a folder, in no order, as they are found."""
+        for place, folders, files in os.walk(self._root / folder):
+            below = Path(place).relative_to(self._root)
+            if below == Path():
+                folders[:] = [name for name in folders if name != HIDDEN]
+            yield from ((below / name).as_posix() for name in files)
+
+    def _own(self, key: str, data: bytes) -> str:
+        """The tag, if the body there is the one that the caller wanted to write; else Conflict."""
+        try:
+            body, tag = self.read_tagged(key)
+        except NotFound:
+            raise Conflict(f"{key} does not exist") from None
+        if body != data:
+            raise Conflict(f"{key} has another body")
+        return tag
 
     def _path(self, key: str) -> Path:
-        parts = key.split("/")
-        if not key or key.startswith("/") or any(part in ("", ".", "..") for part in parts) or parts[0] == HIDDEN:
-            raise ValueError(f"{key!r} is no storage key")
-        return self._root.joinpath(*parts)
+        return self._root.joinpath(check_key(key))
 
     def _made(self, key: str) -> Path:
         path = self._path(key)
@@ -153,25 +149,58 @@ class FileStorage:
         return folder
 
     @contextmanager
-    def _temporary(self, data: bytes) -> Iterator[Path]:
-        """A file with this body that is on disk before it gets its name."""
+    def _opened(self, key: str) -> Iterator[BinaryIO]:
+        try:
+            file = open(self._path(key), "rb")
+        except ABSENT:
+            raise NotFound(key) from None
+        with file:
+            yield file
+
+    @contextmanager
+    def _temporary(self, data: bytes = b"") -> Iterator[Path]:
+        """A file with this body, on disk before it gets its name."""
         path = self._hidden("tmp") / secrets.token_hex(16)
         try:
-            with open(path, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            path.write_bytes(data)
+            _finish(path)
             yield path
         finally:
             path.unlink(missing_ok=True)
 
+    def _publish(self, temporary: Path, key: str) -> str:
+        tag, path = _tag(temporary.stat()), self._made(key)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+        return tag
+
     @contextmanager
     def _lock(self, key: str) -> Iterator[None]:
+        """Keeps every other writer that replaces or removes the key out, in this process and in others."""
         # One of 64 lock files, so that their number stays small however many keys there are.
         number = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 64
         with open(self._hidden("locks") / str(number), "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _finish(path: Path) -> None:
+    """Bring a temporary file to disk, with a time of change of its own."""
+    with open(path, "rb+") as file:
+        # The kernel's time moves in steps of milliseconds. Within one step a later file can have the
+        # inode and the size of an earlier one, and would have its tag.
+        now = time.time_ns()
+        os.utime(file.fileno(), ns=(now, now))
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name to disk, before anything that refers to it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _tag(found: os.stat_result) -> str:

@@ -94,7 +94,7 @@ def train(job: Job, rank: Rank) -> dict[str, Any]:
     loader = _loader(job, rank, start.cursor)
     try:
         stopped = _updates(job, rank, start, engine, iter(loader), checkpoints, metrics, loader)
-        return {"stopped": True} if stopped else _finish(job, rank, engine, metrics)
+        return {"stopped": True} if stopped else _finish(job, rank, engine)
     finally:
         loader.close()
         if metrics is not None:
@@ -133,9 +133,11 @@ def _updates(
     return False
 
 
-def _finish(job: Job, rank: Rank, engine: Engine, metrics: MetricWriter | None) -> dict[str, Any]:
+def _finish(job: Job, rank: Rank, engine: Engine) -> dict[str, Any]:
     """Evaluate, and export the weights as one file. Every rank takes part."""
-    figures = _evaluate(job, rank, engine, metrics, tuple(job.evaluation), job.updates)
+    # Not logged as points of this attempt: an attempt that was killed after its last checkpoint may have
+    # come this far before. The record has these figures, once.
+    figures = _evaluate(job, rank, engine, None, tuple(job.evaluation), job.updates)
     state = {name: next(value for key, value in engine.read(name) if key == "weight") for name in engine.names}
     return {"file": _export(rank, state) if rank.rank == 0 else None, "metrics": figures, "stopped": False}
 

@@ -1,0 +1,65 @@
+"""Real servers for the tests: started when a test first needs them, stopped by their process ids."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import local
+from cluster.local.stack import Stack
+from cluster.storage import Storage, open_storage
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """A whole local stack of the tests' own: Ray, SeaweedFS, MLflow."""
+    home = Path(tempfile.mkdtemp(prefix="patchline-test-"))
+    try:
+        yield local.up(home)
+    finally:
+        local.down(home)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def stack_environment(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Stack:
+    """The stack, with its environment in force for this test."""
+    for name, value in stack.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATCHLINE_HOME", stack.home)
+    return stack
+
+
+@pytest.fixture
+def s3_root(stack_environment: Stack) -> str:
+    """An empty prefix of the stack's bucket."""
+    return f"{stack_environment.root}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["file", "s3"])
+def any_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """Every implementation in turn, empty."""
+    if request.param == "file":
+        return open_storage(f"file://{tmp_path}/root")
+    return open_storage(request.getfixturevalue("s3_root"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_environment() -> Iterator[None]:
+    """No test reads or writes the user's own stack, results or credentials."""
+    saved = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "MLFLOW_", "PATCHLINE_", "RAY_")):
+            del os.environ[name]
+    os.environ["PATCHLINE_HOME"] = tempfile.mkdtemp(prefix="patchline-home-")
+    os.environ["RAY_AUTH_MODE"] = "token"
+    yield
+    shutil.rmtree(os.environ["PATCHLINE_HOME"], ignore_errors=True)
+    os.environ.clear()
+    os.environ.update(saved)

@@ -1,0 +1,151 @@
+"""A small workflow on the real digits, and how tests watch it, kill it and read what it left."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.storage import Storage
+from pipeline.config import Workflow, parse_workflow
+from pipeline.head import HeadDocument, read_head
+from pipeline.record import Record, read_record
+from pipeline.status import StageStatus, StatusReader
+from stages.metrics import MetricReader
+
+UPDATES = 60
+SAVE_EVERY = 10
+
+TEXT = f"""
+name: small
+seed: 3
+stages:
+  ingest: {{source: {{kind: digits}}, samples_per_shard: 400, held_out_classes: 3}}
+  pretrain:
+    data: ingest
+    model: {{width: 32, depth: 2, num_heads: 2, mlp_dim: 64, patch_size: 4, dropout: 0.1}}
+    resolution: 16
+    updates: {UPDATES}
+    global_batch: 64
+    lr: 0.002
+    warmup_updates: 5
+    input: {{streams: 3, window: 256, crop_area: [0.5, 1.0], flip: false, loader_threads: 1}}
+    workers: 2
+    zero_stage: 2
+    save_every: {SAVE_EVERY}
+    log_every: 1
+    evaluate_every: 25
+    retries: 0
+"""
+
+REST = """
+  finetune:
+    data: ingest
+    from: pretrain
+    resolution: 24
+    updates: 12
+    global_batch: 64
+    lr: 0.05
+    input: {crop_area: [0.6, 1.0], flip: false, loader_threads: 1}
+    workers: 2
+    log_every: 1
+  fewshot: {data: ingest, from: pretrain, shots: [1, 5], draws: 5}
+"""
+
+
+def small_workflow(*overrides: str, whole: bool = False) -> Workflow:
+    """Ingestion and pretraining, or all four stages."""
+    return parse_workflow(TEXT + (REST if whole else ""), "small.yaml", overrides)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"no {what} within {seconds} s")
+
+
+def stage(storage: Storage, workflow_id: str, name: str) -> StageStatus:
+    reader = StatusReader(storage, workflow_id, ["ingest", "pretrain"])
+    reader.update()
+    return reader.status.stages[name]
+
+
+def state(storage: Storage, workflow_id: str) -> str:
+    reader = StatusReader(storage, workflow_id, [])
+    reader.update()
+    return reader.status.state
+
+
+def head(storage: Storage, folder: str) -> HeadDocument:
+    found = read_head(storage, folder)
+    assert found is not None
+    return found[0]
+
+
+def record(storage: Storage, workflow_id: str, name: str) -> Record:
+    """The record of a finished stage."""
+    folder = stage(storage, workflow_id, name).folder
+    assert folder is not None
+    key = head(storage, folder).record
+    assert key is not None
+    return read_record(storage, key)
+
+
+def model_sha256(storage: Storage, workflow_id: str, name: str = "pretrain") -> str:
+    """sha256 of the final weights."""
+    import json
+
+    manifest = json.loads(storage.read(f"{record(storage, workflow_id, name).output_prefix}/MANIFEST.json"))
+    return next(file["sha256"] for file in manifest["files"] if file["path"] == "model.safetensors")
+
+
+def steps_logged(storage: Storage, folder: str, attempt: int) -> list[int]:
+    """The updates whose loss an attempt has stored."""
+    points = MetricReader(storage, f"{folder}/attempts/{attempt}").new_points()
+    return [point.step for point in points if point.name == "train/loss"]
+
+
+def past_checkpoint(storage: Storage, workflow_id: str, update: int) -> str | None:
+    """The pretraining's folder, once it has committed `update` or more and gone on from there."""
+    status = stage(storage, workflow_id, "pretrain")
+    found = read_head(storage, status.folder) if status.folder else None
+    if found is None or found[0].checkpoint is None or found[0].checkpoint.update < update:
+        return None
+    steps = steps_logged(storage, str(status.folder), found[0].attempt)
+    return status.folder if steps and steps[-1] > found[0].checkpoint.update else None
+
+
+def processes(*words: str) -> list[int]:
+    """Ids of the processes whose command line has all these words."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if all(word in command for word in words):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def descendants(root: int) -> set[int]:
+    """Ids of all processes below one."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    below = {root}
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    return below - {root}

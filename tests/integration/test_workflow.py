@@ -1,0 +1,269 @@
+"""The whole main job through a real Ray cluster, S3 server and MLflow server, killed and resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.local.stack import Stack
+from pipeline import api
+from pipeline.settings import Settings, resolve
+from tests.integration.flows import (
+    SAVE_EVERY,
+    UPDATES,
+    descendants,
+    head,
+    model_sha256,
+    past_checkpoint,
+    processes,
+    record,
+    small_workflow,
+    stage,
+    state,
+    steps_logged,
+    wait_for,
+)
+
+pytestmark = pytest.mark.cluster
+LEASE_SECONDS = 3.0
+
+
+@pytest.fixture
+def settings(stack_environment: Stack, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The tests' stack with an empty root."""
+    monkeypatch.setenv("PATCHLINE_LEASE_SECONDS", str(LEASE_SECONDS))
+    return resolve(root=s3_root)
+
+
+@pytest.fixture(scope="session")
+def reference(stack: Stack) -> tuple[Settings, str]:
+    """All four stages, undisturbed: (settings, workflow id)."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stack.environment().items():
+            patch.setenv(name, value)
+        patch.setenv("PATCHLINE_HOME", stack.home)
+        settings = resolve(root=f"{stack.root}/reference")
+        workflow_id = api.submit(small_workflow(whole=True), settings)
+        ended(settings, workflow_id, "done")
+    return settings, workflow_id
+
+
+def ended(settings: Settings, workflow_id: str, expected: str, ends: int = 1, seconds: float = 240) -> None:
+    """Wait until a workflow has ended `ends` times, and check how the last time was."""
+    from pipeline.record import EventLog
+
+    storage, log, found = settings.storage(), [], []
+    reader = EventLog(storage, workflow_id)
+
+    def over() -> bool:
+        log.extend(reader.new_events())
+        found[:] = [event.data["state"] for event in log if event.type == "workflow_ended"]
+        return len(found) >= ends
+
+    wait_for(over, seconds, f"end of {workflow_id}; events: {[event.type for event in log]}")
+    assert found[-1] == expected, [(event.type, event.stage, event.data) for event in log]
+
+
+def tracked(settings: Settings, workflow_id: str) -> dict[str, object]:
+    """MLflow's runs of a workflow by their key."""
+    import mlflow
+
+    client = mlflow.MlflowClient(settings.mlflow)
+    experiment = client.get_experiment_by_name("patchline")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`patchline.workflow` = '{workflow_id}'")
+    return {run.data.tags["patchline.key"].removeprefix(f"{workflow_id}:"): run for run in runs}
+
+
+def curve(settings: Settings, run: object, name: str) -> list[tuple[int, float]]:
+    """A metric's whole history in MLflow, by update."""
+    import mlflow
+
+    history = mlflow.MlflowClient(settings.mlflow).get_metric_history(run.info.run_id, name)
+    return sorted((point.step, point.value) for point in history)
+
+
+def in_mlflow(settings: Settings, workflow_id: str, key: str) -> object:
+    """A run that has ended in MLflow, which the driver feeds until its very end."""
+
+    def found() -> object | None:
+        run = tracked(settings, workflow_id).get(key)
+        return run if run is not None and run.info.status != "RUNNING" else None
+
+    return wait_for(found, 60, f"ended run {key} in MLflow")
+
+
+def test_every_stage_is_done_and_recorded(reference):
+    settings, workflow_id = reference
+    storage = settings.storage()
+    assert record(storage, workflow_id, "ingest").metrics["images"] == 1797
+    assert record(storage, workflow_id, "pretrain").metrics["test/accuracy"] > 0.3
+    assert record(storage, workflow_id, "finetune").metrics["updates"] == 12
+    rows = record(storage, workflow_id, "fewshot").tables["fewshot"]
+    assert {(row["class_set"], row["features"], row["shots"]) for row in rows} == {
+        (classes, features, shots)
+        for classes in ("all", "seen", "held_out")
+        for features in ("features", "untrained", "pixels")
+        for shots in (1, 5)
+    }
+    assert all(0 < row["accuracy"] < 1 and row["draws"] == 5 for row in rows)
+
+
+def test_mlflow_shows_workflow_stages_and_attempts(reference):
+    settings, workflow_id = reference
+    in_mlflow(settings, workflow_id, "workflow")
+    runs = tracked(settings, workflow_id)
+    stages = ("ingest", "pretrain", "finetune", "fewshot")
+    assert set(runs) == {"workflow", *stages, *(f"{name}/1" for name in stages)}
+    for name in stages:
+        assert runs[name].data.tags["mlflow.parentRunId"] == runs["workflow"].info.run_id
+        assert runs[f"{name}/1"].data.tags["mlflow.parentRunId"] == runs[name].info.run_id
+        assert runs[name].info.status == runs[f"{name}/1"].info.status == "FINISHED"
+    pretrain = runs["pretrain"]
+    assert pretrain.data.params["lr"] == "0.002"
+    assert pretrain.data.params["model.depth"] == "2"
+    assert pretrain.inputs.dataset_inputs[0].dataset.name == "digits"
+    assert pretrain.data.tags["patchline.checkpoint"].startswith(f"{settings.root}/stages/pretrain/")
+    for name in ("train/loss", "train/lr", "train/gradient_norm", "train/images_per_s", "train/accuracy"):
+        for key in ("pretrain", "pretrain/1"):
+            assert [step for step, _ in curve(settings, runs[key], name)] == list(range(1, UPDATES + 1))
+    assert [step for step, _ in curve(settings, pretrain, "validation/accuracy")] == [25, 50, UPDATES]
+    assert runs["fewshot"].data.metrics["features/all/5_shot"] > 0
+
+
+def test_a_second_run_does_nothing(reference, stack_environment):
+    settings, first = reference
+    storage = settings.storage()
+    before = {key: storage.stat(key) for key in storage.list("stages/")}
+    workflow_id = api.submit(small_workflow(whole=True), settings)
+    ended(settings, workflow_id, "done", seconds=60)
+    for name in ("ingest", "pretrain", "finetune", "fewshot"):
+        assert stage(storage, workflow_id, name).outcome == "reused"
+    assert {key: storage.stat(key) for key in storage.list("stages/")} == before
+    assert model_sha256(storage, workflow_id) == model_sha256(storage, first)
+
+
+def test_another_resolution_runs_the_fine_tuning_alone(reference, stack_environment):
+    settings, _ = reference
+    workflow = small_workflow("finetune.resolution=32", "finetune.updates=3", whole=True)
+    from pipeline.plan import plan
+
+    assert [item.action for item in plan(settings.storage(), workflow)] == ["reuse", "reuse", "run", "reuse"]
+    workflow_id = api.submit(workflow, settings)
+    ended(settings, workflow_id, "done")
+    outcomes = {n: stage(settings.storage(), workflow_id, n).outcome for n in ("ingest", "pretrain", "fewshot")}
+    assert set(outcomes.values()) == {"reused"}
+    assert stage(settings.storage(), workflow_id, "finetune").outcome == "done"
+
+
+@pytest.mark.parametrize("victim", ["worker", "driver"])
+def test_killed_and_resumed_gives_the_same_bits(settings, stack, reference, victim):
+    storage = settings.storage()
+    workflow_id = api.submit(small_workflow(), settings)
+    folder = wait_for(lambda: past_checkpoint(storage, workflow_id, 2 * SAVE_EVERY), 120, "second checkpoint")
+    kill(stack, workflow_id, victim)
+    if victim == "worker":
+        ended(settings, workflow_id, "failed")
+        assert "died" in stage(storage, workflow_id, "pretrain").message
+    else:
+        wait_for(lambda: not processes("pipeline.driver", workflow_id), 20, "end of the driver")
+    committed = head(storage, folder).checkpoint
+    assert committed is not None
+    reached = steps_logged(storage, folder, 1)[-1]
+    assert reached < UPDATES
+
+    api.resume(workflow_id, settings)
+    ended(settings, workflow_id, "done", ends=2 if victim == "worker" else 1)
+
+    first, undisturbed = reference
+    assert model_sha256(storage, workflow_id) == model_sha256(first.storage(), undisturbed)
+    again = steps_logged(storage, folder, 2)
+    assert again == list(range(committed.update + 1, UPDATES + 1))
+    # One upload at a time is outstanding: what is repeated is the interval since the last checkpoint, and
+    # what was trained while it was being stored.
+    assert reached - committed.update <= 2 * SAVE_EVERY
+    run = in_mlflow(settings, workflow_id, "pretrain")
+    expected = in_mlflow(first, undisturbed, "pretrain")
+    for name in ("train/loss", "train/accuracy", "train/gradient_norm", "train/lr", "validation/loss"):
+        assert curve(settings, run, name) == curve(first, expected, name)
+
+
+def kill(stack: Stack, workflow_id: str, victim: str) -> None:
+    """SIGKILL one training worker, or the driver, of the tests' own cluster."""
+    if victim == "driver":
+        # Ray starts the driver through a shell, whose command line has the same words.
+        pids = [pid for pid in processes("-m pipeline.driver", workflow_id) if not processes_of_shell(pid)]
+    else:
+        own = descendants(stack.processes["ray"].pid)
+        pids = [pid for pid in processes("ray::", "TrainWorker") if pid in own]
+    assert pids, f"no {victim} to kill"
+    os.kill(pids[-1], signal.SIGKILL)
+
+
+def processes_of_shell(pid: int) -> bool:
+    return Path(f"/proc/{pid}/exe").resolve().name in ("sh", "bash", "dash")
+
+
+def test_cancel_saves_at_the_next_update_and_resume_goes_on(settings, reference):
+    storage = settings.storage()
+    workflow_id = api.submit(small_workflow("pretrain.save_every=1000"), settings)
+
+    def training() -> bool:
+        status = stage(storage, workflow_id, "pretrain")
+        return bool(status.folder and status.attempt and steps_logged(storage, status.folder, 1))
+
+    wait_for(training, 120, "first update")
+    api.cancel(workflow_id, settings)
+    ended(settings, workflow_id, "stopped")
+    folder = stage(storage, workflow_id, "pretrain").folder
+    saved = head(storage, folder).checkpoint
+    assert saved is not None
+    assert 0 < saved.update < UPDATES
+    assert steps_logged(storage, folder, 1)[-1] == saved.update
+    api.resume(workflow_id, settings)
+    ended(settings, workflow_id, "done", ends=2)
+    first, undisturbed = reference
+    assert model_sha256(storage, workflow_id) == model_sha256(first.storage(), undisturbed)
+
+
+def test_a_zombie_driver_makes_nothing_visible(tmp_path):
+    """A driver is paused for longer than its lease, another one finishes the work, and the first wakes up."""
+    environment = {**os.environ, "PATCHLINE_LEASE_SECONDS": "2", "PATCHLINE_HOME": str(tmp_path / "home")}
+    root = f"file://{tmp_path}/root"
+    path = tmp_path / "small.yaml"
+    path.write_text(small_workflow("pretrain.zero_stage=1").to_yaml())
+    command = [sys.executable, "-m", "pipeline.cli"]
+    zombie = subprocess.Popen(
+        [*command, "run", str(path), "--root", root], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    storage = Settings(root=root, mlflow="").storage()
+    workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 60, "workflow")[0]
+    folder = wait_for(lambda: past_checkpoint(storage, workflow_id, SAVE_EVERY), 120, "first checkpoint")
+    zombie.send_signal(signal.SIGSTOP)
+    resumed = subprocess.run(
+        [*command, "resume", workflow_id, "--foreground", "--root", root],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert state(storage, workflow_id) == "done"
+    heads = (f"{folder}/HEAD.json", f"workflows/{workflow_id}/HEAD.json")
+    before = [storage.read(key) for key in heads]
+    sha256 = model_sha256(storage, workflow_id)
+
+    zombie.send_signal(signal.SIGCONT)
+    output = zombie.communicate(timeout=60)[0].decode()
+    assert zombie.returncode == 70, output
+    assert "another driver took over" in output
+    time.sleep(1)
+    assert [storage.read(key) for key in heads] == before
+    assert head(storage, folder).attempt == 2
+    assert model_sha256(storage, workflow_id) == sha256
