@@ -11,6 +11,11 @@ from cluster.errors import UserError
 T = TypeVar("T")
 
 
+def check(address: str) -> None:
+    """Ask whether a job server answers at `address` and takes us. Raises UserError."""
+    _ask(address, lambda client: client.get_version())
+
+
 def submit(
     address: str,
     command: str,

@@ -30,7 +30,7 @@ def run(workflow: Workflow, settings: Settings, *, created: str | None = None) -
 def submit(workflow: Workflow, settings: Settings) -> str:
     """Send a workflow to a Ray cluster as a job; returns its id. Raises UserError where no cluster answers."""
     storage = settings.storage()
-    _jobs_address(settings)
+    jobs.check(_jobs_address(settings))
     workflow_id = create(storage, workflow)
     mark(storage, workflow_id, "submitted")
     _submit_driver(storage, workflow_id, settings)
@@ -48,7 +48,7 @@ def resume(workflow_id: str | None, settings: Settings, *, foreground: bool = Fa
     storage.delete(f"workflows/{workflow_id}/CANCEL")
     if foreground:
         return run(workflow, settings, created=workflow_id)
-    _jobs_address(settings)
+    jobs.check(_jobs_address(settings))
     _submit_driver(storage, workflow_id, settings)
     return workflow_id, "submitted"
 

@@ -105,10 +105,11 @@ def demo(override: Overrides = None) -> None:
     code = _follow(workflow_id, settings)
     _print_addresses(stack)
     if code == 0:
-        console.print("\nnext:")
-        console.print("  patchline ui                                        where to look at the curves")
-        console.print("  patchline submit digits -o seed=1 && patchline cancel && patchline resume")
-        console.print("  patchline submit folder -o ingest.source.path=FOLDER  your own images, a folder per class")
+        console.print("\nthree things to try next")
+        _print_command(f"open {stack.mlflow_url}", "curves and tables of every stage")
+        _print_command("patchline submit digits -o seed=1; sleep 45; patchline cancel; patchline resume --follow", "")
+        _print_command("", "stop in the middle of the training, go on, and lose nothing")
+        _print_command("patchline submit folder -o ingest.source.path=FOLDER --follow", "your own images")
     raise typer.Exit(code)
 
 
@@ -328,6 +329,11 @@ def _print_addresses(stack: Any) -> None:
     console.print(f"  MLflow  {stack.mlflow_url}")
     console.print(f"  Ray     {stack.jobs_address}")
     console.print(f"  S3      {stack.s3_endpoint}  root {stack.root}")
+
+
+def _print_command(command: str, meaning: str) -> None:
+    separator = "   # " if command and meaning else "  # " if meaning else ""
+    console.print(f"  {command}{separator}{meaning}", soft_wrap=True, markup=False)
 
 
 def _print_json(document: Any) -> None:

@@ -134,7 +134,8 @@ def _live_cells(stage: StageStatus, progress: _Progress | None) -> tuple[Rendera
 def _print_event(console: Console, event: Event) -> None:
     line = describe(event)
     if line:
-        console.print(f"{time.strftime('%H:%M:%S', time.localtime(event.time_ms / 1000))}  {line}", highlight=False)
+        moment = time.strftime("%H:%M:%S", time.localtime(event.time_ms / 1000))
+        console.print(f"{moment}  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def describe(event: Event) -> str:
@@ -176,7 +177,9 @@ def headline(metrics: dict[str, float]) -> str:
             value = metrics[name]
             text = f"{value:.1%}" if name.endswith("accuracy") else f"{value:,.0f}"
             shown.append(f"{name.replace('/', ' ')} {text}")
-    shown += [f"{name} {value:.1%}" for name, value in metrics.items() if name.startswith("features/all/")]
+    for name, value in metrics.items():
+        if name.startswith("features/all/"):
+            shown.append(f"{name.rsplit('/', 1)[1].replace('_', '-')} {value:.1%}")
     return "  ".join(shown)
 
 
@@ -207,7 +210,7 @@ def status_table(status: WorkflowStatus) -> Table:
 def plan_table(name: str, stages: Iterable[PlannedStage]) -> Table:
     """What would run, and why."""
     table = Table(title=f"plan of {name}", title_justify="left", title_style="bold")
-    for column in ("stage", "action", "why", "work", "folder"):
+    for column in ("stage", "action", "why", "work"):
         table.add_column(column, overflow="fold")
     styles = {"reuse": "green", "resume": "yellow", "run": "cyan"}
     for stage in stages:
@@ -219,22 +222,24 @@ def plan_table(name: str, stages: Iterable[PlannedStage]) -> Table:
             else ""
         )
         action = Text(stage.action, style=styles[stage.action])
-        table.add_row(stage.name, action, "\n".join(stage.why), size, stage.folder)
+        table.add_row(stage.name, action, "\n".join(stage.why), size)
     return table
 
 
 def fewshot_table(rows: list[dict[str, object]]) -> Table:
     """Accuracy by number of shots: one line per class set and kind of features."""
     shots = sorted({int(str(row["shots"])) for row in rows})
-    table = Table(title="few-shot accuracy, mean ± standard error", title_justify="left", title_style="bold")
+    title = "few-shot test accuracy in %: mean ± standard error over draws"
+    table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("classes")
     table.add_column("features")
     for count in shots:
         table.add_column(f"{count} shot" + ("s" if count > 1 else ""), justify="right")
     lines: dict[tuple[str, str], dict[int, str]] = {}
     for row in rows:
-        cell = f"{float(str(row['accuracy'])):.1%} ± {float(str(row['standard_error'])):.1%}"
+        cell = f"{100 * float(str(row['accuracy'])):.1f} ± {100 * float(str(row['standard_error'])):.1f}"
         lines.setdefault((str(row["class_set"]), str(row["features"])), {})[int(str(row["shots"]))] = cell
     for (classes, features), cells in lines.items():
-        table.add_row(classes.replace("_", " "), features, *(cells.get(count, "") for count in shots))
+        shown = {"features": "pretrained", "pixels": "raw pixels"}.get(features, features)
+        table.add_row(classes.replace("_", " "), shown, *(cells.get(count, "") for count in shots))
     return table

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.models.config import ModelConfig
-from stages.models.flops import forward_macs, parameter_count
-
 from cluster.errors import UserError
 from cluster.storage import Storage
 from pipeline.config import Workflow
@@ -18,6 +15,8 @@ from pipeline.reuse import Finished, identify, reusable
 from stages.config import StageConfig
 from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
+from stages.models.config import ModelConfig
+from stages.models.flops import forward_macs, parameter_count
 from stages.pretrain.config import PretrainConfig
 
 NEIGHBOURS = 50
@@ -57,6 +56,7 @@ def plan(storage: Storage, workflow: Workflow) -> list[PlannedStage]:
             action, why = "reuse", [f"done in {found.record.seconds:.0f} s by attempt {found.record.attempt}"]
         else:
             action, why = _explain(storage, config, document, folder, waiting)
+            why = [_in_words(line, targets) for line in why]
         planned[name] = PlannedStage(
             name=name, kind=config.kind, action=action, why=why, folder=folder, work=_work(workflow, config, done)
         )
@@ -78,7 +78,15 @@ def _explain(
     nearest = _nearest(storage, config.kind, document)
     if nearest is None:
         return "run", [f"no {config.kind} has been done yet"]
-    return "run", [f"nearest done {config.kind} differs: {line}" for line in nearest[:3]]
+    return "run", [f"nearest {config.kind} that is done: {line}" for line in nearest[:3]]
+
+
+def _in_words(line: str, targets: dict[str, str]) -> str:
+    """An input's fingerprint says nothing to a reader; the stage that it comes from does."""
+    for name, target in targets.items():
+        if f": inputs.{name}: " in line:
+            return f"its {name}, from {target}, is another one"
+    return line
 
 
 def _nearest(storage: Storage, kind: str, document: dict[str, Any]) -> list[str] | None:

@@ -30,6 +30,8 @@ from stages.context import Result
 from stages.metrics import MetricReader, Point
 
 EXPERIMENT = "patchline"
+HEADLINES = ("images", "test/accuracy", "features/")
+"""Beginnings of the figures that a workflow's own run carries."""
 POLL_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0
 """How long the end of a workflow waits for a server that does not answer."""
@@ -43,6 +45,7 @@ class MlflowTracker:
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._runs: dict[str, str] = {}
         self._curves: dict[str, _Curves] = {}
+        self._notes: list[str] = []
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._giving_up = threading.Event()
         self._client: Any = None
@@ -108,8 +111,7 @@ class MlflowTracker:
         experiment = _experiment(self._client, EXPERIMENT)
         self._experiment = experiment
         run = self._ensure_run("workflow", None, self._workflow.name)
-        if self._workflow.description:
-            self._client.set_tag(run, "mlflow.note.content", self._workflow.description)
+        self._client.set_tag(run, "mlflow.note.content", self._workflow.description)
         self._client.log_text(run, self._workflow.to_yaml(), "workflow.yaml")
 
     def _start_stage(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
@@ -161,9 +163,23 @@ class MlflowTracker:
         if result is not None:
             for name, image in result.figures.items():
                 self._log_bytes(run, name, image)
-        parent = self._runs["workflow"]
-        self._log_points(
-            parent, [Point(name=f"{stage}/{p.name}", value=p.value, step=0, time_ms=p.time_ms) for p in points]
+        self._log_headlines(stage, finished)
+
+    def _log_headlines(self, stage: str, finished: Finished) -> None:
+        """What the list of workflows shows: which is best, and what did it cost."""
+        record = finished.record
+        chosen = {name: value for name, value in record.metrics.items() if name.startswith(HEADLINES)}
+        values = {**chosen, "seconds": record.seconds}
+        points = [
+            Point(name=f"{stage}/{name}", value=value, step=0, time_ms=record.ended_ms)
+            for name, value in values.items()
+        ]
+        self._log_points(self._runs["workflow"], points)
+        figures = ", ".join(f"{name} {value:.3g}" for name, value in chosen.items())
+        reused = ", reused" if finished.reused else ""
+        self._notes.append(f"- **{stage}**{reused}: {record.seconds:.0f} s; {figures}")
+        self._client.set_tag(
+            self._runs["workflow"], "mlflow.note.content", "\n".join([self._workflow.description, "", *self._notes])
         )
 
     def _end_workflow(self, state: str) -> None:
@@ -276,7 +292,9 @@ class _Curves:
 
 
 def _client(uri: str) -> Any:
+    # A run that the user's shell names is not ours, and MLflow would greet the log with every run's address.
     os.environ.pop("MLFLOW_RUN_ID", None)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     import mlflow
 
     mlflow.set_tracking_uri(uri)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,10 @@ SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS
 T = TypeVar("T")
 _clients: dict[tuple[Any, ...], Any] = {}
 _clients_lock = threading.Lock()
+
+
+class _Undecided(Conflict):
+    """Another write of the key was under way, and S3 asks for the request again."""
 
 
 class S3Storage:
@@ -145,18 +150,26 @@ class S3Storage:
         return self._call(key, lambda: _client().put_object(**place, Body=data, **condition)["ETag"])
 
     def _conditional(self, key: str, data: bytes, **condition: str) -> str:
-        try:
-            return self._put(key, data, **condition)
-        except (Conflict, NotFound) as refused:
-            # boto3 sends a request again when its response was lost; the second one then meets the
-            # first one's body. An equal body is our own.
+        for attempt in range(TRIES):
             try:
-                body, tag = self.read_tagged(key)
-            except NotFound:
-                raise Conflict(f"{key} does not exist") from refused
-            if body != data:
-                raise Conflict(f"{key} has another body") from refused
-            return tag
+                return self._put(key, data, **condition)
+            except (Conflict, NotFound) as refused:
+                # boto3 sends a request again when its response was lost; the second one then meets the
+                # first one's body. An equal body is our own.
+                if (own := self._own(key, data)) is not None:
+                    return own
+                if not isinstance(refused, _Undecided) or attempt == TRIES - 1:
+                    raise Conflict(f"{key}: {refused}") from refused
+                time.sleep(0.05 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _own(self, key: str, data: bytes) -> str | None:
+        """The tag, if the body there is the one that the caller wanted to write."""
+        try:
+            body, tag = self.read_tagged(key)
+        except NotFound:
+            return None
+        return tag if body == data else None
 
     def _pages(self, prefix: str, delimiter: str) -> Iterator[dict[str, Any]]:
         start = self._prefix + check_prefix(prefix)
@@ -193,8 +206,10 @@ class S3Storage:
             return UserError(f"{where}: {code}: check bucket, region, credentials and rights")
         if status == 404:
             return NotFound(key)
-        if status in (409, 412):
-            return Conflict(f"{key}: {code}")
+        if status == 409:
+            return _Undecided(code)
+        if status == 412:
+            return Conflict(code)
         if status == 416:
             return ValueError(f"{key}: asked for bytes beyond its end")
         return OSError(f"{self.url}: {key}: {error}")

@@ -71,11 +71,15 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Return when the outstanding checkpoint is stored (on rank 0: committed). Raises what went wrong."""
+        self.settle()
+        if self._error is not None:
+            raise self._error
+
+    def settle(self) -> None:
+        """Let the outstanding checkpoint finish, well or not: where training failed, it is worth keeping."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._error is not None:
-            raise self._error
 
     def _store(self, prefix: str, update: int, cursor: int, tensors: dict[str, Tensor]) -> None:
         try:

@@ -97,6 +97,7 @@ def train(job: Job, rank: Rank) -> dict[str, Any]:
         return {"stopped": True} if stopped else _finish(job, rank, engine)
     finally:
         loader.close()
+        checkpoints.settle()
         if metrics is not None:
             metrics.close()
 

@@ -1,0 +1,129 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.errors import UserError
+from cluster.storage import open_storage
+from stages.metrics import MetricReader, MetricWriter
+from stages.models.config import ModelConfig
+from stages.models.vit import VisionTransformer
+from stages.training.checkpoint import read_manifest, read_tensors, share
+from stages.training.config import TrainingConfig
+from stages.training.loop import train
+from stages.training.objectives import cross_entropy, per_image_loss
+from stages.training.optimizer import decayed
+from stages.training.schedule import learning_rate
+
+
+def config(**fields) -> TrainingConfig:
+    return TrainingConfig.model_validate({"updates": 100, "lr": 2.0, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "update", "expected"),
+    [
+        ({}, 1, 2.0),
+        ({}, 51, 1.0),
+        ({}, 100, 1 + math.cos(math.pi * 0.99)),
+        ({"decay": "linear", "end_lr": 0.5}, 51, 1.25),
+        ({"decay": "constant"}, 77, 2.0),
+        ({"warmup_updates": 10}, 1, 0.0),
+        ({"warmup_updates": 10}, 6, 1.0),
+        ({"warmup_updates": 10}, 11, 2.0),
+        ({"warmup_updates": 10}, 56, 1.0),
+    ],
+)
+def test_learning_rates(fields, update, expected):
+    assert learning_rate(config(**fields), update, 100) == pytest.approx(expected, abs=1e-12)
+
+
+def test_epochs_count_the_training_images():
+    assert TrainingConfig(epochs=3, global_batch=100).total_updates(1000) == 30
+    assert TrainingConfig(epochs=0.01, global_batch=100).total_updates(1000) == 1
+    with pytest.raises(UserError, match="warmup_updates=40 is not below the run's 30 updates"):
+        TrainingConfig(epochs=3, global_batch=100, warmup_updates=40).total_updates(1000)
+
+
+def test_kernels_alone_are_decayed():
+    model = VisionTransformer(ModelConfig(width=8, depth=1, mlp_dim=16, num_heads=2, patch_size=4), 8, 3)
+    names = {name for name, parameter in model.named_parameters() if decayed(name, parameter)}
+    assert names == {
+        "patch_embed.proj.weight",
+        "blocks.0.attn.qkv.weight",
+        "blocks.0.attn.proj.weight",
+        "blocks.0.mlp.fc1.weight",
+        "blocks.0.mlp.fc2.weight",
+        "head.weight",
+    }
+
+
+def test_the_sigmoid_loss_is_summed_over_classes_and_averaged_over_images():
+    logits = torch.full((4, 21843), -10.0)
+    labels = torch.tensor([0, 1, 2, 3])
+    # 21,843 classes at bias -10: the paper's loss at the start.
+    assert float(cross_entropy(logits, labels, loss="sigmoid")) == pytest.approx(10.99, abs=0.01)
+    assert per_image_loss(logits, labels, loss="sigmoid").shape == (4,)
+
+
+def test_the_softmax_loss_is_the_mean_of_the_images_losses():
+    logits, labels = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 5
+    mean = float(per_image_loss(logits, labels, loss="softmax").mean())
+    assert float(cross_entropy(logits, labels, loss="softmax")) == pytest.approx(mean, abs=1e-6)
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=200), st.integers(1, 32))
+def test_shares_are_whole_and_balanced(sizes, ranks):
+    owners = share(sizes, ranks)
+    loads = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(ranks)]
+    assert sum(loads) == sum(sizes)
+    # Largest first is never worse than the ideal by more than the largest tensor.
+    assert max(loads) <= sum(sizes) / ranks + max(sizes)
+
+
+def test_a_damaged_checkpoint_is_refused(make_stage):
+    stage = make_stage("damaged")
+    train(stage.job(updates=3), stage.rank())
+    manifest = read_manifest(stage.storage, stage.checkpoint)
+    assert (manifest["update"], manifest["cursor"]) == (3, 3 * 32)
+    key = f"{stage.checkpoint}/{manifest['parts'][0]['path']}"
+    body = bytearray(stage.storage.read(key))
+    body[-1] ^= 1
+    stage.storage.write(key, bytes(body))
+    with pytest.raises(ValueError, match="its manifest says"):
+        train(stage.job(updates=3), stage.rank())
+
+
+def test_a_checkpoint_holds_every_weight_and_optimizer_tensor_in_fp32(make_stage):
+    stage = make_stage("whole")
+    train(stage.job(updates=3), stage.rank())
+    manifest = read_manifest(stage.storage, stage.checkpoint)
+    tensors = list(read_tensors(stage.storage, stage.checkpoint, manifest))
+    model = VisionTransformer(stage.job().model, 16, 7)
+    expected = {(name, key) for name, _ in model.named_parameters() for key in ("weight", "exp_avg", "exp_avg_sq")}
+    assert {(name, key) for name, key, _ in tensors} == expected
+    assert all(tensor.dtype == torch.float32 for *_, tensor in tensors)
+
+
+def test_a_newer_checkpoint_format_is_refused(make_stage):
+    stage = make_stage("newer")
+    train(stage.job(updates=3), stage.rank())
+    key = f"{stage.checkpoint}/MANIFEST.json"
+    stage.storage.write(key, stage.storage.read(key).replace(b'"format":1', b'"format":2'))
+    with pytest.raises(UserError, match="install a newer patchline"):
+        read_manifest(stage.storage, stage.checkpoint)
+
+
+def test_metric_points_are_read_once_in_order_as_they_appear(tmp_path):
+    storage = open_storage(f"file://{tmp_path}")
+    writer, reader = MetricWriter(storage, "a", interval=3600), MetricReader(storage, "a")
+    writer.log({"loss": 2.0, "lr": 0.1}, 1)
+    writer.flush()
+    assert [(p.name, p.value, p.step) for p in reader.new_points()] == [("loss", 2.0, 1), ("lr", 0.1, 1)]
+    writer.log({"loss": 1.0}, 2)
+    assert list(reader.new_points()) == []
+    writer.close()
+    assert [(p.name, p.value, p.step) for p in reader.new_points()] == [("loss", 1.0, 2)]
+    assert list(reader.new_points()) == []
