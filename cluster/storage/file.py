@@ -148,14 +148,11 @@ class FileStorage:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    @contextmanager
-    def _opened(self, key: str) -> Iterator[BinaryIO]:
+    def _opened(self, key: str) -> BinaryIO:
         try:
-            file = open(self._path(key), "rb")
+            return open(self._path(key), "rb")
         except ABSENT:
             raise NotFound(key) from None
-        with file:
-            yield file
 
     @contextmanager
     def _temporary(self, data: bytes = b"") -> Iterator[Path]:
