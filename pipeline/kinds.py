@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from stages.fewshot.config import FewshotConfig
-from stages.ingest.config import IngestConfig
-
 from stages.config import StageConfig
+from stages.fewshot.config import FewshotConfig
 from stages.finetune.config import FinetuneConfig
+from stages.ingest.config import IngestConfig
 from stages.pretrain.config import PretrainConfig
 
 KINDS: dict[str, type[StageConfig]] = {

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from cluster.gang import Place
-
 from cluster.storage import Storage, open_storage
 from pipeline.head import commit_checkpoint
 from pipeline.logs import LogShipper
