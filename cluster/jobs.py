@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.environment import in_force
 from cluster.errors import UserError
 
 T = TypeVar("T")
@@ -65,7 +66,10 @@ def _ask(address: str, request: Callable[[Any], T]) -> T:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        return request(JobSubmissionClient(address))
+        # Ray's client prefers these to the address that it is given.
+        with in_force({"RAY_API_SERVER_ADDRESS": None, "RAY_ADDRESS": None}):
+            client = JobSubmissionClient(address)
+        return request(client)
     except AuthenticationError:
         raise UserError(
             f"the Ray cluster at {address} refused us: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token"

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from cluster.errors import UserError
-from pipeline.settings import Settings, home, resolve
+from pipeline.settings import Settings, home, of_stack, resolve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -99,7 +99,7 @@ def demo(override: Overrides = None) -> None:
     workflow = load_workflow("digits", override or [])
     console.print("starting the local stack: Ray, S3, MLflow")
     stack = local.up(home(), report=lambda line: console.print(f"  {line}"))
-    settings = resolve()
+    settings = of_stack(stack)
     workflow_id = submit_workflow(workflow, settings)
     console.print(f"submitted {workflow_id}")
     code = _follow(workflow_id, settings)

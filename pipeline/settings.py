@@ -9,10 +9,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.storage import Storage, open_storage
 
-PASSED_ON = ("AWS_", "MLFLOW_", "PATCHLINE_", "RAY_AUTH_", "RAY_TRAIN_")
+if TYPE_CHECKING:
+    from cluster.local import Stack
+
+PASSED_ON = ("AWS_", "MLFLOW_", "PATCHLINE_", "RAY_AUTH_", "RAY_TRAIN_", "NO_PROXY", "no_proxy")
 """Beginnings of the environment variables that a submitted driver is given."""
 
 
@@ -42,9 +46,8 @@ class Settings:
         return open_storage(self.root)
 
     def enter(self) -> None:
-        """Put the environment in force for this process. What the user has set himself stays."""
-        for name, value in self.environment.items():
-            os.environ.setdefault(name, value)
+        """Put the environment in force for this process."""
+        os.environ.update(self.environment)
 
     def passed_on(self) -> dict[str, str]:
         """Environment for a driver on the cluster."""
@@ -69,5 +72,20 @@ def resolve(*, root: str | None = None, mlflow: str | None = None, address: str 
     if not stack and mlflow.startswith("sqlite:///"):
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
     jobs = address or os.environ.get("RAY_API_SERVER_ADDRESS") or (stack.jobs_address if stack else None)
-    own = stack is not None and jobs == stack.jobs_address
-    return Settings(root=root, mlflow=mlflow, jobs=jobs, local=own, environment=stack.environment() if stack else {})
+    return _settings(root, mlflow, jobs, stack)
+
+
+def of_stack(stack: Stack) -> Settings:
+    """Settings for the local stack alone, whatever the environment says of other places."""
+    return _settings(stack.root, stack.mlflow_url, stack.jobs_address, stack)
+
+
+def _settings(root: str, mlflow: str, jobs: str | None, stack: Stack | None) -> Settings:
+    """The stack's credentials go with what is the stack's; the user's own with everything else."""
+    local, environment = False, {}
+    if stack is not None and jobs == stack.jobs_address:
+        local = True
+        environment |= stack.ray_environment()
+    if stack is not None and f"{root}/".startswith(f"{stack.root}/"):
+        environment |= stack.s3_environment()
+    return Settings(root=root, mlflow=mlflow, jobs=jobs, local=local, environment=environment)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STOP_SECONDS = 10.0
+FOREIGN = ("AWS_", "MLFLOW_", "RAY_")
+"""Beginnings of the variables that speak of the user's other clusters, buckets and trackers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +31,16 @@ class Process:
 
 
 def start(command: Sequence[str], *, environment: Mapping[str, str], log: Path, folder: Path) -> Process:
-    """Start a command in the background; its output is added to `log`, which the owner alone can read."""
+    """Start a command in the background; its output is added to `log`, which the owner alone can read.
+
+    It has our environment, without what there is for other servers than ours, and `environment`.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         process = subprocess.Popen(
             list(command),
-            env={**os.environ, **environment},
+            env={**inherited, **environment},
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,

@@ -15,7 +15,8 @@ from cluster.errors import UserError
 from cluster.local.processes import Process, free_ports, start
 from cluster.storage import open_storage
 
-BUCKET = "patchline"
+BUCKET = "patchline-local"
+"""Not a name that somebody's own bucket would have: an address in it means the local stack."""
 ARTIFACTS = "mlflow"
 HOST = "127.0.0.1"
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from cluster.environment import in_force
 from cluster.errors import UserError, check_format
 from cluster.local import servers
 from cluster.local.processes import Process, stop
@@ -59,8 +60,37 @@ class Stack:
         return str(Path(self.home) / "ray-token")
 
     def environment(self) -> dict[str, str]:
-        """What a process needs to use the stack."""
-        return {**_s3_environment(self), "MLFLOW_TRACKING_URI": self.mlflow_url, **_ray_environment(self)}
+        """What a process needs to use the whole stack."""
+        return {**self.s3_environment(), "MLFLOW_TRACKING_URI": self.mlflow_url, **self.ray_environment()}
+
+    def s3_environment(self) -> dict[str, str]:
+        """What a process needs to use the stack's S3 server."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.secrets.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secrets.secret_key,
+            # A session token of other credentials would be sent along with these.
+            "AWS_SESSION_TOKEN": "",
+            "AWS_SECURITY_TOKEN": "",
+            "AWS_ENDPOINT_URL_S3": self.s3_endpoint,
+            "AWS_ENDPOINT_URL": self.s3_endpoint,
+            "MLFLOW_S3_ENDPOINT_URL": self.s3_endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            # Other stores than AWS do not know boto3's newer checksums.
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+            **_direct(),
+        }
+
+    def ray_environment(self) -> dict[str, str]:
+        """What a process needs to use the stack's Ray cluster."""
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": self.token_path,
+            # Nobody takes this machine away with notice, and the watcher is one more process to start.
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+            **_direct(),
+        }
 
 
 def load(home: Path) -> Stack | None:
@@ -126,9 +156,9 @@ def _start(home: Path, stack: Stack, name: str) -> tuple[Process, dict[str, int]
     if name == "s3":
         return servers.start_s3(home, stack.secrets)
     if name == "mlflow":
-        return servers.start_mlflow(home, _s3_environment(stack))
+        return servers.start_mlflow(home, stack.s3_environment())
     Path(stack.temporary).mkdir(exist_ok=True, mode=0o700)
-    return servers.start_ray(home, Path(stack.temporary), _ray_environment(stack))
+    return servers.start_ray(home, Path(stack.temporary), stack.ray_environment())
 
 
 def _wait(home: Path, stack: Stack, report: Report) -> list[str]:
@@ -139,7 +169,7 @@ def _wait(home: Path, stack: Stack, report: Report) -> list[str]:
         "ray": lambda: servers.ray_works(stack.jobs_address, stack.secrets.ray_token),
     }
     deadline = time.monotonic() + START_SECONDS
-    with _in_force(_s3_environment(stack)):
+    with in_force(stack.s3_environment()):
         while checks and time.monotonic() < deadline:
             for name in list(checks):
                 if not stack.processes[name].alive:
@@ -160,28 +190,12 @@ def _failure(stack: Stack, name: str) -> str:
     return f"{name} does not start; the end of {log}:\n{tail}"
 
 
-def _s3_environment(stack: Stack) -> dict[str, str]:
-    return {
-        "AWS_ACCESS_KEY_ID": stack.secrets.access_key,
-        "AWS_SECRET_ACCESS_KEY": stack.secrets.secret_key,
-        "AWS_ENDPOINT_URL_S3": stack.s3_endpoint,
-        "AWS_ENDPOINT_URL": stack.s3_endpoint,
-        "MLFLOW_S3_ENDPOINT_URL": stack.s3_endpoint,
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        # Other stores than AWS do not know boto3's newer checksums.
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-    }
-
-
-def _ray_environment(stack: Stack) -> dict[str, str]:
-    return {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": stack.token_path,
-        # Nobody takes this machine away with notice, and the watcher is one more process to start.
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    }
+def _direct() -> dict[str, str]:
+    """Loopback is never behind a proxy, whatever the user's environment says of other addresses."""
+    found = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    names = [name for name in found.split(",") if name]
+    value = ",".join([*names, *(name for name in (HOST, "localhost") if name not in names)])
+    return {"no_proxy": value, "NO_PROXY": value}
 
 
 def _new(home: Path) -> Stack:
@@ -218,18 +232,3 @@ def _lock(home: Path) -> Iterator[None]:
     with open(home / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _in_force(environment: dict[str, str]) -> Iterator[None]:
-    """The environment of the stack for this block alone."""
-    old = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -1,0 +1,89 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster.local import Stack
+from cluster.local.processes import Process
+from cluster.local.servers import Secrets
+from cluster.local.stack import SERVICES
+from cluster.local.stack import _write as write
+from pipeline.settings import of_stack, resolve
+
+FOREIGN = {
+    "AWS_ACCESS_KEY_ID": "theirs",
+    "AWS_SESSION_TOKEN": "theirs",
+    "AWS_ENDPOINT_URL": "https://s3.example.com",
+    "MLFLOW_TRACKING_URI": "https://mlflow.example.com",
+    "RAY_API_SERVER_ADDRESS": "http://ray.example.com:8265",
+    "RAY_AUTH_TOKEN_PATH": "/theirs",
+    "PATCHLINE_ROOT": "s3://theirs/vit",
+}
+
+
+@pytest.fixture
+def stack(tmp_path, monkeypatch) -> Stack:
+    """A stack that is up, as far as its file tells: its three processes are this one."""
+    monkeypatch.setenv("PATCHLINE_HOME", str(tmp_path))
+    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    process = Process(pid=os.getpid(), started=started, log="")
+    found = Stack(
+        home=str(tmp_path),
+        temporary=str(tmp_path),
+        secrets=Secrets(access_key="ours", secret_key="secret", ray_token="token"),
+        ports={"s3": 1, "mlflow": 2, "dashboard": 3},
+        processes=dict.fromkeys(SERVICES, process),
+    )
+    write(tmp_path, found)
+    return found
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """A shell that is set up for other clusters, buckets and trackers."""
+    for name, value in FOREIGN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+def test_the_local_stack_is_used_where_nothing_else_is_named(stack):
+    settings = resolve()
+    assert (settings.root, settings.mlflow, settings.jobs) == (stack.root, stack.mlflow_url, stack.jobs_address)
+    assert settings.local
+    assert settings.environment["AWS_ACCESS_KEY_ID"] == "ours"
+
+
+def test_the_users_own_addresses_come_first(stack, foreign):
+    settings = resolve()
+    assert settings.root == "s3://theirs/vit"
+    assert settings.mlflow == "https://mlflow.example.com"
+    assert settings.jobs == "http://ray.example.com:8265"
+    assert not settings.local
+    settings.enter()
+    assert {name: os.environ[name] for name in FOREIGN} == FOREIGN
+
+
+def test_the_demo_uses_the_local_stack_whatever_the_shell_says(stack, foreign):
+    settings = of_stack(stack)
+    assert (settings.root, settings.mlflow, settings.jobs) == (stack.root, stack.mlflow_url, stack.jobs_address)
+    settings.enter()
+    assert os.environ["AWS_ACCESS_KEY_ID"] == "ours"
+    assert os.environ["AWS_SESSION_TOKEN"] == ""
+    assert os.environ["AWS_ENDPOINT_URL"] == stack.s3_endpoint
+    assert settings.passed_on()["RAY_AUTH_TOKEN_PATH"] == stack.token_path
+    assert settings.passed_on()["MLFLOW_TRACKING_URI"] == stack.mlflow_url
+
+
+def test_the_stacks_credentials_do_not_go_to_another_bucket(stack, monkeypatch):
+    settings = resolve(root="s3://theirs/vit")
+    assert settings.local
+    assert not [name for name in settings.environment if name.startswith("AWS_")]
+    assert "AWS_ACCESS_KEY_ID" in resolve(root=f"{stack.root}/below").environment
+    assert "AWS_ACCESS_KEY_ID" not in resolve(root=f"{stack.root}-other").environment
+
+
+def test_loopback_is_never_behind_a_proxy(stack, monkeypatch):
+    monkeypatch.setenv("no_proxy", "example.com")
+    assert resolve().environment["no_proxy"] == "example.com,127.0.0.1,localhost"
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    assert resolve().environment["NO_PROXY"] == "127.0.0.1,localhost"
