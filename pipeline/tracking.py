@@ -33,7 +33,7 @@ EXPERIMENT = "patchline"
 HEADLINES = ("images", "test/accuracy", "features/")
 """Beginnings of the figures that a workflow's own run carries."""
 POLL_SECONDS = 2.0
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 15.0
 """How long the end of a workflow waits for a server that does not answer."""
 
 
@@ -62,7 +62,7 @@ class MlflowTracker:
         self._thread.join(PATIENCE_SECONDS)
         if self._thread.is_alive():
             self._giving_up.set()
-            print(f"MLflow at {self._uri} did not take everything: {self.problem}; the points are kept in storage")
+            print(f"MLflow at {self._uri} did not take everything: {self.problem or 'no answer'}; the points are kept in storage")
 
     def workflow_ended(self, state: str) -> None:
         self._calls.put(lambda: self._end_workflow(state))
@@ -295,6 +295,9 @@ def _client(uri: str) -> Any:
     # A run that the user's shell names is not ours, and MLflow would greet the log with every run's address.
     os.environ.pop("MLFLOW_RUN_ID", None)
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    # Trying again is ours: MLflow's own retries would keep quiet about an absent server for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     import mlflow
 
     mlflow.set_tracking_uri(uri)

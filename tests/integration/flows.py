@@ -12,6 +12,7 @@ from cluster.storage import Storage
 from pipeline.config import Workflow, parse_workflow
 from pipeline.head import HeadDocument, read_head
 from pipeline.record import Record, read_record
+from pipeline.settings import Settings
 from pipeline.status import StageStatus, StatusReader
 from stages.metrics import MetricReader
 
@@ -120,6 +121,35 @@ def past_checkpoint(storage: Storage, workflow_id: str, update: int) -> str | No
         return None
     steps = steps_logged(storage, str(status.folder), found[0].attempt)
     return status.folder if steps and steps[-1] > found[0].checkpoint.update else None
+
+
+def tracked(settings: Settings, workflow_id: str) -> dict[str, object]:
+    """MLflow's runs of a workflow by their key."""
+    import mlflow
+
+    client = mlflow.MlflowClient(settings.mlflow)
+    experiment = client.get_experiment_by_name("patchline")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], f"tags.`patchline.workflow` = '{workflow_id}'")
+    return {run.data.tags["patchline.key"].removeprefix(f"{workflow_id}:"): run for run in runs}
+
+
+def curve(settings: Settings, run: object, name: str) -> list[tuple[int, float]]:
+    """A metric's whole history in MLflow, by update."""
+    import mlflow
+
+    history = mlflow.MlflowClient(settings.mlflow).get_metric_history(run.info.run_id, name)
+    return sorted((point.step, point.value) for point in history)
+
+
+def in_mlflow(settings: Settings, workflow_id: str, key: str) -> object:
+    """A run that has ended in MLflow, which the driver feeds until its very end."""
+
+    def found() -> object | None:
+        run = tracked(settings, workflow_id).get(key)
+        return run if run is not None and run.info.status != "RUNNING" else None
+
+    return wait_for(found, 60, f"ended run {key} in MLflow")
 
 
 def processes(*words: str) -> list[int]:

@@ -17,8 +17,10 @@ from pipeline.settings import Settings, resolve
 from tests.integration.flows import (
     SAVE_EVERY,
     UPDATES,
+    curve,
     descendants,
     head,
+    in_mlflow,
     model_sha256,
     past_checkpoint,
     processes,
@@ -27,6 +29,7 @@ from tests.integration.flows import (
     stage,
     state,
     steps_logged,
+    tracked,
     wait_for,
 )
 
@@ -68,35 +71,6 @@ def ended(settings: Settings, workflow_id: str, expected: str, ends: int = 1, se
 
     wait_for(over, seconds, f"end of {workflow_id}; events: {[event.type for event in log]}")
     assert found[-1] == expected, [(event.type, event.stage, event.data) for event in log]
-
-
-def tracked(settings: Settings, workflow_id: str) -> dict[str, object]:
-    """MLflow's runs of a workflow by their key."""
-    import mlflow
-
-    client = mlflow.MlflowClient(settings.mlflow)
-    experiment = client.get_experiment_by_name("patchline")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], f"tags.`patchline.workflow` = '{workflow_id}'")
-    return {run.data.tags["patchline.key"].removeprefix(f"{workflow_id}:"): run for run in runs}
-
-
-def curve(settings: Settings, run: object, name: str) -> list[tuple[int, float]]:
-    """A metric's whole history in MLflow, by update."""
-    import mlflow
-
-    history = mlflow.MlflowClient(settings.mlflow).get_metric_history(run.info.run_id, name)
-    return sorted((point.step, point.value) for point in history)
-
-
-def in_mlflow(settings: Settings, workflow_id: str, key: str) -> object:
-    """A run that has ended in MLflow, which the driver feeds until its very end."""
-
-    def found() -> object | None:
-        run = tracked(settings, workflow_id).get(key)
-        return run if run is not None and run.info.status != "RUNNING" else None
-
-    return wait_for(found, 60, f"ended run {key} in MLflow")
 
 
 def test_every_stage_is_done_and_recorded(reference):

@@ -1,0 +1,117 @@
+"""MLflow behind a network that loses answers, and MLflow away: every curve comes out whole, and once."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster.local.processes import free_ports
+from cluster.local.stack import Stack
+from pipeline.settings import Settings
+from tests.integration.flows import curve, in_mlflow, record, small_workflow
+
+pytestmark = pytest.mark.cluster
+UPDATES = 12
+
+
+class LossyProxy(ThreadingHTTPServer):
+    """Passes requests on to MLflow; the answer to every second batch of metrics is lost on the way back."""
+
+    daemon_threads = True
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Forward)
+        self.target = target.removeprefix("http://")
+        self.batches = self.lost = 0
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Forward(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: LossyProxy
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        connection = http.client.HTTPConnection(self.server.target)
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+        connection.request(self.command, self.path, body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        if self.path.endswith("/log-batch") and b'"metrics"' in body:
+            self.server.batches += 1
+            if self.server.batches % 2:
+                self.server.lost += 1
+                self.close_connection = True
+                return
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.getheader("Content-Type", ""))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_PUT = do_PATCH = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def proxy(stack_environment: Stack) -> Iterator[LossyProxy]:
+    with LossyProxy(stack_environment.mlflow_url) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def workflow_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(small_workflow(f"pretrain.updates={UPDATES}", "pretrain.save_every=5").to_yaml())
+    return path
+
+
+def patchline(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *words], env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check_curves(settings: Settings, workflow_id: str) -> None:
+    """Every update once in MLflow, with the values that storage has."""
+    run = in_mlflow(settings, workflow_id, "pretrain")
+    for name in ("train/loss", "train/lr", "train/gradient_norm", "train/images_per_s"):
+        assert [step for step, _ in curve(settings, run, name)] == list(range(1, UPDATES + 1))
+    final = record(settings.storage(), workflow_id, "pretrain").metrics["test/accuracy"]
+    assert curve(settings, run, "test/accuracy") == [(UPDATES, final)]
+
+
+def test_lost_answers_leave_no_point_twice_and_none_out(proxy, workflow_file, tmp_path):
+    root = f"file://{tmp_path}/root"
+    patchline("run", str(workflow_file), "--root", root, "--mlflow", proxy.url)
+    assert proxy.lost >= 3
+    settings = Settings(root=root, mlflow=proxy.url)
+    (workflow_id,) = settings.storage().list_folders("workflows/")
+    check_curves(settings, workflow_id)
+
+
+def test_what_an_absent_server_missed_is_sent_by_the_next_driver(stack_environment, workflow_file, tmp_path):
+    root = f"file://{tmp_path}/root"
+    absent = f"http://127.0.0.1:{free_ports(1)[0]}"
+    said = patchline("run", str(workflow_file), "--root", root, "--mlflow", absent)
+    assert "MLflow is not reachable" in said
+    settings = Settings(root=root, mlflow=stack_environment.mlflow_url)
+    (workflow_id,) = settings.storage().list_folders("workflows/")
+    patchline("resume", workflow_id, "--foreground", "--root", root, "--mlflow", settings.mlflow)
+    check_curves(settings, workflow_id)
