@@ -72,18 +72,21 @@ def down() -> None:
 
 
 @app.command()
-def ui() -> None:
+def ui(open_: Annotated[bool, typer.Option("--open", help="open the MLflow page in the browser")] = False) -> None:
     """Show the addresses of the MLflow and Ray pages.
 
-    Example: `patchline ui`
+    Example: `patchline ui --open`
     """
     from cluster import local
+    from pipeline.mlflow_page import address
 
     stack = local.load(home())
     if stack is None:
         settings = resolve()
         raise UserError(f"the local stack is not up: `patchline up` starts it. MLflow in use: {settings.mlflow}")
     _print_addresses(stack)
+    if open_:
+        typer.launch(address(stack.mlflow_url))
 
 
 @app.command()
@@ -106,7 +109,7 @@ def demo(override: Overrides = None) -> None:
     _print_addresses(stack)
     if code == 0:
         console.print("\nthree things to try next")
-        _print_command(f"open {stack.mlflow_url}", "curves and tables of every stage")
+        _print_command("patchline ui", "the address of the MLflow page: curves and tables of every stage")
         _print_command("patchline submit digits -o seed=1; sleep 45; patchline cancel; patchline resume --follow", "")
         _print_command("", "stop in the middle of the training, go on, and lose nothing")
         _print_command("patchline submit folder -o ingest.source.path=FOLDER --follow", "your own images")
@@ -326,7 +329,9 @@ def _print_status(workflow_id: str, settings: Settings, *, as_json: bool = False
 
 
 def _print_addresses(stack: Any) -> None:
-    console.print(f"  MLflow  {stack.mlflow_url}")
+    from pipeline.mlflow_page import address
+
+    console.print(f"  MLflow  {address(stack.mlflow_url)}", soft_wrap=True)
     console.print(f"  Ray     {stack.jobs_address}")
     console.print(f"  S3      {stack.s3_endpoint}  root {stack.root}")
 

@@ -17,6 +17,7 @@ from cluster.storage import Storage
 from pipeline.plan import PlannedStage
 from pipeline.record import Event
 from pipeline.status import StageStatus, StatusReader, WorkflowStatus
+from pipeline.words import duration, headline
 from stages.metrics import MetricReader
 
 POLL_SECONDS = 0.5
@@ -167,28 +168,6 @@ def describe(event: Event) -> str:
 
 def _figures(value: object) -> dict[str, float]:
     return {str(k): float(v) for k, v in value.items()} if isinstance(value, dict) else {}
-
-
-def headline(metrics: dict[str, float]) -> str:
-    """The main figures of a stage on one line."""
-    shown = []
-    for name in ("images", "classes", "shards", "updates", "validation/accuracy", "test/accuracy"):
-        if name in metrics:
-            value = metrics[name]
-            text = f"{value:.1%}" if name.endswith("accuracy") else f"{value:,.0f}"
-            shown.append(f"{name.replace('/', ' ')} {text}")
-    for name, value in metrics.items():
-        if name.startswith("features/all/"):
-            shown.append(f"{name.rsplit('/', 1)[1].replace('_', '-')} {value:.1%}")
-    return "  ".join(shown)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def status_table(status: WorkflowStatus) -> Table:

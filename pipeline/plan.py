@@ -78,7 +78,8 @@ def _explain(
     nearest = _nearest(storage, config.kind, document)
     if nearest is None:
         return "run", [f"no {config.kind} has been done yet"]
-    return "run", [f"nearest {config.kind} that is done: {line}" for line in nearest[:3]]
+    more = [f"and {len(nearest) - 3} more"] if len(nearest) > 3 else []
+    return "run", [f"differs from the nearest {config.kind} that is done:", *nearest[:3], *more]
 
 
 def _in_words(line: str, targets: dict[str, str]) -> str:

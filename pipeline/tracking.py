@@ -24,12 +24,13 @@ from cluster.storage import Storage
 from pipeline.config import Workflow
 from pipeline.head import read_head
 from pipeline.identity import fields_with_role
+from pipeline.mlflow_page import EXPERIMENT, tags
 from pipeline.reuse import Finished
+from pipeline.words import duration, headline
 from stages.config import StageConfig
 from stages.context import Result
 from stages.metrics import MetricReader, Point
 
-EXPERIMENT = "patchline"
 HEADLINES = ("images", "test/accuracy", "features/")
 """Beginnings of the figures that a workflow's own run carries."""
 POLL_SECONDS = 2.0
@@ -62,7 +63,9 @@ class MlflowTracker:
         self._thread.join(PATIENCE_SECONDS)
         if self._thread.is_alive():
             self._giving_up.set()
-            print(f"MLflow at {self._uri} did not take everything: {self.problem or 'no answer'}; the points are kept in storage")
+            print(
+                f"MLflow at {self._uri} did not take everything: {self.problem or 'no answer'}; the points are kept in storage"
+            )
 
     def workflow_ended(self, state: str) -> None:
         self._calls.put(lambda: self._end_workflow(state))
@@ -171,13 +174,13 @@ class MlflowTracker:
         chosen = {name: value for name, value in record.metrics.items() if name.startswith(HEADLINES)}
         values = {**chosen, "seconds": record.seconds}
         points = [
-            Point(name=f"{stage}/{name}", value=value, step=0, time_ms=record.ended_ms)
+            Point(name=f"{stage}/{name.removeprefix('features/')}", value=value, step=0, time_ms=record.ended_ms)
             for name, value in values.items()
         ]
         self._log_points(self._runs["workflow"], points)
-        figures = ", ".join(f"{name} {value:.3g}" for name, value in chosen.items())
-        reused = ", reused" if finished.reused else ""
-        self._notes.append(f"- **{stage}**{reused}: {record.seconds:.0f} s; {figures}")
+        time_taken = "reused" if finished.reused else duration(record.seconds)
+        figures = headline(record.metrics).replace("  ", ", ")
+        self._notes.append(f"- **{stage}**: {time_taken}; {figures}")
         self._client.set_tag(
             self._runs["workflow"], "mlflow.note.content", "\n".join([self._workflow.description, "", *self._notes])
         )
@@ -226,7 +229,8 @@ class MlflowTracker:
         from mlflow.entities import Param
 
         params = [Param(key, str(value)[:6000]) for key, value in values.items()]
-        self._client.log_batch(run, params=params[:100])
+        for start in range(0, len(params), 100):
+            self._client.log_batch(run, params=params[start : start + 100])
 
     def _log_dataset(self, run: str, done: Finished, context: str) -> None:
         import json
@@ -310,7 +314,7 @@ def _experiment(client: Any, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
+            return client.create_experiment(name, tags=tags())
         except MlflowException:
             # Another driver made it in the same moment.
             found = client.get_experiment_by_name(name)

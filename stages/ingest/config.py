@@ -14,13 +14,8 @@ if TYPE_CHECKING:
 
 
 def _absolute(path: str) -> str:
-    """Refuse what would mean another folder in another process's working folder."""
-    expanded = Path(path).expanduser()
-    if not expanded.is_absolute():
-        raise ValueError(
-            f"path={path!r} is relative, and workers run in folders of their own: use {expanded.resolve()}"
-        )
-    return str(expanded)
+    """Workers run in folders of their own: a relative path is meant of the folder where the workflow is read."""
+    return str(Path(path).expanduser().absolute())
 
 
 FolderPath = Annotated[str, AfterValidator(_absolute)]

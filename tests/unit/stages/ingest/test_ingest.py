@@ -289,10 +289,15 @@ def test_missing_and_empty_folders_say_what_was_expected(tmp_path):
 def test_settings_that_cannot_be_are_refused_with_their_values():
     with pytest.raises(ValidationError, match=r"validation_fraction=0\.6"):
         digits(validation_fraction=0.6, test_fraction=0.5)
-    with pytest.raises(ValidationError, match="path='pictures' is relative"):
-        FolderSource(path="pictures")
     with pytest.raises(ValidationError, match="kind"):
         IngestConfig.model_validate({"source": {"kind": "web"}})
+
+
+def test_a_relative_folder_is_meant_of_where_the_workflow_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert FolderSource(path="pictures").path == str(tmp_path / "pictures")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert FolderSource(path="~/pictures").path == "/home/somebody/pictures"
 
 
 def test_settings_and_manifests_are_read_without_heavy_imports():
