@@ -11,7 +11,7 @@ from cluster.errors import UserError
 from cluster.storage import Storage
 from pipeline.config import Workflow
 from pipeline.driver import create, drive, read_workflow
-from pipeline.head import read_head
+from pipeline.keeper import request_cancel
 from pipeline.record import EventLog, listed, mark
 from pipeline.settings import Settings
 from pipeline.status import match_id
@@ -45,7 +45,6 @@ def resume(workflow_id: str | None, settings: Settings, *, foreground: bool = Fa
     storage = settings.storage()
     workflow_id = match_id(storage, list(listed(storage)), workflow_id)
     workflow = read_workflow(storage, workflow_id)
-    storage.delete(f"workflows/{workflow_id}/CANCEL")
     if foreground:
         return run(workflow, settings, created=workflow_id)
     jobs.check(_jobs_address(settings))
@@ -57,23 +56,26 @@ def cancel(workflow_id: str | None, settings: Settings) -> str:
     """Ask a workflow to save a checkpoint and stop; returns its id. It can be resumed."""
     storage = settings.storage()
     workflow_id = match_id(storage, list(listed(storage)), workflow_id)
-    found = read_head(storage, f"workflows/{workflow_id}")
-    if found is not None and found[0].state == "done":
-        raise UserError(f"{workflow_id} is done: there is nothing to cancel")
-    storage.write(f"workflows/{workflow_id}/CANCEL", b"")
+    request_cancel(storage, workflow_id)
     return workflow_id
 
 
 def driver_died(storage: Storage, workflow_id: str, settings: Settings) -> str | None:
     """Why the newest driver's job runs no more, or None while it runs or nothing is known of it."""
-    number = sum(1 for _ in storage.list(f"workflows/{workflow_id}/drivers/")) - 1
-    if settings.jobs is None or number < 0:
+    number = newest_driver(storage, workflow_id)
+    if settings.jobs is None or number is None:
         return None
     state = jobs.status(settings.jobs, f"{workflow_id}-d{number}")
     if state in ("PENDING", "RUNNING"):
         return None
     tail = "\n".join(jobs.logs(settings.jobs, f"{workflow_id}-d{number}").splitlines()[-15:])
     return f"its driver has ended ({state})\n{tail}"
+
+
+def newest_driver(storage: Storage, workflow_id: str) -> int | None:
+    """Number of the driver that was submitted last, or None where none was."""
+    count = sum(1 for _ in storage.list(f"workflows/{workflow_id}/drivers/"))
+    return count - 1 if count else None
 
 
 def _jobs_address(settings: Settings) -> str:
@@ -89,12 +91,16 @@ def _jobs_address(settings: Settings) -> str:
 
 def _submit_driver(storage: Storage, workflow_id: str, settings: Settings) -> None:
     """Start a driver for a stored workflow. Every driver is a job of its own; the lease orders them."""
-    number = sum(1 for _ in storage.list(f"workflows/{workflow_id}/drivers/"))
+    newest = newest_driver(storage, workflow_id)
+    number = 0 if newest is None else newest + 1
     storage.write(f"workflows/{workflow_id}/drivers/{number:04d}", b"")
     # The local stack runs on this very installation; another cluster is sent the three packages.
     python = sys.executable if settings.local else "python"
     modules = None if settings.local else [Path(__file__).parents[1] / name for name in PACKAGES]
-    command = [python, "-m", "pipeline.driver", "--root", settings.root, "--mlflow", settings.mlflow, workflow_id]
+    places = ["--root", settings.root, "--mlflow", settings.mlflow]
+    command = [python, "-m", "pipeline.driver", *places, "--number", str(number), workflow_id]
+    # Before the job, so that its own events come after this one.
+    EventLog(storage, workflow_id).append("driver_submitted", number=number)
     jobs.submit(
         _jobs_address(settings),
         shlex.join(command),
@@ -103,4 +109,3 @@ def _submit_driver(storage: Storage, workflow_id: str, settings: Settings) -> No
         modules=modules,
         metadata={"patchline_workflow": workflow_id},
     )
-    EventLog(storage, workflow_id).append("driver_submitted", number=number)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -108,11 +110,7 @@ def demo(override: Overrides = None) -> None:
     code = _follow(workflow_id, settings)
     _print_addresses(stack)
     if code == 0:
-        console.print("\nthree things to try next")
-        _print_command("patchline ui", "the address of the MLflow page: curves and tables of every stage")
-        _print_command("patchline submit digits -o seed=1; sleep 45; patchline cancel; patchline resume --follow", "")
-        _print_command("", "stop in the middle of the training, go on, and lose nothing")
-        _print_command("patchline submit folder -o ingest.source.path=FOLDER --follow", "your own images")
+        _print_next()
     raise typer.Exit(code)
 
 
@@ -191,14 +189,13 @@ def resume(
     from pipeline.api import resume as resume_workflow
 
     settings = resolve(root=root, mlflow=mlflow, address=address)
-    ended = _ends(workflow_id, settings)
     found, state = resume_workflow(workflow_id, settings, foreground=foreground)
     console.print(found)
     if foreground:
         _print_status(found, settings)
         raise typer.Exit(0 if state == "done" else 1)
     if follow:
-        raise typer.Exit(_follow(found, settings, ended))
+        raise typer.Exit(_follow(found, settings))
 
 
 @app.command()
@@ -210,7 +207,7 @@ def cancel(workflow_id: WorkflowId = None, root: Root = None) -> None:
     from pipeline.api import cancel as cancel_workflow
 
     found = cancel_workflow(workflow_id, resolve(root=root))
-    console.print(f"{found} will stop after a checkpoint; `patchline resume {found}` continues it")
+    console.print(f"{found} will stop after a checkpoint; `{program()} resume {found}` continues it")
 
 
 @app.command()
@@ -243,17 +240,17 @@ def logs(
 
 @app.command("list")
 def list_(root: Root = None, as_json: AsJson = False) -> None:
-    """List the workflows of a root and their states, oldest first.
+    """List the workflows of a root and their states, oldest first. `silent`: its driver is gone; `resume` it.
 
     Example: `patchline list --root s3://bucket/vit`
     """
-    from pipeline.record import listed
+    from pipeline.status import states
 
-    states = listed(resolve(root=root).storage())
+    found = states(resolve(root=root).storage())
     if as_json:
-        _print_json(states)
+        _print_json(found)
         return
-    for workflow_id, state in sorted(states.items(), key=lambda item: item[0].split("-")[-3:]):
+    for workflow_id, state in found.items():
         console.print(f"{state:10} {workflow_id}")
 
 
@@ -268,9 +265,9 @@ def schema() -> None:
     _print_json(json_schema())
 
 
-def _follow(workflow_id: str, settings: Settings, ended_before: int = 0) -> int:
-    """Show a submitted workflow until it ends; returns the exit code. Ctrl-C detaches."""
-    from pipeline.api import driver_died
+def _follow(workflow_id: str, settings: Settings) -> int:
+    """Show a submitted workflow until its newest driver ends; returns the exit code. Ctrl-C detaches."""
+    from pipeline.api import driver_died, newest_driver
     from pipeline.display import follow
     from pipeline.driver import read_workflow
 
@@ -283,22 +280,15 @@ def _follow(workflow_id: str, settings: Settings, ended_before: int = 0) -> int:
             stages,
             console,
             died=lambda: driver_died(storage, workflow_id, settings),
-            ended_before=ended_before,
+            driver=newest_driver(storage, workflow_id),
         )
     except KeyboardInterrupt:
-        console.print(f"\nleft {workflow_id} running; `patchline status {workflow_id}` shows it")
+        console.print(f"\nleft {workflow_id} running; `{program()} status {workflow_id}` shows it")
         return 130
     _print_status(workflow_id, settings)
     if found.state != "done":
-        console.print(f"{found.message}\n`patchline resume {workflow_id}` continues it", markup=False)
+        console.print(f"{found.message}\n`{program()} resume {workflow_id}` continues it", markup=False)
     return 0 if found.state == "done" else 1
-
-
-def _ends(workflow_id: str | None, settings: Settings) -> int:
-    from pipeline.record import EventLog
-
-    events = EventLog(settings.storage(), _id(workflow_id, settings)).new_events()
-    return sum(event.type == "workflow_ended" for event in events)
 
 
 def _id(workflow_id: str | None, settings: Settings) -> str:
@@ -312,11 +302,14 @@ def _id(workflow_id: str | None, settings: Settings) -> str:
 def _print_status(workflow_id: str, settings: Settings, *, as_json: bool = False) -> None:
     from pipeline.display import fewshot_table, status_table
     from pipeline.driver import read_workflow
-    from pipeline.status import StatusReader, stage_tables
+    from pipeline.status import StatusReader, silence, stage_tables
+    from pipeline.words import duration
 
     storage = settings.storage()
     reader = StatusReader(storage, workflow_id, list(read_workflow(storage, workflow_id).stages))
     reader.update()
+    if (seconds := silence(storage, workflow_id)) is not None:
+        reader.status.message = f"its driver has been silent for {duration(seconds)}: `{program()} resume` continues it"
     tables = stage_tables(storage, reader.status)
     if as_json:
         _print_json({**asdict(reader.status), "tables": tables})
@@ -328,6 +321,15 @@ def _print_status(workflow_id: str, settings: Settings, *, as_json: bool = False
             console.print(fewshot_table(found["fewshot"]))
 
 
+def program() -> str:
+    """How the user calls this command: by its name where the shell finds it, else by its path."""
+    own = Path(sys.argv[0])
+    found = shutil.which(own.name)
+    if found is not None and Path(found).resolve() == own.resolve():
+        return own.name
+    return os.path.relpath(own) if own.name == "patchline" else "patchline"
+
+
 def _print_addresses(stack: Any) -> None:
     from pipeline.mlflow_page import address
 
@@ -336,9 +338,18 @@ def _print_addresses(stack: Any) -> None:
     console.print(f"  S3      {stack.s3_endpoint}  root {stack.root}")
 
 
-def _print_command(command: str, meaning: str) -> None:
-    separator = "   # " if command and meaning else "  # " if meaning else ""
-    console.print(f"  {command}{separator}{meaning}", soft_wrap=True, markup=False)
+def _print_next() -> None:
+    name = program()
+    console.print("\nthree things to try next")
+    for command, meaning in (
+        (f"{name} ui --open", "curves and tables of every stage, in MLflow"),
+        (
+            f"{name} submit digits -o seed=1; sleep 45; {name} cancel; {name} resume --follow",
+            "stop in the middle, go on, lose nothing",
+        ),
+        (f"{name} submit folder -o ingest.source.path=FOLDER --follow", "your own images, a folder for each class"),
+    ):
+        console.print(f"  [dim]# {meaning}[/dim]\n  {command}", soft_wrap=True)
 
 
 def _print_json(document: Any) -> None:

@@ -62,37 +62,36 @@ def follow(
     console: Console,
     *,
     died: Callable[[], str | None] = lambda: None,
-    ended_before: int = 0,
+    driver: int | None = None,
 ) -> WorkflowStatus:
-    """Show a workflow until it ends. `died` tells why no driver runs it any more, or None.
-
-    `ended_before` counts the ends in its history that are not this run's (after a resume).
-    """
+    """Show a workflow until the driver of this number ends. `died` tells why it runs no more, or None."""
     reader = StatusReader(storage, workflow_id, stages)
     progress: _Progress | None = None
-    ends, asked = 0, time.monotonic()
+    submitted = ended = False
+    asked = time.monotonic()
     live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else nullcontext()
     with live:
         while True:
             for event in reader.update():
-                ends += event.type == "workflow_ended"
-                if isinstance(live, nullcontext) and ends >= ended_before:
+                submitted = submitted or (event.type == "driver_submitted" and event.data["number"] == driver)
+                ended = ended or _ends(event, driver)
+                if isinstance(live, nullcontext) and submitted:
                     _print_event(console, event)
             progress = _progress_of(storage, reader.status, progress)
             if isinstance(live, Live):
                 live.update(_live_view(reader.status, progress))
-            if ends > ended_before:
+            if ended:
                 return reader.status
             if time.monotonic() - asked > 3:
                 asked, reason = time.monotonic(), died()
-                if reason is not None and not _just_ended(reader, ends, ended_before):
+                if reason is not None and not any(_ends(event, driver) for event in reader.update()):
                     reader.status.state, reader.status.message = "failed", reason
                     return reader.status
             time.sleep(POLL_SECONDS)
 
 
-def _just_ended(reader: StatusReader, ends: int, ended_before: int) -> bool:
-    return ends + sum(event.type == "workflow_ended" for event in reader.update()) > ended_before
+def _ends(event: Event, driver: int | None) -> bool:
+    return event.type == "workflow_ended" and event.data["driver"] == driver
 
 
 def _progress_of(storage: Storage, status: WorkflowStatus, old: _Progress | None) -> _Progress | None:
@@ -172,7 +171,8 @@ def _figures(value: object) -> dict[str, float]:
 
 def status_table(status: WorkflowStatus) -> Table:
     """Stage, outcome, time and main figures."""
-    table = Table(title=f"{status.id}: {status.state}", title_justify="left", title_style="bold")
+    state = f"{status.state} ({status.message})" if status.message else status.state
+    table = Table(title=f"{status.id}: {state}", title_justify="left", title_style="bold")
     for column in ("stage", "outcome", "time", "figures"):
         table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
     for stage in status.stages.values():

@@ -48,8 +48,11 @@ def read_workflow(storage: Storage, workflow_id: str) -> Workflow:
     return parse_workflow(text, key)
 
 
-def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool) -> str:
-    """Run a stored workflow to its end; returns its state. SIGTERM and SIGINT stop it after a checkpoint."""
+def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number: int | None = None) -> str:
+    """Run a stored workflow to its end; returns its state. SIGTERM and SIGINT stop it after a checkpoint.
+
+    `number` counts the drivers that were submitted for it.
+    """
     workflow = read_workflow(storage, workflow_id)
     owner = f"{workflow_id}/{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     with (
@@ -63,6 +66,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool) -> str:
             owner=owner,
             ray=ray,
             tracker=tracker,
+            number=number,
             lease_seconds=float(os.environ.get("PATCHLINE_LEASE_SECONDS", LEASE_SECONDS)),
         )
         with _stop_on_signals(runner.stop):
@@ -94,10 +98,11 @@ def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
 
 def main() -> None:
-    """`python -m pipeline.driver --root URL ID`, as submitted to a Ray cluster."""
+    """`python -m pipeline.driver --root URL --mlflow URL --number N ID`, as submitted to a Ray cluster."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--root", required=True)
     parser.add_argument("--mlflow", required=True)
+    parser.add_argument("--number", type=int, required=True)
     parser.add_argument("workflow_id")
     arguments = parser.parse_args()
     settings = Settings(root=arguments.root, mlflow=arguments.mlflow)
@@ -107,6 +112,7 @@ def main() -> None:
             arguments.workflow_id,
             mlflow=arguments.mlflow,
             ray=True,
+            number=arguments.number,
         )
     except UserError as error:
         sys.exit(f"error: {error}")

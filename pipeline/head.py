@@ -22,6 +22,7 @@ from pydantic import Field
 from cluster.errors import check_format
 from cluster.storage.base import Conflict, NotFound, Storage
 from stages.config import Config
+from stages.metrics import now_ms
 
 FORMAT = 1
 State = Literal["running", "stopped", "failed", "done"]
@@ -60,10 +61,12 @@ class HeadDocument(Config):
     history: tuple[Segment, ...] = ()
     skipped: tuple[tuple[int, int], ...] = Field(default=(), description="data windows [start, stop) to leave out")
     record: str | None = None
+    renewed_ms: int = Field(default=0, description="the holder's clock, to be shown to people; no decision rests on it")
 
     def changed(self, **fields: object) -> HeadDocument:
         """A copy with some fields changed and a new nonce, so that no two bodies are ever equal."""
-        return HeadDocument.model_validate({**self.model_dump(), **fields, "nonce": secrets.token_hex(8)})
+        new = {"nonce": secrets.token_hex(8), "renewed_ms": now_ms()}
+        return HeadDocument.model_validate({**self.model_dump(), **fields, **new})
 
     def body(self) -> bytes:
         return self.model_dump_json().encode()
@@ -105,11 +108,9 @@ class Head:
         while True:
             found = read_head(storage, folder)
             if found is None:
-                document = HeadDocument(
-                    owner=owner, epoch=1, nonce=secrets.token_hex(8), ttl_seconds=ttl, state="running"
-                )
+                first = HeadDocument(owner=owner, epoch=1, nonce="", ttl_seconds=ttl, state="running")
                 try:
-                    storage.write_if_absent(f"{folder}/HEAD.json", document.body())
+                    storage.write_if_absent(f"{folder}/HEAD.json", first.changed().body())
                 except Conflict:
                     continue
                 return cls(storage, folder, 1)

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
 from collections.abc import Callable
 
-from cluster.storage import Storage
-from pipeline.head import Head, LeaseLost
+from cluster.errors import UserError, check_format
+from cluster.storage import NotFound, Storage
+from pipeline.head import Head, LeaseLost, read_head
 from pipeline.worker import request_stop
+
+FORMAT = 1
+
+
+def request_cancel(storage: Storage, workflow_id: str) -> None:
+    """Ask the driver that runs a workflow now, or the first one to come, to save a checkpoint and stop.
+
+    The request names the driver by its epoch, so that it never stops one that a later `resume` starts.
+    Raises UserError where nothing runs.
+    """
+    found = read_head(storage, f"workflows/{workflow_id}")
+    if found is not None and found[0].state != "running":
+        raise UserError(f"{workflow_id} does not run ({found[0].state}): there is nothing to cancel")
+    epoch = found[0].epoch if found is not None else 1
+    storage.write(_cancel_key(workflow_id), json.dumps({"format": FORMAT, "epoch": epoch}).encode())
+
+
+def _cancel_key(workflow_id: str) -> str:
+    return f"workflows/{workflow_id}/CANCEL"
 
 
 class LeaseKeeper:
@@ -20,7 +41,7 @@ class LeaseKeeper:
     """
 
     def __init__(self, storage: Storage, workflow_id: str, ttl: float, on_lost: Callable[[str], None]) -> None:
-        self._storage, self._cancel, self._ttl = storage, f"workflows/{workflow_id}/CANCEL", ttl
+        self._storage, self._cancel, self._ttl = storage, _cancel_key(workflow_id), ttl
         self._on_lost = on_lost
         self._workflow: Head | None = None
         self._stage: Head | None = None
@@ -53,7 +74,7 @@ class LeaseKeeper:
                 if time.monotonic() - renewed >= interval:
                     self._renew()
                     renewed = time.monotonic()
-                if self._storage.stat(self._cancel) is not None:
+                if not self.stop.is_set() and self._cancelled():
                     self.stop.set()
                 if self.stop.is_set() and self.attempt and self.attempt != told:
                     told = self.attempt
@@ -64,6 +85,14 @@ class LeaseKeeper:
             except Exception as error:
                 # Storage may be away for a moment. Until the lease runs out nothing is lost.
                 print(f"lease not renewed: {error}", flush=True)
+
+    def _cancelled(self) -> bool:
+        try:
+            request = json.loads(self._storage.read(self._cancel))
+        except NotFound:
+            return False
+        check_format(request["format"], FORMAT, self._cancel)
+        return self._workflow is not None and request["epoch"] == self._workflow.epoch
 
     def _renew(self) -> None:
         with self._lock:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from cluster.errors import check_format
 from cluster.storage.base import Conflict, NotFound, Storage
 from stages.config import Config
 from stages.context import Output, canonical_json, read_output
+from stages.metrics import now_ms
 
 FORMAT = 1
 
@@ -52,11 +52,6 @@ class Record(Config):
     def seconds(self) -> float:
         """Wall time of the attempt that finished."""
         return (self.ended_ms - self.started_ms) / 1000
-
-
-def now_ms() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
 
 
 def write_record(storage: Storage, folder: str, record: Record) -> str:

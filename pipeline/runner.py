@@ -23,13 +23,13 @@ from pipeline.record import (
     RecordedInput,
     builds,
     mark,
-    now_ms,
     write_record,
 )
 from pipeline.reuse import Finished, finished, identify, reusable
 from pipeline.worker import Assignment, enter
 from stages.config import StageConfig
 from stages.context import Context, Rank, Result, Stopped
+from stages.metrics import now_ms
 
 BACKOFF_SECONDS = 1.0
 """Wait before the first retry of a stage; doubles with every further one."""
@@ -47,7 +47,7 @@ class Tracker(Protocol):
 class Runner:
     """Runs one workflow under its lease, over a Ray cluster (`ray`) or within this process.
 
-    `run` returns the workflow's state: done, failed or stopped.
+    `run` returns the workflow's state: done, failed or stopped. `number` is that of the submitted driver.
     """
 
     def __init__(
@@ -59,11 +59,12 @@ class Runner:
         owner: str,
         ray: bool,
         tracker: Tracker,
+        number: int | None = None,
         lease_seconds: float = 15.0,
         on_lost: Callable[[str], None] | None = None,
     ) -> None:
         self.storage, self.id, self.workflow, self.owner = storage, workflow_id, workflow, owner
-        self.ray, self.tracker, self.lease_seconds = ray, tracker, lease_seconds
+        self.ray, self.tracker, self.number, self.lease_seconds = ray, tracker, number, lease_seconds
         self.events = EventLog(storage, workflow_id)
         self.finished: dict[str, Finished] = {}
         self.failed: dict[str, str] = {}
@@ -83,13 +84,13 @@ class Runner:
         self._keeper.start(head)
         try:
             mark(self.storage, self.id, "running")
-            self.events.append("workflow_started", owner=self.owner)
+            self.events.append("workflow_started", owner=self.owner, driver=self.number)
             for name in self.workflow.order():
                 if self._keeper.stop.is_set():
                     break
                 self._stage(name)
             state = self._state()
-            self.events.append("workflow_ended", state=state)
+            self.events.append("workflow_ended", state=state, driver=self.number)
             mark(self.storage, self.id, state)
         finally:
             self._keeper.close()

@@ -11,7 +11,8 @@ from cluster.errors import UserError
 from cluster.storage import Storage
 from pipeline.head import read_head
 from pipeline.logs import LogReader
-from pipeline.record import Event, EventLog, read_record
+from pipeline.record import Event, EventLog, listed, read_record
+from stages.metrics import now_ms
 
 
 @dataclass(kw_only=True)
@@ -37,7 +38,7 @@ class StageStatus:
 
 @dataclass(kw_only=True)
 class WorkflowStatus:
-    """A workflow: `state` is submitted, running, done, failed or stopped; `alive` is false where nobody runs it."""
+    """A workflow: `state` is submitted, running, done, failed or stopped."""
 
     id: str
     state: str = "submitted"
@@ -96,19 +97,24 @@ class StatusReader:
         return events
 
 
-def driver_alive(storage: Storage, workflow_id: str) -> bool:
-    """Whether a driver renews the workflow's lease. Watches for up to one time to live."""
+def silence(storage: Storage, workflow_id: str) -> float | None:
+    """Seconds for which a running workflow's driver has given no sign of life, where they are too many.
+
+    It compares this machine's clock with the driver's: a hint for people, on which nothing else rests.
+    """
     found = read_head(storage, f"workflows/{workflow_id}")
     if found is None or found[0].state != "running":
-        return False
-    document, tag = found
-    deadline = time.monotonic() + document.ttl_seconds
-    while time.monotonic() < deadline:
-        time.sleep(min(0.5, document.ttl_seconds / 10))
-        now = read_head(storage, f"workflows/{workflow_id}")
-        if now is not None and now[1] != tag:
-            return True
-    return False
+        return None
+    seconds = (now_ms() - found[0].renewed_ms) / 1000
+    return seconds if seconds > 2 * found[0].ttl_seconds else None
+
+
+def states(storage: Storage) -> dict[str, str]:
+    """The state of every workflow, oldest first; `silent` where one should run and nobody runs it."""
+    known = listed(storage)
+    silent = [name for name, state in known.items() if state == "running" and silence(storage, name) is not None]
+    by_age = sorted(known, key=lambda name: name.split("-")[-3:])
+    return {name: "silent" if name in silent else known[name] for name in by_age}
 
 
 def match_id(storage: Storage, known: list[str], wanted: str | None) -> str:

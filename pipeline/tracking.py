@@ -63,9 +63,8 @@ class MlflowTracker:
         self._thread.join(PATIENCE_SECONDS)
         if self._thread.is_alive():
             self._giving_up.set()
-            print(
-                f"MLflow at {self._uri} did not take everything: {self.problem or 'no answer'}; the points are kept in storage"
-            )
+            reason = self.problem or "no answer"
+            print(f"MLflow at {self._uri} did not take everything: {reason}; the points are kept in storage")
 
     def workflow_ended(self, state: str) -> None:
         self._calls.put(lambda: self._end_workflow(state))

@@ -16,6 +16,11 @@ from dataclasses import asdict, dataclass
 from cluster.storage.base import Storage
 
 
+def now_ms() -> int:
+    """Milliseconds since 1970, on this machine's clock."""
+    return time.time_ns() // 1_000_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One value of one metric at one update; `time_ms` is milliseconds since 1970."""
@@ -40,7 +45,7 @@ class MetricWriter:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Note the values of several metrics at one update. Returns at once."""
-        now = time.time_ns() // 1_000_000
+        now = now_ms()
         with self._points_lock:
             self._points += [Point(name=name, value=float(v), step=step, time_ms=now) for name, v in values.items()]
 

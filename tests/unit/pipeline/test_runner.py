@@ -3,10 +3,12 @@ import time
 
 import pytest
 
+from cluster.errors import UserError
 from cluster.storage import open_storage
 from pipeline import runner as runner_module
 from pipeline.config import Workflow
 from pipeline.head import read_head
+from pipeline.keeper import request_cancel
 from pipeline.record import listed, read_record
 from pipeline.runner import Runner
 from pipeline.status import StatusReader
@@ -198,7 +200,7 @@ def test_cancel_stops_before_the_next_stage_and_resume_goes_on(storage):
         @classmethod
         def function(cls):
             def cancel(config, inputs, context):
-                storage.write("workflows/toy-1/CANCEL", b"")
+                request_cancel(storage, "toy-1")
                 time.sleep(1.5)
                 return Source.function()(config, inputs, context)
 
@@ -207,6 +209,8 @@ def test_cancel_stops_before_the_next_stage_and_resume_goes_on(storage):
     flow = Workflow(name="toy", stages={"first": Cancelling(), "second": Upper(text="first")})
     assert run(storage, flow) == "stopped"
     assert CALLS == ["source"]
-    storage.delete("workflows/toy-1/CANCEL")
+    with pytest.raises(UserError, match="does not run"):
+        request_cancel(storage, "toy-1")
+    # The request was for the driver before.
     assert run(storage, workflow()) == "done"
     assert CALLS == ["source", "upper"]

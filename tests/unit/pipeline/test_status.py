@@ -1,0 +1,92 @@
+import pytest
+
+from cluster.errors import UserError
+from cluster.storage import open_storage
+from pipeline.head import Head, read_head
+from pipeline.keeper import request_cancel
+from pipeline.record import EventLog, mark
+from pipeline.status import StatusReader, match_id, silence, states
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return open_storage(f"file://{tmp_path}")
+
+
+def running(storage, name: str, *, silent_for: float = 0) -> Head:
+    head = Head.acquire(storage, f"workflows/{name}", "driver", ttl=5)
+    assert head is not None
+    mark(storage, name, "running")
+    document, tag = read_head(storage, head.folder)
+    old = document.model_copy(update={"renewed_ms": document.renewed_ms - int(1000 * silent_for)})
+    storage.compare_and_swap(f"{head.folder}/HEAD.json", old.body(), tag)
+    return head
+
+
+def test_a_driver_that_gives_no_sign_of_life_is_shown_as_silent(storage):
+    running(storage, "digits-20260101-000002-bbbb", silent_for=60)
+    running(storage, "digits-20260101-000001-aaaa")
+    mark(storage, "fashion-20260101-000000-cccc", "submitted")
+    assert list(states(storage).items()) == [
+        ("fashion-20260101-000000-cccc", "submitted"),
+        ("digits-20260101-000001-aaaa", "running"),
+        ("digits-20260101-000002-bbbb", "silent"),
+    ]
+    assert silence(storage, "digits-20260101-000001-aaaa") is None
+    assert silence(storage, "digits-20260101-000002-bbbb") == pytest.approx(60, abs=5)
+
+
+def test_a_workflow_that_ended_is_never_silent(storage):
+    head = running(storage, "digits-1", silent_for=60)
+    head.release("stopped")
+    mark(storage, "digits-1", "stopped")
+    assert states(storage) == {"digits-1": "stopped"}
+
+
+def test_a_cancel_request_names_the_driver_that_runs(storage):
+    request_cancel(storage, "digits-1")
+    assert b'"epoch": 1' in storage.read("workflows/digits-1/CANCEL")
+    head = running(storage, "digits-1")
+    head.release("stopped")
+    with pytest.raises(UserError, match="does not run"):
+        request_cancel(storage, "digits-1")
+    running(storage, "digits-1")
+    request_cancel(storage, "digits-1")
+    assert b'"epoch": 2' in storage.read("workflows/digits-1/CANCEL")
+
+
+def test_ids_are_matched_by_their_beginning(storage):
+    known = ["digits-20260101-000000-aaaa", "digits-20260102-000000-bbbb", "small-20260101-120000-cccc"]
+    assert match_id(storage, known, "small") == known[2]
+    assert match_id(storage, known, None) == known[1]
+    with pytest.raises(UserError, match="2 match"):
+        match_id(storage, known, "digits")
+    with pytest.raises(UserError, match="none matches"):
+        match_id(storage, known, "fashion")
+    with pytest.raises(UserError, match="no workflow in .* yet"):
+        match_id(storage, [], None)
+
+
+def test_events_fold_into_a_status(storage):
+    log = EventLog(storage, "w")
+    log.append("driver_submitted", number=0)
+    log.append("waiting", None, holder="another", ttl_seconds=5.0)
+    reader = StatusReader(storage, "w", ["first", "second"])
+    reader.update()
+    assert reader.status.state == "submitted"
+    assert "waiting for another" in reader.status.message
+    log.append("workflow_started", owner="me", driver=0)
+    log.append("stage_started", "first", folder="stages/x/1")
+    log.append("attempt_started", "first", attempt=2, folder="stages/x/1", checkpoint={"prefix": "p", "update": 40})
+    reader.update()
+    assert (reader.status.state, reader.status.message) == ("running", "")
+    assert reader.status.stages["first"].prefix == "stages/x/1/attempts/2"
+    assert reader.status.stages["first"].message == "from update 40"
+    assert reader.status.stages["second"].outcome == "pending"
+    log.append("stage_done", "first", metrics={"loss": 1.0}, seconds=3.0)
+    log.append("stage_failed", "second", message="lr=-1")
+    log.append("workflow_ended", state="failed", driver=0)
+    reader.update()
+    assert reader.status.state == "failed"
+    assert reader.status.stages["first"].outcome == "done"
+    assert reader.status.stages["second"].message == "lr=-1"
