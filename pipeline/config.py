@@ -145,8 +145,8 @@ def _stage(source: str, name: str, body: Any) -> StageConfig:
         raise UserError(f"{source}: {key}: got {body!r}, expected a mapping of the stage's fields")
     body = dict(body)
     kind = body.pop("kind", name)
-    if kind not in KINDS:
-        raise UserError(f"{source}: {key}.kind: got '{kind}', expected one of {', '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"{source}: {key}.kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     try:
         return KINDS[kind].model_validate(body)
     except ValidationError as error:
@@ -162,7 +162,7 @@ def _override(document: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise UserError(f"-o {override}: the value is not readable as YAML") from error
     parts = path.split(".")
-    if parts[0] == "stages":
+    if parts[0] == "stages" and len(parts) > 1:
         parts = parts[1:]
     if parts[0] in document["stages"] and len(parts) > 1:
         target = document["stages"]

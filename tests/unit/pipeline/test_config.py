@@ -46,6 +46,8 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
         (DIGITS, ["pretrain.data=pretrain"], "stage 'pretrain' makes a model, expected one that makes a dataset"),
         (f"{DIGITS}  finetune: {{data: ingest, from: finetune, updates: 9}}", [], "circle: finetune → finetune"),
         (DIGITS, ["finetune.lr=1"], "'finetune' is no stage of this workflow; its stages: ingest, pretrain"),
+        (DIGITS, ["stages=1"], "'stages' is no stage of this workflow"),
+        (DIGITS, ["ingest.kind=[1]"], "stages.ingest.kind: got [1], expected one of ingest"),
         (DIGITS, ["pretrain.lr"], "expected a field and a value"),
         (DIGITS.replace("data: ingest", ""), [], "stages.pretrain.data: this field is required"),
         (DIGITS.replace("ingest:", "inject:"), [], "stages.inject.kind: got 'inject', expected one of ingest"),

@@ -63,7 +63,7 @@ def test_ids_are_matched_by_their_beginning(storage):
         match_id(storage, known, "digits")
     with pytest.raises(UserError, match="none matches"):
         match_id(storage, known, "fashion")
-    with pytest.raises(UserError, match="no workflow in .* yet"):
+    with pytest.raises(UserError, match="submit one"):
         match_id(storage, [], None)
 
 
