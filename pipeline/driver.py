@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from pathlib import Path
 from types import FrameType
 
 from cluster.connect import disconnect
@@ -59,6 +60,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
         LogShipper(storage, f"workflows/{workflow_id}/logs/driver-{owner.rsplit('/', 1)[1]}"),
         MlflowTracker(mlflow, storage, workflow_id, workflow) as tracker,
     ):
+        print(f"{owner}: code in {Path(__file__).parents[1]}, root {storage.url}, MLflow {mlflow}", flush=True)
         runner = Runner(
             storage,
             workflow_id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -59,6 +60,8 @@ def own_environment() -> Iterator[None]:
             del os.environ[name]
     os.environ["PATCHLINE_HOME"] = tempfile.mkdtemp(prefix="patchline-home-")
     os.environ["RAY_AUTH_MODE"] = "token"
+    # A cluster's machines have the environment's python on their path.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     yield
     shutil.rmtree(os.environ["PATCHLINE_HOME"], ignore_errors=True)
     os.environ.clear()

@@ -14,6 +14,7 @@ import pytest
 from cluster.local.stack import Stack
 from pipeline import api
 from pipeline.settings import Settings, resolve
+from pipeline.status import workflow_logs
 from tests.integration.flows import (
     SAVE_EVERY,
     UPDATES,
@@ -136,6 +137,17 @@ def test_another_resolution_runs_the_fine_tuning_alone(reference, stack_environm
     assert stage(settings.storage(), workflow_id, "finetune").outcome == "done"
 
 
+def test_another_cluster_is_sent_the_code(stack_environment, s3_root):
+    """As `submit --address` does where the cluster is not this machine's own stack."""
+    stack = stack_environment
+    settings = Settings(root=s3_root, mlflow=stack.mlflow_url, jobs=stack.jobs_address, environment=stack.environment())
+    workflow_id = api.submit(small_workflow("pretrain.updates=3", "pretrain.warmup_updates=1"), settings)
+    ended(settings, workflow_id, "done")
+    (log,) = workflow_logs(settings.storage(), workflow_id, None, follow=False)
+    assert "code in " in log
+    assert str(Path(api.__file__).parents[1]) not in log
+
+
 @pytest.mark.parametrize("victim", ["worker", "driver"])
 def test_killed_and_resumed_gives_the_same_bits(settings, stack, reference, victim):
     storage = settings.storage()
@@ -231,6 +243,7 @@ def test_a_zombie_driver_makes_nothing_visible(tmp_path):
     assert state(storage, workflow_id) == "done"
     heads = (f"{folder}/HEAD.json", f"workflows/{workflow_id}/HEAD.json")
     before = [storage.read(key) for key in heads]
+    told = {key for prefix in ("index/", f"workflows/{workflow_id}/events/") for key in storage.list(prefix)}
     sha256 = model_sha256(storage, workflow_id)
 
     zombie.send_signal(signal.SIGCONT)
@@ -239,5 +252,6 @@ def test_a_zombie_driver_makes_nothing_visible(tmp_path):
     assert "another driver took over" in output
     time.sleep(1)
     assert [storage.read(key) for key in heads] == before
+    assert {key for prefix in ("index/", f"workflows/{workflow_id}/events/") for key in storage.list(prefix)} == told
     assert head(storage, folder).attempt == 2
     assert model_sha256(storage, workflow_id) == sha256
