@@ -1,0 +1,48 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.gang import Place, run_gang
+
+
+def where(argument: object, place: Place) -> tuple[object, Place, int]:
+    return argument, place, os.getpid()
+
+
+def test_a_gang_of_none_is_one_rank_in_this_process():
+    argument = {"any": object()}
+    found = run_gang(where, argument, workers=0, cpus=1, name="here")
+    assert found == (argument, Place(rank=0, world_size=1, local_rank=0), os.getpid())
+    assert found[0] is argument
+
+
+@pytest.mark.parametrize("error", [UserError("field: got 3"), ZeroDivisionError("by nothing"), KeyboardInterrupt()])
+def test_exceptions_pass_untouched(error: BaseException):
+    def fail(argument: object, place: Place) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        run_gang(fail, None, workers=0, cpus=1, name="here")
+    assert caught.value is error
+
+
+def test_a_gang_of_none_needs_no_ray():
+    code = (
+        "import sys; from cluster.gang import run_gang; from cluster.tasks import map_tasks; "
+        "print(run_gang(lambda a, place: a + place.world_size, 2, workers=0, cpus=1, name='here'), "
+        "map_tasks(abs, [-1], label='here'), [name for name in ('ray', 'torch') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "3 [1] []"
+
+
+def test_workers_without_a_cluster_are_refused_and_none_is_started(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match="no Ray cluster: RAY_ADDRESS is not set"):
+        run_gang(where, None, workers=2, cpus=1, name="nowhere")
+    import ray
+
+    assert not ray.is_initialized()

@@ -1,0 +1,273 @@
+"""The command as a user meets it: its help, its answers to mistakes, and what it costs to ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.local.processes import free_ports
+from cluster.storage import open_storage
+from pipeline import cli
+from pipeline.config import load_workflow, shipped
+from pipeline.driver import create
+from pipeline.record import EventLog, mark
+
+COMMANDS = ["up", "down", "demo", "plan", "run", "submit", "status", "logs", "list", "resume", "cancel", "ui", "schema"]
+HEAVY = ["torch", "deepspeed", "ray", "mlflow", "webdataset", "boto3"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left for its user."""
+
+    code: int
+    out: str
+    error: str
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, so that no stack is up and nothing has been done."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("PATCHLINE_HOME", str(home))
+    monkeypatch.setenv("COLUMNS", "160")
+    return home
+
+
+@pytest.fixture
+def patchline(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The command, run in this process."""
+
+    def run(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["patchline", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        captured = capsys.readouterr()
+        code = end.value.code
+        return Answer(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def submitted(home: Path) -> str:
+    """A workflow that stands in storage as after `submit`, before its driver has started; its id."""
+    storage = open_storage(f"file://{home}/results")
+    workflow_id = create(storage, load_workflow("digits"))
+    mark(storage, workflow_id, "submitted")
+    EventLog(storage, workflow_id).append("driver_submitted", number=0)
+    storage.write(f"workflows/{workflow_id}/logs/driver-1/000000.log", b"first line [not markup]\n")
+    storage.write(f"workflows/{workflow_id}/logs/driver-1/000001.log", b"second line\n")
+    return workflow_id
+
+
+def refused(answer: Answer, *expected: str) -> None:
+    """One message that says all this, nothing else, and the exit code for what a user can mend."""
+    assert answer.code == 2, answer
+    assert answer.out == ""
+    assert answer.error.startswith("error: ")
+    assert len(answer.error.splitlines()) == 1, answer.error
+    for words in expected:
+        assert words in answer.error
+
+
+def test_help_lists_every_command(patchline):
+    answer = patchline("--help")
+    assert answer.code == 0
+    for name in COMMANDS:
+        assert f"│ {name} " in answer.out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_shows_how_to_use_it(patchline, name: str):
+    answer = patchline(name, "--help")
+    assert answer.code == 0
+    assert f"Example: patchline {name}" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["pretrain.epoch=3"], "stages.pretrain.epoch: unknown field; did you mean 'epochs'?"),
+        (["pretrain.model.depht=3"], "stages.pretrain.model.depht: unknown field; did you mean 'depth'?"),
+        (["pretrain.zero_stage=7"], "stages.pretrain.zero_stage: got 7, expected 0, 1, 2 or 3"),
+        (["pretrain.lr=fast"], "stages.pretrain.lr: got 'fast', expected a valid number"),
+        (["pretrain.updates=5"], "stages.pretrain: give one of epochs and updates, got epochs=65.0 and updates=5"),
+        (["pretrain.workers=3"], "global_batch=128 is not a multiple of workers=3: try workers=2"),
+        (["finetune.from=ingest"], "stages.finetune.from: stage 'ingest' makes a dataset, expected one that makes a m"),
+        (["pretrain.lr"], "-o pretrain.lr: expected a field and a value, for example -o pretrain.epochs=3"),
+        (["pretrian.lr=1"], "'pretrian' is no stage of this workflow; its stages: ingest, pretrain, finetune, fewshot"),
+        (["pretrain.lr=[1"], "-o pretrain.lr=[1: the value is not readable as YAML"),
+    ],
+)
+def test_a_mistake_in_an_override_is_told_with_its_place_value_and_cure(patchline, overrides, expected):
+    options = [word for override in overrides for word in ("-o", override)]
+    refused(patchline("plan", "digits", *options), expected)
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "submit"])
+def test_every_command_that_takes_a_workflow_refuses_it_alike(patchline, command: str, tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    document = yaml.safe_load(load_workflow("digits").to_yaml())
+    document["stages"]["pretrain"]["colour"] = "blue"
+    path.write_text(yaml.safe_dump(document))
+    refused(patchline(command, str(path)), f"{path}: stages.pretrain.colour: unknown field")
+    refused(patchline(command, "digts"), "no workflow file 'digts'; shipped workflows: digits, fashion, folder")
+    assert not (tmp_path / "home" / "results").exists()
+
+
+def test_a_mistake_keeps_the_demo_from_starting_any_server(patchline, home: Path):
+    refused(patchline("demo", "-o", "pretrain.epoch=3"), "did you mean 'epochs'?")
+    assert not home.exists()
+
+
+def test_two_mistakes_are_told_at_once_each_on_its_line(patchline):
+    answer = patchline("plan", "digits", "-o", "pretrain.epoch=3", "-o", "pretrain.lr=fast")
+    assert answer.code == 2
+    assert len(answer.error.splitlines()) == 2
+    assert "pretrain.epoch: unknown field" in answer.error
+    assert "pretrain.lr: got 'fast'" in answer.error
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"stages: [", "not readable as YAML"),
+        (b"- a\n- b\n", "expected a mapping with the keys name and stages"),
+        (b"name: mine\nstages: {ingest: {source: {kind: ftp}}}", "stages.ingest.source: got {'kind': 'ftp'}"),
+        (b"name: mine\nstages: {ingest: {}}", "stages.ingest.source: this field is required"),
+    ],
+    ids=["no text", "no YAML", "no mapping", "no such source", "no source"],
+)
+def test_a_file_that_is_no_workflow_is_named(patchline, tmp_path: Path, body: bytes, expected: str):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(body)
+    refused(patchline("plan", str(path)), f"{path}: ", expected)
+
+
+def test_a_folder_of_images_that_is_not_there_is_told_before_anything_runs(patchline, tmp_path: Path):
+    answer = patchline("plan", "folder", "-o", f"ingest.source.path={tmp_path}/images")
+    refused(answer, f"{tmp_path}/images")
+
+
+@pytest.mark.parametrize("command", ["plan digits", "status", "list", "submit digits"])
+def test_a_root_that_is_none_is_refused(patchline, command: str):
+    answer = patchline(*command.split(), "--root", "gs://bucket")
+    refused(answer, "root 'gs://bucket': expected file:///FOLDER or s3://BUCKET/PREFIX")
+
+
+def test_an_unknown_option_and_an_unknown_command_are_refused(patchline):
+    assert (patchline("plan", "digits", "--rot", "x").code, patchline("paln", "digits").code) == (2, 2)
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "resume", "cancel"])
+def test_a_workflow_that_is_not_there_is_refused(patchline, command: str, submitted: str, home: Path):
+    root = f"file://{home}/results"
+    before = sorted(open_storage(root).list(""))
+    refused(patchline(command, "digits-2019"), f"no single workflow 'digits-2019' in {root}: none matches")
+    refused(patchline(command, "--root", f"file://{home}/empty"), f"no workflow in file://{home}/empty yet")
+    assert sorted(open_storage(root).list("")) == before
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "resume", "cancel"])
+def test_a_beginning_that_fits_two_workflows_is_refused_with_both(patchline, command: str, submitted: str, home: Path):
+    storage = open_storage(f"file://{home}/results")
+    other = create(storage, load_workflow("digits"))
+    mark(storage, other, "submitted")
+    refused(patchline(command, "digits-"), "no single workflow 'digits-'", "2 match", submitted, other)
+
+
+def test_submitting_without_a_cluster_says_how_to_get_one_and_leaves_nothing(patchline, home: Path):
+    refused(patchline("submit", "digits"), "no Ray cluster: give --address http://HOST:8265", "`patchline up`")
+    refused(
+        patchline("submit", "digits", "--address", "http://10.0.0.1:8265"),
+        f"root file://{home}/results is on this machine alone: give --root s3://BUCKET/PREFIX",
+    )
+    assert list(open_storage(f"file://{home}/results").list("")) == []
+
+
+def test_there_is_nothing_to_show_or_stop_where_no_stack_is_up(patchline):
+    refused(patchline("ui"), "the local stack is not up: `patchline up` starts it")
+    answer = patchline("down")
+    assert (answer.code, answer.out) == (0, "nothing was running\n")
+
+
+def test_a_submitted_workflow_is_listed_shown_and_cancelled(patchline, submitted: str, home: Path):
+    assert patchline("list").out.split() == ["submitted", submitted]
+    assert json.loads(patchline("list", "--json").out) == {submitted: "submitted"}
+    shown = json.loads(patchline("status", submitted[:20], "--json").out)
+    assert (shown["id"], shown["state"]) == (submitted, "submitted")
+    assert {name: stage["outcome"] for name, stage in shown["stages"].items()} == dict.fromkeys(
+        ("ingest", "pretrain", "finetune", "fewshot"), "pending"
+    )
+    table = patchline("status").out
+    for words in (submitted, "ingest", "pretrain", "finetune", "fewshot", "pending"):
+        assert words in table
+    assert f"{submitted} will stop after a checkpoint" in " ".join(patchline("cancel").out.split())
+    assert any(open_storage(f"file://{home}/results").list(f"workflows/{submitted}/CANCEL"))
+
+
+def test_a_stored_log_is_printed_as_it_was(patchline, submitted: str):
+    assert patchline("logs").out == "first line [not markup]\nsecond line\n"
+    refused(patchline("logs", "--stage", "pretrain"), "stage 'pretrain' has no log in", "stages that ran: none")
+
+
+def test_the_schema_is_one_and_knows_good_files_from_bad(patchline):
+    from jsonschema import Draft202012Validator
+
+    schema = json.loads(patchline("schema").out)
+    Draft202012Validator.check_schema(schema)
+    judge = Draft202012Validator(schema)
+    for name in shipped():
+        document = yaml.safe_load(load_workflow(name).to_yaml())
+        assert [error.message for error in judge.iter_errors(document)] == []
+        document["stages"]["pretrain"]["colour"] = "blue"
+        assert not judge.is_valid(document)
+
+
+def test_a_plan_needs_no_server_and_no_heavy_library_and_changes_nothing(home: Path, tmp_path: Path):
+    # No address in this environment has a server behind it.
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": nowhere, "RAY_API_SERVER_ADDRESS": nowhere}
+    code = (
+        "import sys; from pipeline.cli import main\n"
+        "try: main()\n"
+        f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    command = ["plan", "digits", "--json", "--root", f"file://{tmp_path}/root"]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True, check=True
+    )
+    assert [(stage["name"], stage["action"]) for stage in json.loads(found.stdout)] == [
+        (name, "run") for name in ("ingest", "pretrain", "finetune", "fewshot")
+    ]
+    assert found.stderr.strip() == "[]"
+    assert not (tmp_path / "root").exists()
+
+
+def test_the_plan_of_a_person_says_why(patchline):
+    shown = patchline("plan", "digits").out
+    for name in ("ingest", "pretrain", "finetune", "fewshot"):
+        assert f"no {name} has been done yet" in shown
+
+
+def test_as_a_process_a_mistake_is_one_line_and_exit_code_2(home: Path):
+    found = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", "plan", "digits", "-o", "pretrain.epoch=3"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 2
+    assert found.stdout == ""
+    (line,) = found.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith("did you mean 'epochs'?")

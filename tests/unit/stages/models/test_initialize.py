@@ -1,0 +1,112 @@
+"""First weights against those of `vit_jax/models_vit.py`: flax's initialisers, stated by their moments."""
+
+import math
+
+import pytest
+import torch
+
+from stages.models.vit import VisionTransformer, initialize
+from tests.unit.stages.models.outputs import small_config
+
+SHAPE = {"width": 64, "depth": 2, "mlp_dim": 256, "num_heads": 4, "patch_size": 8, "head": "mlp_tanh"}
+
+
+def fresh(seed=3, resolution=64, num_classes=10, **fields):
+    model = VisionTransformer(small_config(**{**SHAPE, **fields}), resolution, num_classes)
+    with torch.no_grad():  # Nothing may be left as it was.
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    initialize(model, seed)
+    return model
+
+
+def assert_uniform(weight, fan_in, fan_out):
+    """Xavier uniform: variance 2 / (fan_in + fan_out), the bound being the deviation times root 3."""
+    bound = math.sqrt(6 / (fan_in + fan_out))
+    assert 0.99 * bound < weight.abs().max() <= bound
+    assert weight.std() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+    assert abs(weight.mean()) < 0.05 * bound
+
+
+def assert_truncated_normal(weight, fan_in):
+    """LeCun normal: variance 1 / fan_in, cut at two deviations of the normal before it was cut."""
+    deviation = math.sqrt(1 / fan_in)
+    assert weight.std() == pytest.approx(deviation, rel=0.03)
+    assert 1.9 * deviation < weight.abs().max() <= 2 * deviation / 0.8796
+    # A normal cut there has less in its tails than one that is not (kurtosis 2.37, not 3), more than a uniform (1.8).
+    assert 2.2 < (weight**4).mean() / (weight**2).mean() ** 2 < 2.55
+
+
+def assert_normal(values, deviation):
+    assert values.std() == pytest.approx(deviation, rel=0.1)
+    assert abs(values.mean()) < 0.2 * deviation
+    assert values.abs().max() > 2.4 * deviation
+
+
+def test_every_parameter_begins_as_in_the_papers_code():
+    model = fresh(head_bias=-10.0)
+    left = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for i in range(2):
+        for part in left.pop(f"blocks.{i}.attn.qkv.weight").chunk(3):
+            assert_uniform(part, 64, 64)  # Each by itself, not as one kernel of 64 × 192.
+        assert_uniform(left.pop(f"blocks.{i}.attn.proj.weight"), 64, 64)
+        assert_uniform(left.pop(f"blocks.{i}.mlp.fc1.weight"), 64, 256)
+        assert_uniform(left.pop(f"blocks.{i}.mlp.fc2.weight"), 256, 64)
+    names = [f"blocks.{i}.mlp.{layer}.bias" for i in range(2) for layer in ("fc1", "fc2")]
+    assert_normal(torch.cat([left.pop(name) for name in names]), 1e-6)
+    assert_normal(left.pop("pos_embed"), 0.02)
+    assert_truncated_normal(left.pop("patch_embed.proj.weight"), 8 * 8 * 3)
+    assert_truncated_normal(left.pop("pre_logits.fc.weight"), 64)
+    assert torch.equal(left.pop("head.bias"), torch.full((10,), -10.0))
+    for name in [name for name in left if "norm" in name and name.endswith("weight")]:
+        assert torch.equal(left.pop(name), torch.ones(64))
+    zeros = {"cls_token", "head.weight", "patch_embed.proj.bias", "pre_logits.fc.bias", "norm.bias"}
+    zeros |= {f"blocks.{i}.{name}.bias" for i in range(2) for name in ("attn.qkv", "attn.proj", "norm1", "norm2")}
+    assert set(left) == zeros
+    assert all(not parameter.any() for parameter in left.values())
+
+
+def test_the_first_logits_are_the_heads_bias():
+    images = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(fresh(head_bias=-10.0)(images), torch.full((2, 10), -10.0))
+
+
+def drawn(model):
+    """The tensors that are neither zeros nor ones."""
+    return {name: p for name, p in model.named_parameters() if p.unique().numel() > 1}
+
+
+def test_a_seed_gives_its_weights_whatever_was_drawn_before():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        first = fresh()
+        torch.manual_seed(2)
+        second = fresh()
+        model = VisionTransformer(small_config(), 8, 3)
+        before = torch.random.get_rng_state()
+        initialize(model, 0)
+        assert torch.equal(torch.random.get_rng_state(), before)
+    for (name, one), other in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_another_seed_gives_other_weights():
+    one, other = drawn(fresh(seed=3)), drawn(fresh(seed=4))
+    assert len(one) == 16 - 1  # Without the head there are 2 × 6 in the blocks and 3 more.
+    assert all(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_no_two_tensors_of_a_shape_are_alike():
+    one = drawn(fresh())
+    assert not torch.equal(one["blocks.0.attn.qkv.weight"], one["blocks.1.attn.qkv.weight"])
+    q, k, v = one["blocks.0.attn.qkv.weight"].chunk(3)
+    assert not torch.equal(q, k)
+    assert not torch.equal(k, v)
+
+
+def test_a_tensor_does_not_depend_on_what_else_there_is():
+    whole, other = fresh(), fresh(depth=1, head="linear", num_classes=3)
+    state = whole.state_dict()
+    for name, tensor in other.state_dict().items():
+        if not name.startswith("head."):
+            assert torch.equal(tensor, state[name]), name
