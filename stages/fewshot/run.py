@@ -29,6 +29,7 @@ def run(config: FewshotConfig, inputs: Inputs, context: Context) -> Result:
     dataset = dataset_meta(inputs["data"])
     class_sets = choose_class_sets(config, dataset, inputs["data"], inputs["model"])
     pool, test = _features(config, inputs, context, dataset)
+    _check_images(class_sets, dataset, pool, test)
     accuracies = {
         (class_set, kind, shots): _accuracies(config, pool, test, kind, members, shots)
         for class_set, members in class_sets.items()
@@ -65,20 +66,31 @@ def run(config: FewshotConfig, inputs: Inputs, context: Context) -> Result:
 def choose_class_sets(
     config: FewshotConfig, dataset: DatasetMeta, data: Output, model: Output
 ) -> dict[str, tuple[int, ...]]:
-    """The classes of each set. `seen` and `held_out` are meant of the data set that the model was trained on."""
+    """The classes of each set. `seen` and `held_out` are there where the model was trained without the latter."""
     everything = tuple(range(len(dataset.classes)))
     known = {"all": everything}
-    if dataset.held_out and model.meta["trained_on"] == data.digest:
+    trained = set(model.meta["class_ids"]) if model.meta["trained_on"] == data.digest else set(everything)
+    if dataset.held_out and not trained & set(dataset.held_out):
         known["seen"] = tuple(i for i in everything if i not in dataset.held_out)
         known["held_out"] = tuple(sorted(dataset.held_out))
     wanted = config.class_sets or tuple(known)
     missing = [name for name in wanted if name not in known]
     if missing:
         raise UserError(
-            f"class_sets={list(wanted)}: {', '.join(missing)} needs held-out classes in the data set that the model "
-            f"was trained on; possible here: {', '.join(known)}"
+            f"class_sets={list(wanted)}: {', '.join(missing)} needs a model that was trained on this data set without "
+            f"its held-out classes; possible here: {', '.join(known)}"
         )
     return {name: known[name] for name in wanted}
+
+
+def _check_images(class_sets: dict[str, tuple[int, ...]], dataset: DatasetMeta, pool: Features, test: Features) -> None:
+    """Every set needs images to test on, and every class one to learn from. Raises UserError."""
+    for class_set, members in class_sets.items():
+        if not np.isin(test.labels, members).any():
+            raise UserError(f"no test images of the {class_set} classes: raise test_fraction of the ingestion")
+        empty = [dataset.classes[i] for i in members if i not in pool.labels]
+        if empty:
+            raise UserError(f"no images to draw shots from for the classes {', '.join(empty)}: lower test_fraction")
 
 
 def _features(
@@ -135,7 +147,8 @@ def _comparison(accuracies: dict[tuple[str, str, int], NDArray[np.float64]]) -> 
         difference = accuracies[class_set, "features", shots] - values
         error = _standard_error(difference)
         mean = float(difference.mean())
-        ratio = mean / error if error > 0 else None
+        # Differences that are all the same leave a deviation of rounding alone.
+        ratio = mean / error if error > 1e-12 else None
         rows.append(
             {"class_set": class_set, "baseline": kind, "shots": shots, "difference": mean, "standard_error": error,
              "standard_errors": ratio}

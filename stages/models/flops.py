@@ -22,7 +22,8 @@ def forward_macs(config: ModelConfig, resolution: int, num_classes: int) -> int:
 
     n (4 w² + 2 w m) depth + 2 n² w depth + N · channels · P² · w, with n tokens of width w, N patches of
     side P and MLPs of size m, and the head. Forward and backward together cost three times that, at two
-    operations each; with it the exaFLOPs of the paper's Table 6 come out.
+    operations each; with it the exaFLOPs of the paper's Table 6 come out for B/16, L/32, L/16 and H/14
+    (for B/32 they are 56, where the table has 55).
     """
     width, tokens, patches = config.width, _tokens(config, resolution), config.grid(resolution) ** 2
     blocks = config.depth * (tokens * (4 * width**2 + 2 * width * config.mlp_dim) + 2 * tokens**2 * width)

@@ -30,7 +30,9 @@ def read_state(storage: Storage, output: Output) -> dict[str, Tensor]:
     if output.kind != "model":
         raise UserError(f"{output.prefix} is a {output.kind}, not a model: refer to a pretrain or finetune stage")
     check_format(output.meta["format"], FORMAT, output.prefix)
-    entry = next(file for file in output.manifest["files"] if file["path"] == WEIGHTS)
+    entry = next((file for file in output.manifest["files"] if file["path"] == WEIGHTS), None)
+    if entry is None:
+        raise UserError(f"{output.prefix} has no {WEIGHTS} in its manifest: it is no model of this program")
     with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
         path = Path(folder) / WEIGHTS
         storage.download(output.key(WEIGHTS), path)

@@ -28,6 +28,8 @@ class PretrainConfig(TrainingConfig):
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
         self.model.grid(self.resolution)
+        if self.model.in_channels != 3:
+            raise ValueError(f"model.in_channels={self.model.in_channels}: images are read as RGB, so it must be 3")
         return self
 
     @classmethod

@@ -78,7 +78,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 def _margins(rows: list[dict[str, Any]]) -> str:
     worst: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in rows:
+    for row in (row for row in rows if row["standard_errors"] is not None):
         key = (row["class_set"], row["baseline"])
         if key not in worst or row["standard_errors"] < worst[key]["standard_errors"]:
             worst[key] = row

@@ -42,6 +42,7 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
         (DIGITS, ["pretrain.workers=3"], "global_batch=32 is not a multiple of workers=3: try workers=2"),
         (DIGITS, ["pretrain.micro_batch=5"], "try micro_batch=4"),
         (DIGITS, ["pretrain.resolution=18"], "18"),
+        (DIGITS, ["pretrain.model.in_channels=1"], "model.in_channels=1: images are read as RGB"),
         (DIGITS, ["pretrain.data=ingset"], "stages.pretrain.data: got 'ingset', expected one of the stages: ingest"),
         (DIGITS, ["pretrain.data=pretrain"], "stage 'pretrain' makes a model, expected one that makes a dataset"),
         (f"{DIGITS}  finetune: {{data: ingest, from: finetune, updates: 9}}", [], "circle: finetune → finetune"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,18 @@ class Evaluation:
         self.dataset = self.ingested(held_out_classes=3)
         self._folders = 0
 
-    def ingested(self, **fields: Any) -> Output:
+    def ingested(self, seed: int = 0, **fields: Any) -> Output:
         config = IngestConfig(source=DigitsSource(), samples_per_shard=500, **fields)
-        name = "-".join(f"{key}-{value}" for key, value in fields.items())
-        return run_ingest(config, {}, stage_context(self.storage, f"stages/ingest/{name}")).output
+        name = "-".join(f"{key}-{value}" for key, value in {"seed": seed, **fields}.items())
+        return run_ingest(config, {}, replace(stage_context(self.storage, f"stages/ingest/{name}"), seed=seed)).output
 
     def committed(self, model: VisionTransformer, **meta: Any) -> Output:
         """As pretraining from seed 5 on the digits would leave it."""
         self._folders += 1
         context = stage_context(self.storage, f"stages/pretrain/{self._folders}")
-        return commit_model(context, model, **{"trained_on": self.dataset.digest, "seed": 5, **meta})
+        seen = [label for label in range(10) if label not in self.dataset.meta["held_out"]]
+        own = {"trained_on": self.dataset.digest, "seed": 5, "class_ids": seen}
+        return commit_model(context, model, **{**own, **meta})
 
     def config(self, **fields: Any) -> FewshotConfig:
         cache = {"cache": str(self.folder / "cache"), "loader_threads": 0}

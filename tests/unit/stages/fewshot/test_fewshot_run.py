@@ -211,8 +211,33 @@ def test_sets_of_classes_depend_on_what_the_model_was_trained_on(evaluation, mod
         "all",
     ]
     assert list(choose_class_sets(evaluation.config(), meta, data, foreign)) == ["all"]
-    with pytest.raises(UserError, match=r"class_sets=\['all', 'held_out'\]: held_out needs .* possible here: all"):
+    with pytest.raises(
+        UserError, match=r"class_sets=\['all', 'held_out'\]: held_out needs a model .* possible here: all"
+    ):
         evaluation.run(foreign, class_sets=("all", "held_out"))
+
+
+def test_a_model_that_was_trained_on_the_held_out_classes_has_only_all(evaluation, model):
+    """As fine-tuning leaves it: on the same data set, with every class."""
+    tuned = evaluation.committed(model, class_ids=list(range(10)), num_classes=7)
+    assert list(
+        choose_class_sets(evaluation.config(), dataset_meta(evaluation.dataset), evaluation.dataset, tuned)
+    ) == ["all"]
+
+
+def test_a_set_without_test_images_is_refused_by_name(evaluation, model):
+    few = evaluation.ingested(held_out_classes=1, test_fraction=0.0028, seed=3)
+    (held_out,) = few.meta["held_out"]
+    ids = [label for label in range(10) if label != held_out]
+    trained = evaluation.committed(model, trained_on=few.digest, class_ids=ids)
+    with pytest.raises(UserError, match="no test images of the held_out classes"):
+        evaluation.run(trained, dataset=few, shots=(1,))
+
+
+def test_equal_differences_have_no_ratio(evaluation, model):
+    """With more shots than images, every draw is the same set in another order."""
+    tables = evaluation.run(evaluation.committed(model), shots=(10_000,), draws=3, class_sets=("seen",)).tables
+    assert all(row["standard_errors"] is None and row["difference"] != 0 for row in tables["comparison"])
 
 
 def test_without_held_out_classes_there_is_one_set(evaluation, model):
@@ -221,7 +246,7 @@ def test_without_held_out_classes_there_is_one_set(evaluation, model):
     result = evaluation.run(trained, dataset=whole, shots=(1,), baselines=())
     assert [row["class_set"] for row in result.tables["fewshot"]] == ["all"]
     assert result.output.meta["skipped_class_sets"] == ["seen", "held_out"]
-    with pytest.raises(UserError, match="seen needs held-out classes"):
+    with pytest.raises(UserError, match="seen needs a model"):
         evaluation.run(trained, dataset=whole, class_sets=("seen",))
 
 
