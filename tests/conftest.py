@@ -66,3 +66,12 @@ def own_environment() -> Iterator[None]:
     shutil.rmtree(os.environ["PATCHLINE_HOME"], ignore_errors=True)
     os.environ.clear()
     os.environ.update(saved)
+
+
+@pytest.fixture(autouse=True)
+def environment_for_one_test(own_environment: None) -> Iterator[None]:
+    """What a test puts into the environment, opened settings among it, ends with it."""
+    saved = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(saved)

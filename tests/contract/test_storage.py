@@ -225,5 +225,5 @@ def test_wrong_credentials_and_missing_buckets_are_explained(s3_root: str, monke
     with pytest.raises(UserError, match="NoSuchBucket"):
         open_storage("s3://no-such-bucket/x").write("key", b"")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "unknown")
-    with pytest.raises(UserError, match="check bucket, credentials and rights"):
+    with pytest.raises(UserError, match="check bucket, region, credentials and rights"):
         open_storage(s3_root).write("key", b"")
