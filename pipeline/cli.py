@@ -207,7 +207,7 @@ def cancel(workflow_id: WorkflowId = None, root: Root = None) -> None:
     from pipeline.api import cancel as cancel_workflow
 
     found = cancel_workflow(workflow_id, resolve(root=root))
-    console.print(f"{found} will stop after a checkpoint; `{program()} resume {found}` continues it")
+    console.print(f"{found} will stop after a checkpoint; `{program()} resume {found}` continues it", soft_wrap=True)
 
 
 @app.command()
@@ -283,7 +283,7 @@ def _follow(workflow_id: str, settings: Settings) -> int:
             driver=newest_driver(storage, workflow_id),
         )
     except KeyboardInterrupt:
-        console.print(f"\nleft {workflow_id} running; `{program()} status {workflow_id}` shows it")
+        console.print(f"\nleft {workflow_id} running; `{program()} status {workflow_id}` shows it", soft_wrap=True)
         return 130
     _print_status(workflow_id, settings)
     if found.state != "done":
