@@ -46,6 +46,8 @@ def test_without_an_address_no_cluster_is_started_by_accident(address: str | Non
 
 
 def test_ending_a_connection_that_was_never_made_does_nothing():
+    import ray
+
     disconnect()
     disconnect()
     assert not ray.is_initialized()
