@@ -291,7 +291,7 @@ def test_a_killed_server_comes_back_with_its_data_and_down_ends_its_own_processe
 
         second = local.up(home)
         assert second.processes["s3"] != first.processes["s3"]
-        assert second.processes["ray"] == first.processes["ray"]
+        assert second.processes["ray"] == first.processes["ray"], Path(first.processes["ray"].log).read_text()[-3000:]
         assert second.secrets == first.secrets
         with environment(second):
             assert open_storage(second.root).read("kept/object") == b"body"
