@@ -112,8 +112,8 @@ def drive(folder: str) -> None:
         "mistaken task": lambda: map_tasks(refuse, [1, 2, 3], label="refuse", ray=True),
         "dying task": lambda: map_tasks(die_once, [f"{folder}/tries"], label="die once", ray=True),
         **{
-            how: lambda how=how, workers=workers: run_gang(stumble, how, workers=workers, cpus=0.5, name=how)
-            for how, workers in {"mistake": 1, "exception": 2, "death": 2}.items()
+            how: lambda how=how: run_gang(stumble, how, workers=2, cpus=0.5, name=how)
+            for how in ("mistake", "exception", "death")
         },
     }
     outcomes = {}
