@@ -13,7 +13,7 @@ from pipeline.config import Workflow
 from pipeline.driver import create, drive, read_workflow
 from pipeline.keeper import request_cancel
 from pipeline.record import EventLog, listed, mark
-from pipeline.settings import Settings
+from pipeline.settings import Settings, check_reachable
 from pipeline.status import match_id
 
 PACKAGES = ("pipeline", "stages", "cluster")
@@ -84,8 +84,7 @@ def _jobs_address(settings: Settings) -> str:
             "no Ray cluster: give --address http://HOST:8265, or start the local stack with `patchline up`, "
             "or run here with `patchline run`"
         )
-    if not settings.local and settings.root.startswith("file://"):
-        raise UserError(f"root {settings.root} is on this machine alone: give --root s3://BUCKET/PREFIX")
+    check_reachable(settings)
     return settings.jobs
 
 

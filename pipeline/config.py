@@ -6,14 +6,16 @@ A workflow is named by its file, or by its name where it ships in `pipeline/reci
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
 
 from cluster.errors import UserError
+from pipeline.consistency import check_stages
 from pipeline.identity import references
 from pipeline.kinds import KINDS
 from stages.config import Config, StageConfig
@@ -28,6 +30,17 @@ class Workflow(Config):
     description: str = Field("", description="one line, shown in MLflow")
     seed: int = Field(0, ge=0, description="seed of every stage that has none of its own")
     stages: dict[str, SerializeAsAny[StageConfig]] = Field(min_length=1, description="stages by name")
+
+    @field_validator("stages")
+    @classmethod
+    def _check_names(cls, stages: dict[str, StageConfig]) -> dict[str, StageConfig]:
+        for name in stages:
+            # Names become parts of addresses, of commands and of MLflow's metrics.
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,60}", name) or name == "workflow":
+                raise ValueError(
+                    f"got a stage named '{name}', expected a letter, then letters, digits, - and _, but not 'workflow'"
+                )
+        return stages
 
     def order(self) -> list[str]:
         """Names of the stages, each after what it refers to. Raises UserError for cycles and dangling names."""
@@ -50,6 +63,11 @@ class Workflow(Config):
         for name in self.stages:
             visit(name)
         return ordered
+
+    def check(self) -> None:
+        """Raise UserError where the stages contradict each other."""
+        self.order()
+        check_stages(self.stages)
 
     def seed_of(self, name: str) -> int:
         """The seed of a stage: its own or the workflow's."""
@@ -117,7 +135,7 @@ def parse_workflow(text: str, source: str, overrides: Iterable[str] = ()) -> Wor
     except ValidationError as error:
         raise UserError(_explain(source, "", Workflow, error)) from error
     try:
-        workflow.order()
+        workflow.check()
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     return workflow

@@ -30,7 +30,8 @@ LEASE_SECONDS = 15.0
 
 
 def create(storage: Storage, workflow: Workflow) -> str:
-    """Give a workflow an id and store it; it can then be driven. Returns the id."""
+    """Give a workflow an id and store it; it can then be driven. Returns the id. Raises UserError."""
+    workflow.check()
     moment = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     workflow_id = f"{workflow.name}-{moment}-{secrets.token_hex(2)}"
     storage.write_if_absent(f"workflows/{workflow_id}/workflow.yaml", workflow.to_yaml().encode())

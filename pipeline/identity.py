@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from cluster.errors import UserError
 from stages.config import StageConfig
 from stages.context import canonical_json, sha256
 
@@ -32,7 +33,7 @@ def references(config: StageConfig) -> dict[str, str]:
 
 
 def fields_with_role(config: BaseModel, wanted: str) -> dict[str, Any]:
-    """The fields of one role, nested models included, as plain JSON values. Raises TypeError, ValueError."""
+    """The fields of one role, nested models included, as plain JSON values. Raises TypeError, UserError."""
     found: dict[str, Any] = {}
     for field in type(config).model_fields:
         value, own = getattr(config, field), role(type(config), field)
@@ -92,7 +93,7 @@ def _plain(value: Any, field: str) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{field}.{key}") for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{field}={value} has no stable form")
+        raise UserError(f"{field}={value} has no stable form: expected a finite number")
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(f"{field}={value!r} of type {type(value).__name__} has no stable form")

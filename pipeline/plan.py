@@ -8,6 +8,7 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.storage import Storage
 from pipeline.config import Workflow
+from pipeline.consistency import trained_model
 from pipeline.head import read_head
 from pipeline.identity import differences, fingerprint, references, stage_folder
 from pipeline.record import read_record
@@ -15,7 +16,6 @@ from pipeline.reuse import Finished, identify, reusable
 from stages.config import StageConfig
 from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
-from stages.models.config import ModelConfig
 from stages.models.flops import forward_macs, parameter_count
 from stages.pretrain.config import PretrainConfig
 
@@ -38,6 +38,7 @@ class PlannedStage:
 
 def plan(storage: Storage, workflow: Workflow) -> list[PlannedStage]:
     """The stages in the order in which they would run. Raises UserError for outside inputs that are missing."""
+    workflow.check()
     prints: dict[str, str] = {}
     done: dict[str, Finished] = {}
     planned: dict[str, PlannedStage] = {}
@@ -58,7 +59,7 @@ def plan(storage: Storage, workflow: Workflow) -> list[PlannedStage]:
             action, why = _explain(storage, config, document, folder, waiting)
             why = [_in_words(line, targets) for line in why]
         planned[name] = PlannedStage(
-            name=name, kind=config.kind, action=action, why=why, folder=folder, work=_work(workflow, config, done)
+            name=name, kind=config.kind, action=action, why=why, folder=folder, work=_work(workflow, name, done)
         )
     return list(planned.values())
 
@@ -103,20 +104,22 @@ def _nearest(storage: Storage, kind: str, document: dict[str, Any]) -> list[str]
     return best
 
 
-def _work(workflow: Workflow, config: StageConfig, done: dict[str, Finished]) -> dict[str, float]:
+def _work(workflow: Workflow, name: str, done: dict[str, Finished]) -> dict[str, float]:
     """Parameters, updates, images and exaFLOPs (6 per multiply-add and image: forward and backward)."""
+    config = workflow.stages[name]
     if not isinstance(config, PretrainConfig | FinetuneConfig) or config.data not in done:
         return {}
     dataset = dataset_meta(done[config.data].output)
-    model = _model(workflow, config)
-    if model is None:
-        return {}
+    model = trained_model(workflow.stages, name)
     if isinstance(config, PretrainConfig):
         classes, splits = len(dataset.classes) - len(dataset.held_out), ("train",)
     else:
         classes, splits = len(dataset.classes), ("train", "held_out")
     count = sum(dataset.splits[split].count for split in splits if split in dataset.splits)
-    updates = config.total_updates(count)
+    try:
+        updates = config.total_updates(count)
+    except UserError as error:
+        raise UserError(f"stages.{name}: {error}") from error
     images = updates * config.global_batch
     macs = forward_macs(model, config.resolution, classes)
     return {
@@ -125,18 +128,3 @@ def _work(workflow: Workflow, config: StageConfig, done: dict[str, Finished]) ->
         "images": images,
         "exaflops": 6 * macs * images / 1e18,
     }
-
-
-def _model(workflow: Workflow, config: PretrainConfig | FinetuneConfig) -> ModelConfig | None:
-    if isinstance(config, PretrainConfig):
-        return config.model
-    source = workflow.stages[config.model]
-    if isinstance(source, PretrainConfig | FinetuneConfig):
-        model = _model(workflow, source)
-        if model is not None:
-            try:
-                model.grid(config.resolution)
-            except UserError as error:
-                raise UserError(f"stages: resolution of the fine-tuning from '{config.model}': {error}") from error
-            return model.model_copy(update={"head": "linear", "dropout": config.dropout})
-    return None

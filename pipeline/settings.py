@@ -10,7 +10,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from cluster.errors import UserError
 from cluster.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -57,22 +59,54 @@ class Settings:
 
 
 def resolve(*, root: str | None = None, mlflow: str | None = None, address: str | None = None) -> Settings:
-    """Settings from options, environment, the local stack, or folders below the home, in this order."""
+    """Settings from options, environment, the local stack, or folders below the home, in this order.
+
+    Where another cluster is named, the local stack and the home are no places for its results: then a root
+    and MLflow have to be named too. Raises UserError.
+    """
     from cluster import local
 
     place = home()
     stack = local.load(place)
-    root = root or os.environ.get("PATCHLINE_ROOT") or (stack.root if stack else None) or f"file://{place}/results"
-    mlflow = (
-        mlflow
-        or os.environ.get("MLFLOW_TRACKING_URI")
-        or (stack.mlflow_url if stack else None)
-        or f"sqlite:///{place}/mlflow.db"
-    )
-    if not stack and mlflow.startswith("sqlite:///"):
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
     jobs = address or os.environ.get("RAY_API_SERVER_ADDRESS") or (stack.jobs_address if stack else None)
+    elsewhere = jobs is not None and (stack is None or jobs != stack.jobs_address)
+    root = root or os.environ.get("PATCHLINE_ROOT")
+    mlflow = mlflow or os.environ.get("MLFLOW_TRACKING_URI")
+    if elsewhere and address and not (root and mlflow):
+        raise UserError(
+            f"{jobs} is not this machine's own stack: name "
+            f"{'' if root else '--root s3://BUCKET/PREFIX'}{'' if root or mlflow else ' and '}"
+            f"{'' if mlflow else '--mlflow http://HOST:PORT'}, which its machines reach too"
+        )
+    root = root or (stack.root if stack else None) or f"file://{place}/results"
+    mlflow = mlflow or (stack.mlflow_url if stack else None) or f"sqlite:///{place}/mlflow.db"
+    if mlflow.startswith(f"sqlite:///{place}/"):
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
     return _settings(root, mlflow, jobs, stack)
+
+
+def check_reachable(settings: Settings) -> None:
+    """Raise UserError where a cluster of other machines is given addresses that are good on this one alone.
+
+    A cluster whose own address is loopback may be this machine, or a tunnel: nothing is known of it.
+    """
+    if settings.local or settings.jobs is None or _loopback(settings.jobs):
+        return
+    places = {
+        "--root": settings.root if settings.root.startswith(f"file://{home()}/") else None,
+        "--mlflow": settings.mlflow if not settings.mlflow.startswith("http") or _loopback(settings.mlflow) else None,
+    }
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if settings.root.startswith("s3://") and endpoint is not None and _loopback(endpoint):
+        places["AWS_ENDPOINT_URL"] = endpoint
+    for name, value in places.items():
+        if value is not None:
+            raise UserError(f"{name} {value}: expected an address that the machines of {settings.jobs} reach too")
+
+
+def _loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def of_stack(stack: Stack) -> Settings:

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 
 class Config(BaseModel):
-    """A frozen, keyword-only model that refuses unknown fields."""
+    """A frozen, keyword-only model that refuses unknown fields and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, populate_by_name=True, allow_inf_nan=False
+    )
 
 
 def placement(default: Any, description: str, **constraints: Any) -> Any:

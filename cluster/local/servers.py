@@ -18,6 +18,7 @@ from cluster.storage import open_storage
 BUCKET = "patchline-local"
 """Not a name that somebody's own bucket would have: an address in it means the local stack."""
 ARTIFACTS = "mlflow"
+CREDENTIALS, PROFILE = "s3-credentials", "patchline"
 HOST = "127.0.0.1"
 
 
@@ -41,6 +42,8 @@ def start_s3(home: Path, secrets: Secrets) -> tuple[Process, dict[str, int]]:
     }
     config = home / "s3.json"
     write_private(config, json.dumps({"identities": [identity]}))
+    keys = f"aws_access_key_id = {secrets.access_key}\naws_secret_access_key = {secrets.secret_key}\n"
+    write_private(home / CREDENTIALS, f"[{PROFILE}]\n{keys}")
     data = home / "s3"
     data.mkdir(exist_ok=True, mode=0o700)
     command = [

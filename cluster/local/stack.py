@@ -59,6 +59,10 @@ class Stack:
     def token_path(self) -> str:
         return str(Path(self.home) / "ray-token")
 
+    @property
+    def credentials_path(self) -> str:
+        return str(Path(self.home) / servers.CREDENTIALS)
+
     def environment(self) -> dict[str, str]:
         """What a process needs to use the whole stack."""
         return {**self.s3_environment(), "MLFLOW_TRACKING_URI": self.mlflow_url, **self.ray_environment()}
@@ -66,11 +70,15 @@ class Stack:
     def s3_environment(self) -> dict[str, str]:
         """What a process needs to use the stack's S3 server."""
         return {
-            "AWS_ACCESS_KEY_ID": self.secrets.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secrets.secret_key,
-            # A session token of other credentials would be sent along with these.
+            # A file that its owner alone can read: Ray shows a job's variables on the command lines of its workers.
+            "AWS_SHARED_CREDENTIALS_FILE": self.credentials_path,
+            "AWS_PROFILE": servers.PROFILE,
+            # Other credentials in the environment would come first.
+            "AWS_ACCESS_KEY_ID": "",
+            "AWS_SECRET_ACCESS_KEY": "",
             "AWS_SESSION_TOKEN": "",
             "AWS_SECURITY_TOKEN": "",
+            "AWS_WEB_IDENTITY_TOKEN_FILE": "",
             "AWS_ENDPOINT_URL_S3": self.s3_endpoint,
             "AWS_ENDPOINT_URL": self.s3_endpoint,
             "MLFLOW_S3_ENDPOINT_URL": self.s3_endpoint,

@@ -28,7 +28,10 @@ REFUSED = {
 }
 """Answers that no retry mends: the bucket, the credentials or the rights are wrong."""
 
-SETTINGS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")
+SETTINGS = (
+    *("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"),
+    *("AWS_SHARED_CREDENTIALS_FILE", "AWS_PROFILE"),
+)
 T = TypeVar("T")
 _clients: dict[tuple[Any, ...], Any] = {}
 _clients_lock = threading.Lock()

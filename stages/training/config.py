@@ -6,13 +6,15 @@ at once.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cluster.errors import UserError
 from stages.config import StageConfig, placement
 from stages.data.config import DataConfig
+
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingConfig(StageConfig):
@@ -25,11 +27,12 @@ class TrainingConfig(StageConfig):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Adam with decoupled decay, or SGD with momentum")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, on kernels alone, times the rate")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates")
+    betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.999), description="Adam's decay rates")
     epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
     decay: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after the warm-up")
     warmup_updates: int = Field(0, ge=0, description="updates of linear warm-up")
+    warmup_fraction: float = Field(0.0, ge=0, lt=1, description="warm-up as a part of the run, in place of updates")
     end_lr: float = Field(0.0, ge=0, description="learning rate that linear decay ends at")
     clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 turns clipping off")
     loss: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy; sigmoid sums over classes")
@@ -50,7 +53,17 @@ class TrainingConfig(StageConfig):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.epochs is None) == (self.updates is None):
-            raise ValueError(f"give one of epochs and updates, got epochs={self.epochs} and updates={self.updates}")
+            raise ValueError(
+                f"give one of epochs and updates, got epochs={self.epochs} and updates={self.updates}: "
+                "null takes one away"
+            )
+        if self.warmup_updates and self.warmup_fraction:
+            raise ValueError(
+                f"give one of warmup_updates and warmup_fraction, got warmup_updates={self.warmup_updates} and "
+                f"warmup_fraction={self.warmup_fraction}: 0 takes one away"
+            )
+        if self.updates is not None:
+            self.warmup(self.updates)
         ranks = max(1, self.workers)
         if self.global_batch % ranks:
             largest = max(n for n in range(1, ranks + 1) if self.global_batch % n == 0)
@@ -78,6 +91,11 @@ class TrainingConfig(StageConfig):
         Raises UserError where the warm-up is longer than the run.
         """
         total = self.updates or max(1, round((self.epochs or 0) * images / self.global_batch))
+        self.warmup(total)
+        return total
+
+    def warmup(self, total: int) -> int:
+        """Updates of the warm-up in a run of `total` updates. Raises UserError where it is longer than the run."""
         if self.warmup_updates >= total:
             raise UserError(f"warmup_updates={self.warmup_updates} is not below the run's {total} updates: lower it")
-        return total
+        return self.warmup_updates or int(self.warmup_fraction * total)

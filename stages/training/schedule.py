@@ -14,7 +14,7 @@ def learning_rate(config: TrainingConfig, update: int, total: int) -> float:
     end + (lr - end)(1 - p), both times min(1, t / w). As in `vit_jax/utils.py` of the paper's code,
     t counts from 0, so that the first update of a warm-up has rate 0.
     """
-    step, warmup = update - 1, config.warmup_updates
+    step, warmup = update - 1, config.warmup(total)
     progress = min(max((step - warmup) / max(1, total - warmup), 0.0), 1.0)
     if config.decay == "cosine":
         rate = config.lr * 0.5 * (1 + math.cos(math.pi * progress))

@@ -243,7 +243,9 @@ def test_every_server_listens_on_loopback_alone(stack: Stack):
 
 def test_credentials_are_for_their_owner_alone(stack: Stack):
     home = Path(stack.home)
-    modes = {name: (home / name).stat().st_mode & 0o777 for name in ("stack.json", "ray-token", "s3.json")}
+    modes = {
+        name: (home / name).stat().st_mode & 0o777 for name in ("stack.json", "ray-token", "s3.json", "s3-credentials")
+    }
     assert modes == dict.fromkeys(modes, 0o600)
     assert [path for path in (home / "logs").iterdir() if path.stat().st_mode & 0o077] == []
     secrets = (stack.secrets.secret_key, stack.secrets.ray_token)

@@ -189,7 +189,7 @@ def test_submitting_without_a_cluster_says_how_to_get_one_and_leaves_nothing(pat
     refused(patchline("submit", "digits"), "no Ray cluster: give --address http://HOST:8265", "`patchline up`")
     refused(
         patchline("submit", "digits", "--address", "http://10.0.0.1:8265"),
-        f"root file://{home}/results is on this machine alone: give --root s3://BUCKET/PREFIX",
+        "http://10.0.0.1:8265 is not this machine's own stack: name --root s3://BUCKET/PREFIX and --mlflow",
     )
     assert list(open_storage(f"file://{home}/results").list("")) == []
 

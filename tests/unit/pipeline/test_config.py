@@ -20,6 +20,11 @@ stages:
     global_batch: 32
 """
 
+WHOLE = f"""{DIGITS}
+  finetune: {{data: ingest, from: pretrain, resolution: 24, updates: 9}}
+  fewshot: {{data: ingest, from: pretrain}}
+"""
+
 
 def load(text: str, *overrides: str):
     return parse_workflow(text, "mine.yaml", overrides)
@@ -39,6 +44,19 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
         (DIGITS, ["pretrain.lr=-1"], "stages.pretrain.lr: got -1"),
         (DIGITS, ["pretrain.lr=fast"], "stages.pretrain.lr: got 'fast'"),
         (DIGITS, ["pretrain.epochs=3"], "give one of epochs and updates, got epochs=3.0 and updates=10"),
+        (DIGITS, ["pretrain.lr=.inf"], "stages.pretrain.lr: got inf, expected a finite number"),
+        (DIGITS, ["pretrain.betas=[0.9, 1.5]"], "stages.pretrain.betas.1: got 1.5, expected less than 1"),
+        (DIGITS, ["pretrain.warmup_updates=10"], "warmup_updates=10 is not below the run's 10 updates"),
+        (DIGITS, ["pretrain.warmup_updates=1", "pretrain.warmup_fraction=0.1"], "one of warmup_updates and warmup_fra"),
+        (
+            DIGITS.replace("ingest: {", "my images: {kind: ingest, "),
+            [],
+            "got a stage named 'my images', expected a letter, then",
+        ),
+        (DIGITS.replace("ingest: {", "workflow: {kind: ingest, "), [], "not 'workflow'"),
+        (WHOLE, ["finetune.resolution=18"], "stages.finetune: resolution=18 is not a multiple of patch_size=4: try 16"),
+        (WHOLE, ["fewshot.resolution=24"], "stages.fewshot.resolution: got 24, expected 16, that of the model from"),
+        (WHOLE, ["fewshot.class_sets=[seen]"], "stages.fewshot.class_sets: got seen, expected 'all' alone"),
         (DIGITS, ["pretrain.workers=3"], "global_batch=32 is not a multiple of workers=3: try workers=2"),
         (DIGITS, ["pretrain.micro_batch=5"], "try micro_batch=4"),
         (DIGITS, ["pretrain.resolution=18"], "18"),

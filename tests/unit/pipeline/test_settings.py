@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import UserError
 from cluster.local import Stack
 from cluster.local.processes import Process
 from cluster.local.servers import Secrets
 from cluster.local.stack import SERVICES
 from cluster.local.stack import _write as write
-from pipeline.settings import of_stack, resolve
+from pipeline.settings import check_reachable, of_stack, resolve
 
 FOREIGN = {
     "AWS_ACCESS_KEY_ID": "theirs",
@@ -50,7 +51,7 @@ def test_the_local_stack_is_used_where_nothing_else_is_named(stack):
     settings = resolve()
     assert (settings.root, settings.mlflow, settings.jobs) == (stack.root, stack.mlflow_url, stack.jobs_address)
     assert settings.local
-    assert settings.environment["AWS_ACCESS_KEY_ID"] == "ours"
+    assert settings.environment["AWS_SHARED_CREDENTIALS_FILE"] == stack.credentials_path
 
 
 def test_the_users_own_addresses_come_first(stack, foreign):
@@ -67,8 +68,8 @@ def test_the_demo_uses_the_local_stack_whatever_the_shell_says(stack, foreign):
     settings = of_stack(stack)
     assert (settings.root, settings.mlflow, settings.jobs) == (stack.root, stack.mlflow_url, stack.jobs_address)
     settings.enter()
-    assert os.environ["AWS_ACCESS_KEY_ID"] == "ours"
-    assert os.environ["AWS_SESSION_TOKEN"] == ""
+    assert os.environ["AWS_SHARED_CREDENTIALS_FILE"] == stack.credentials_path
+    assert os.environ["AWS_ACCESS_KEY_ID"] == os.environ["AWS_SESSION_TOKEN"] == ""
     assert os.environ["AWS_ENDPOINT_URL"] == stack.s3_endpoint
     assert settings.passed_on()["RAY_AUTH_TOKEN_PATH"] == stack.token_path
     assert settings.passed_on()["MLFLOW_TRACKING_URI"] == stack.mlflow_url
@@ -87,3 +88,38 @@ def test_loopback_is_never_behind_a_proxy(stack, monkeypatch):
     assert resolve().environment["no_proxy"] == "example.com,127.0.0.1,localhost"
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     assert resolve().environment["NO_PROXY"] == "127.0.0.1,localhost"
+
+
+def test_another_cluster_is_not_sent_the_local_stacks_places(stack, monkeypatch):
+    address = "http://ray.example.com:8265"
+    with pytest.raises(UserError, match=f"{address} is not this machine's own stack: name --root .* and --mlflow"):
+        resolve(address=address)
+    with pytest.raises(UserError, match="name --mlflow http://HOST:PORT, which"):
+        resolve(address=address, root="s3://theirs/vit")
+    settings = resolve(address=address, root="s3://theirs/vit", mlflow="http://mlflow.example.com:5000")
+    assert settings.environment == {}
+    check_reachable(settings)
+    # A stack of one's own is still found by its address.
+    assert resolve(address=stack.jobs_address).local
+
+
+@pytest.mark.parametrize(
+    ("root", "mlflow", "endpoint", "expected"),
+    [
+        ("s3://b/p", "http://127.0.0.1:5000", None, "--mlflow http://127.0.0.1:5000: expected an address that the mac"),
+        ("s3://b/p", "sqlite:///runs.db", None, "--mlflow sqlite:///runs.db: expected"),
+        ("s3://b/p", "http://tracker", "http://localhost:9000", "AWS_ENDPOINT_URL http://localhost:9000: expected"),
+        ("{home}/results", "http://tracker", None, "--root file://.*/results: expected"),
+    ],
+)
+def test_addresses_that_are_good_here_alone_are_refused_for_another_cluster(
+    stack, monkeypatch, root, mlflow, endpoint, expected
+):
+    if endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    root = root.format(home=f"file://{stack.home}")
+    with pytest.raises(UserError, match=expected):
+        check_reachable(resolve(root=root, mlflow=mlflow, address="http://ray.example.com:8265"))
+    # A folder that all machines share is one's own business, and so is a tunnel.
+    check_reachable(resolve(root="file:///shared", mlflow="http://tracker", address="http://ray.example.com:8265"))
+    check_reachable(resolve(root=root, mlflow=mlflow, address="http://127.0.0.1:9999"))

@@ -1,0 +1,60 @@
+"""Contradictions between the stages of a workflow, found before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cluster.errors import UserError
+from stages.config import StageConfig
+from stages.fewshot.config import FewshotConfig
+from stages.finetune.config import FinetuneConfig
+from stages.ingest.config import IngestConfig
+from stages.models.config import ModelConfig
+from stages.pretrain.config import PretrainConfig
+
+Stages = Mapping[str, StageConfig]
+
+
+def check_stages(stages: Stages) -> None:
+    """Raise UserError where a stage asks for what the stages that it refers to cannot give."""
+    for name, config in stages.items():
+        if isinstance(config, FinetuneConfig) and _makes_model(stages, config.model):
+            trained_model(stages, name)
+        elif isinstance(config, FewshotConfig) and _makes_model(stages, config.model):
+            _check_fewshot(stages, name, config)
+
+
+def trained_model(stages: Stages, name: str) -> ModelConfig:
+    """The network that a training stage makes. Raises UserError where its resolution does not suit it."""
+    config = stages[name]
+    if isinstance(config, PretrainConfig):
+        return config.model
+    assert isinstance(config, FinetuneConfig)
+    model = trained_model(stages, config.model)
+    try:
+        model.grid(config.resolution)
+    except UserError as error:
+        raise UserError(f"stages.{name}: {error} (patch_size is that of '{config.model}')") from error
+    return model.model_copy(update={"head": "linear", "dropout": config.dropout})
+
+
+def _makes_model(stages: Stages, name: str) -> bool:
+    return isinstance(stages[name], PretrainConfig | FinetuneConfig)
+
+
+def _check_fewshot(stages: Stages, name: str, config: FewshotConfig) -> None:
+    source = stages[config.model]
+    assert isinstance(source, PretrainConfig | FinetuneConfig)
+    if config.resolution not in (None, source.resolution):
+        raise UserError(
+            f"stages.{name}.resolution: got {config.resolution}, expected {source.resolution}, that of the model from "
+            f"'{config.model}': fine-tune it to change it"
+        )
+    apart = [item for item in config.class_sets or () if item != "all"]
+    data = stages[config.data]
+    never_held_out = isinstance(data, IngestConfig) and data.held_out_classes == 0
+    if apart and (not isinstance(source, PretrainConfig) or never_held_out):
+        raise UserError(
+            f"stages.{name}.class_sets: got {', '.join(apart)}, expected 'all' alone: '{config.model}' and "
+            f"'{config.data}' leave no class out of the training"
+        )
