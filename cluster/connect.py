@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.signals import kept_handlers
 
 
 def connect() -> Any:
@@ -21,7 +22,8 @@ def connect() -> Any:
         address = os.environ.get("RAY_ADDRESS")
         if not address:
             raise UserError("no Ray cluster: RAY_ADDRESS is not set; submit the workflow to a cluster, or run it here")
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+        with kept_handlers():
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     return ray
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.signals import kept_handlers
 
 QUIET = {
     # Ray Train prints every line of every worker a second time otherwise.
@@ -74,7 +75,8 @@ def run_gang(
             ),
         )
         try:
-            return trainer.fit().return_value
+            with kept_handlers():
+                return trainer.fit().return_value
         except TrainingFailedError as error:
             raise _explained(error) from None
 

@@ -33,12 +33,15 @@ def submit(
     runtime: dict[str, Any] = {"env_vars": dict(environment)}
     if modules:
         runtime["py_modules"] = [str(path) for path in modules]
-    _ask(
-        address,
-        lambda client: client.submit_job(
-            entrypoint=command, submission_id=submission_id, runtime_env=runtime, metadata=dict(metadata)
-        ),
-    )
+    try:
+        _ask(
+            address,
+            lambda client: client.submit_job(
+                entrypoint=command, submission_id=submission_id, runtime_env=runtime, metadata=dict(metadata)
+            ),
+        )
+    except RuntimeError as error:
+        raise UserError(f"the Ray cluster at {address} did not take the job: {error}") from None
 
 
 def status(address: str, submission_id: str) -> str:

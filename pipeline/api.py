@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from cluster import jobs
 from cluster.errors import UserError
-from cluster.storage import Storage
+from cluster.storage import Conflict, Storage
 from pipeline.config import Workflow
 from pipeline.driver import create, drive, read_workflow
 from pipeline.keeper import request_cancel
@@ -17,6 +19,8 @@ from pipeline.settings import Settings, check_reachable
 from pipeline.status import match_id
 
 PACKAGES = ("pipeline", "stages", "cluster")
+PATIENCE_SECONDS = 60.0
+"""How long a cluster that does not answer is asked again."""
 
 
 def run(workflow: Workflow, settings: Settings, *, created: str | None = None) -> tuple[str, str]:
@@ -32,7 +36,6 @@ def submit(workflow: Workflow, settings: Settings) -> str:
     storage = settings.storage()
     jobs.check(_jobs_address(settings))
     workflow_id = create(storage, workflow)
-    mark(storage, workflow_id, "submitted")
     _submit_driver(storage, workflow_id, settings)
     return workflow_id
 
@@ -60,16 +63,34 @@ def cancel(workflow_id: str | None, settings: Settings) -> str:
     return workflow_id
 
 
-def driver_died(storage: Storage, workflow_id: str, settings: Settings) -> str | None:
-    """Why the newest driver's job runs no more, or None while it runs or nothing is known of it."""
-    number = newest_driver(storage, workflow_id)
-    if settings.jobs is None or number is None:
-        return None
-    state = jobs.status(settings.jobs, f"{workflow_id}-d{number}")
-    if state in ("PENDING", "RUNNING"):
-        return None
-    tail = "\n".join(jobs.logs(settings.jobs, f"{workflow_id}-d{number}").splitlines()[-15:])
-    return f"its driver has ended ({state})\n{tail}"
+class DriverWatch:
+    """Asks the cluster whether a workflow's newest driver still runs."""
+
+    def __init__(self, storage: Storage, workflow_id: str, settings: Settings) -> None:
+        self._storage, self._id, self._settings = storage, workflow_id, settings
+        self._unanswered: float | None = None
+
+    def died(self) -> str | None:
+        """Why the driver runs no more, or None while it runs or nothing is known of it.
+
+        Raises UserError where the cluster has not answered for PATIENCE_SECONDS.
+        """
+        number = newest_driver(self._storage, self._id)
+        if self._settings.jobs is None or number is None:
+            return None
+        job = f"{self._id}-d{number}"
+        try:
+            state = jobs.status(self._settings.jobs, job)
+            if state in ("PENDING", "RUNNING"):
+                self._unanswered = None
+                return None
+            log = "" if state == "GONE" else jobs.logs(self._settings.jobs, job)
+        except (UserError, RuntimeError):
+            self._unanswered = self._unanswered or time.monotonic()
+            if time.monotonic() - self._unanswered > PATIENCE_SECONDS:
+                raise
+            return None
+        return "\n".join([f"its driver has ended ({state})", *log.splitlines()[-15:]])
 
 
 def newest_driver(storage: Storage, workflow_id: str) -> int | None:
@@ -90,21 +111,40 @@ def _jobs_address(settings: Settings) -> str:
 
 def _submit_driver(storage: Storage, workflow_id: str, settings: Settings) -> None:
     """Start a driver for a stored workflow. Every driver is a job of its own; the lease orders them."""
-    newest = newest_driver(storage, workflow_id)
-    number = 0 if newest is None else newest + 1
-    storage.write(f"workflows/{workflow_id}/drivers/{number:04d}", b"")
+    address = _jobs_address(settings)
+    number = _take_number(storage, workflow_id)
     # The local stack runs on this very installation; another cluster is sent the three packages.
     python = sys.executable if settings.local else "python"
     modules = None if settings.local else [Path(__file__).parents[1] / name for name in PACKAGES]
     places = ["--root", settings.root, "--mlflow", settings.mlflow]
     command = [python, "-m", "pipeline.driver", *places, "--number", str(number), workflow_id]
-    # Before the job, so that its own events come after this one.
+    # Before the job, so that its own events and marks come after these.
     EventLog(storage, workflow_id).append("driver_submitted", number=number)
-    jobs.submit(
-        _jobs_address(settings),
-        shlex.join(command),
-        submission_id=f"{workflow_id}-d{number}",
-        environment=settings.passed_on(),
-        modules=modules,
-        metadata={"patchline_workflow": workflow_id},
-    )
+    mark(storage, workflow_id, "submitted")
+    try:
+        jobs.submit(
+            address,
+            # Without a shell in between, a signal to the job is one to the driver.
+            f"exec {shlex.join(command)}",
+            submission_id=f"{workflow_id}-d{number}",
+            environment=settings.passed_on(),
+            modules=modules,
+            metadata={"patchline_workflow": workflow_id},
+        )
+    except Exception:
+        mark(storage, workflow_id, "failed")
+        raise
+
+
+def _take_number(storage: Storage, workflow_id: str) -> int:
+    """The next driver's number, which nobody else takes."""
+    newest = newest_driver(storage, workflow_id)
+    number = 0 if newest is None else newest + 1
+    while True:
+        try:
+            # Its own words, so that no other process takes them for its own after a lost answer.
+            storage.write_if_absent(f"workflows/{workflow_id}/drivers/{number:04d}", secrets.token_hex(8).encode())
+        except Conflict:
+            number += 1
+        else:
+            return number

@@ -187,9 +187,14 @@ def resume(
     Example: `patchline resume digits-20260131-101500-1a2b`
     """
     from pipeline.api import resume as resume_workflow
+    from pipeline.status import holder
 
     settings = resolve(root=root, mlflow=mlflow, address=address)
-    found, state = resume_workflow(workflow_id, settings, foreground=foreground)
+    storage, known = settings.storage(), _id(workflow_id, settings)
+    if (owner := holder(storage, known)) is not None:
+        note = f"{known} is held by {owner}: going on when that driver ends, or is silent for its lease"
+        console.print(note, style="yellow", soft_wrap=True)
+    found, state = resume_workflow(known, settings, foreground=foreground)
     console.print(found)
     if foreground:
         _print_status(found, settings)
@@ -267,7 +272,7 @@ def schema() -> None:
 
 def _follow(workflow_id: str, settings: Settings) -> int:
     """Show a submitted workflow until its newest driver ends; returns the exit code. Ctrl-C detaches."""
-    from pipeline.api import driver_died, newest_driver
+    from pipeline.api import DriverWatch, newest_driver
     from pipeline.display import follow
     from pipeline.driver import read_workflow
 
@@ -279,7 +284,7 @@ def _follow(workflow_id: str, settings: Settings) -> int:
             workflow_id,
             stages,
             console,
-            died=lambda: driver_died(storage, workflow_id, settings),
+            died=DriverWatch(storage, workflow_id, settings).died,
             driver=newest_driver(storage, workflow_id),
         )
     except KeyboardInterrupt:
@@ -344,8 +349,8 @@ def _print_next() -> None:
     for command, meaning in (
         (f"{name} ui --open", "curves and tables of every stage, in MLflow"),
         (
-            f"{name} submit digits -o seed=1; sleep 45; {name} cancel; {name} resume --follow",
-            "stop in the middle, go on, lose nothing",
+            f"{name} submit digits -o seed=1; sleep 45; {name} down; {name} up; {name} resume --follow",
+            "end every process in the middle, go on, lose nothing",
         ),
         (f"{name} submit folder -o ingest.source.path=FOLDER --follow", "your own images, a folder for each class"),
     ):

@@ -16,7 +16,7 @@ from rich.text import Text
 from cluster.storage import Storage
 from pipeline.plan import PlannedStage
 from pipeline.record import Event
-from pipeline.status import StageStatus, StatusReader, WorkflowStatus
+from pipeline.status import StageStatus, StatusReader, WorkflowStatus, origin
 from pipeline.words import duration, headline
 from stages.metrics import MetricReader
 
@@ -147,9 +147,7 @@ def describe(event: Event) -> str:
         case "waiting":
             return f"{stage or 'workflow'}: waiting for {data['holder']}"
         case "attempt_started":
-            checkpoint = data["checkpoint"]
-            origin = f" from update {checkpoint['update']}" if isinstance(checkpoint, dict) else ""
-            return f"{stage}: attempt {data['attempt']} started{origin}"
+            return f"{stage}: attempt {data['attempt']} started {origin(data)}".rstrip()
         case "stage_reused":
             return f"{stage}: reused"
         case "stage_done":

@@ -57,6 +57,7 @@ class HeadDocument(Config):
     ttl_seconds: float
     state: State
     attempt: int = 0
+    inputs: dict[str, str] = Field(default_factory=dict, description="digests of what the checkpoints were made of")
     checkpoint: Committed | None = None
     history: tuple[Segment, ...] = ()
     skipped: tuple[tuple[int, int], ...] = Field(default=(), description="data windows [start, stop) to leave out")
@@ -139,9 +140,16 @@ class Head:
         """Count one more attempt; its number is in the returned document."""
         return self._change(lambda document: document.changed(attempt=document.attempt + 1))
 
-    def forget(self) -> None:
-        """Drop checkpoints and record: they belong to other inputs."""
-        self._change(lambda document: document.changed(checkpoint=None, history=(), skipped=(), record=None))
+    def begin(self, inputs: dict[str, str]) -> None:
+        """Start work on inputs with these digests, by field. What was made of others is forgotten, and so is a
+        record, which somebody found to be of no use."""
+
+        def change(document: HeadDocument) -> HeadDocument:
+            if document.inputs == inputs and document.record is None:
+                return document.changed()
+            return document.changed(inputs=inputs, checkpoint=None, history=(), skipped=(), record=None)
+
+        self._change(change)
 
     def commit_record(self, key: str) -> None:
         """Make the stage done with this record; the lease ends with it."""

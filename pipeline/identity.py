@@ -26,6 +26,12 @@ def role(model: type[BaseModel], field: str) -> str:
     return str(extra["role"]) if isinstance(extra, dict) and "role" in extra else "identity"
 
 
+def rounding_fields(model: type[BaseModel]) -> list[str]:
+    """The placement fields on which the last bits of a result depend."""
+    extras = {field: info.json_schema_extra for field, info in model.model_fields.items()}
+    return [field for field, extra in extras.items() if isinstance(extra, dict) and extra.get("rounding")]
+
+
 def references(config: StageConfig) -> dict[str, str]:
     """The stages that a config refers to, by field."""
     names = {field: getattr(config, field) for field in type(config).model_fields}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from cluster.errors import UserError, check_format
 from cluster.storage import NotFound, Storage
 from pipeline.head import Head, LeaseLost, read_head
+from pipeline.record import listed
 from pipeline.worker import request_stop
 
 FORMAT = 1
@@ -23,9 +24,12 @@ def request_cancel(storage: Storage, workflow_id: str) -> None:
     Raises UserError where nothing runs.
     """
     found = read_head(storage, f"workflows/{workflow_id}")
-    if found is not None and found[0].state != "running":
-        raise UserError(f"{workflow_id} does not run ({found[0].state}): there is nothing to cancel")
     epoch = found[0].epoch if found is not None else 1
+    if found is not None and found[0].state != "running":
+        if listed(storage).get(workflow_id) != "submitted":
+            raise UserError(f"{workflow_id} does not run ({found[0].state}): there is nothing to cancel")
+        # The driver that has been submitted will raise the epoch by one when it starts.
+        epoch += 1
     storage.write(_cancel_key(workflow_id), json.dumps({"format": FORMAT, "epoch": epoch}).encode())
 
 

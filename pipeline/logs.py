@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import Any, TextIO
 
-from cluster.storage.base import Storage
+from cluster.storage.base import NotFound, Storage
 
 
 class LogShipper:
@@ -89,13 +89,14 @@ class LogReader:
     """Reads a stored log as it grows."""
 
     def __init__(self, storage: Storage, prefix: str) -> None:
-        self._storage, self._prefix, self._seen = storage, prefix, ""
+        self._storage, self._prefix, self._number = storage, prefix, 0
 
     def new_text(self) -> str:
         """What was stored since the last call."""
         text = ""
-        for key in self._storage.list(f"{self._prefix}/"):
-            if key > self._seen:
-                text += self._storage.read(key).decode(errors="replace")
-                self._seen = key
-        return text
+        while True:
+            try:
+                text += self._storage.read(f"{self._prefix}/{self._number:06d}.log").decode(errors="replace")
+            except NotFound:
+                return text
+            self._number += 1

@@ -54,6 +54,29 @@ class Record(Config):
         return (self.ended_ms - self.started_ms) / 1000
 
 
+class AttemptNote(Config):
+    """Where an attempt ran and on what software: an attempt that goes on from it compares."""
+
+    format: int = FORMAT
+    placement: dict[str, JsonValue]
+    builds: dict[str, str]
+
+
+def write_note(storage: Storage, prefix: str, note: AttemptNote) -> None:
+    """Store the note of the attempt with this key prefix."""
+    storage.write(f"{prefix}/attempt.json", note.model_dump_json().encode())
+
+
+def read_note(storage: Storage, prefix: str) -> AttemptNote | None:
+    """The note of an attempt, or None where it left none. Raises UserError for a newer format."""
+    try:
+        document = json.loads(storage.read(f"{prefix}/attempt.json"))
+    except NotFound:
+        return None
+    check_format(document["format"], FORMAT, f"{prefix}/attempt.json")
+    return AttemptNote.model_validate(document)
+
+
 def write_record(storage: Storage, folder: str, record: Record) -> str:
     """Store a record; returns its key. It counts once HEAD points to it."""
     key = f"{folder}/record-{record.attempt}.json"
@@ -99,12 +122,14 @@ class EventLog:
         """Store one event under the next free number."""
         while True:
             event = Event(number=self._next, time_ms=now_ms(), type=type_, stage=stage, data=data)
-            self._next += 1
             try:
                 self._storage.write_if_absent(self._key(event.number), event.model_dump_json().encode())
-                return event
             except Conflict:
+                self._next += 1
                 continue
+            # Only now: a number whose event could not be written would end every reader's list.
+            self._next += 1
+            return event
 
     def new_events(self) -> list[Event]:
         """The events stored since the last call, in order."""

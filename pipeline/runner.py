@@ -15,14 +15,17 @@ from cluster.storage import Storage
 from cluster.tasks import map_tasks
 from pipeline.config import Workflow
 from pipeline.head import Head, HeadDocument, LeaseLost, State
-from pipeline.identity import fields_with_role, fingerprint, references, stage_folder
+from pipeline.identity import differences, fields_with_role, fingerprint, references, rounding_fields, stage_folder
 from pipeline.keeper import LeaseKeeper, exit_process
 from pipeline.record import (
+    AttemptNote,
     EventLog,
     Record,
     RecordedInput,
     builds,
     mark,
+    read_note,
+    write_note,
     write_record,
 )
 from pipeline.reuse import Finished, finished, identify, reusable
@@ -41,7 +44,7 @@ class Tracker(Protocol):
     def stage_started(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None: ...
     def attempt_started(self, stage: str, folder: str, attempt: int, placement: dict[str, Any]) -> None: ...
     def attempt_ended(self, stage: str, attempt: int, outcome: str) -> None: ...
-    def stage_ended(self, stage: str, outcome: str, finished: Finished | None, result: Result | None) -> None: ...
+    def stage_ended(self, stage: str, outcome: str, finished: Finished | None) -> None: ...
 
 
 class Runner:
@@ -80,7 +83,9 @@ class Runner:
         head = Head.acquire(
             self.storage, f"workflows/{self.id}", self.owner, ttl=self.lease_seconds, waiting=self._waiting_for(None)
         )
-        assert head is not None
+        if head is None:
+            # Asked to stop while another driver still held the workflow: nothing of it is ours.
+            return "stopped"
         self._keeper.start(head)
         try:
             mark(self.storage, self.id, "running")
@@ -130,12 +135,12 @@ class Runner:
     def _reused(self, name: str, done: Finished) -> None:
         record = done.record
         self.events.append("stage_reused", name, folder=done.folder, metrics=record.metrics, seconds=record.seconds)
-        self.tracker.stage_ended(name, "reused", done, None)
+        self.tracker.stage_ended(name, "reused", done)
 
     def _fail(self, name: str, message: str) -> None:
         self.failed[name] = message
         self.events.append("stage_failed", name, message=message)
-        self.tracker.stage_ended(name, "failed", None, None)
+        self.tracker.stage_ended(name, "failed", None)
 
     def _run(
         self, name: str, config: StageConfig, document: dict[str, Any], folder: str, needed: dict[str, Finished]
@@ -151,8 +156,7 @@ class Runner:
         if done is not None:
             self._reused(name, done)
             return done
-        if state.record is not None:
-            head.forget()
+        head.begin(digests)
         self.tracker.stage_started(name, config, folder, needed)
         self.events.append("stage_started", name, folder=folder)
         self._keeper.hold(head)
@@ -175,19 +179,22 @@ class Runner:
         failures: list[_Failure] = []
         while True:
             state = head.new_attempt()
+            note = AttemptNote(placement=self._placement(config), builds=dict(builds()))
+            differs = self._compare(config, head, state, note)
             self.events.append(
                 "attempt_started",
                 name,
                 attempt=state.attempt,
                 folder=head.folder,
                 checkpoint=state.checkpoint.model_dump() if state.checkpoint else None,
+                differs=differs,
             )
-            self.tracker.attempt_started(name, head.folder, state.attempt, fields_with_role(config, "placement"))
+            self.tracker.attempt_started(name, head.folder, state.attempt, note.placement)
             try:
-                return self._attempt(name, config, document, head, state, needed)
+                key, record, result = self._attempt(name, config, document, head, state, needed, note)
             except Stopped:
                 self._end_attempt(name, head, state.attempt, "stopped", "")
-                self.tracker.stage_ended(name, "stopped", None, None)
+                self.tracker.stage_ended(name, "stopped", None)
                 self.events.append("stage_stopped", name)
                 self._release(head, "stopped")
                 return None
@@ -198,7 +205,7 @@ class Runner:
                 self._release(head, "failed")
                 raise
             except Exception as error:
-                failures.append(_Failure.of(error, head.read()))
+                failures.append(_Failure.of(error, _newest_update(head, state)))
                 self._end_attempt(name, head, state.attempt, "failed", failures[-1].message)
                 if _give_up(failures, config.retries) or self._keeper.stop.is_set():
                     self._release(head, "failed")
@@ -207,6 +214,8 @@ class Runner:
                 wait = BACKOFF_SECONDS * 2 ** (len(failures) - 1)
                 self.events.append("stage_retried", name, wait_seconds=wait, left=config.retries - len(failures))
                 self._keeper.stop.wait(wait)
+            else:
+                return self._commit(name, head, key, record, result)
 
     def _attempt(
         self,
@@ -216,8 +225,11 @@ class Runner:
         head: Head,
         state: HeadDocument,
         needed: dict[str, Finished],
-    ) -> Finished:
+        note: AttemptNote,
+    ) -> tuple[str, Record, Result]:
+        """Run the stage's function and store its record, which counts once HEAD points to it."""
         self._keeper.attempt = f"{head.folder}/attempts/{state.attempt}"
+        write_note(self.storage, self._keeper.attempt, note)
         started = now_ms()
         context = Context(
             storage=self.storage,
@@ -235,7 +247,7 @@ class Runner:
             fingerprint=fingerprint(document),
             attempt=state.attempt,
             identity=document,
-            placement=fields_with_role(config, "placement"),
+            placement=note.placement,
             inputs={
                 field: RecordedInput(fingerprint=d.fingerprint, digest=d.output.digest, prefix=d.output.prefix)
                 for field, d in needed.items()
@@ -244,20 +256,38 @@ class Runner:
             output_digest=result.output.digest,
             metrics=dict(result.metrics),
             tables=dict(result.tables),
-            builds=dict(builds()),
+            builds=note.builds,
             started_ms=started,
             ended_ms=now_ms(),
         )
-        key = write_record(self.storage, head.folder, record)
+        return write_record(self.storage, head.folder, record), record, result
+
+    def _commit(self, name: str, head: Head, key: str, record: Record, result: Result) -> Finished:
         self._keeper.drop()
         head.commit_record(key)
         done = Finished(
             fingerprint=record.fingerprint, output=result.output, record=record, folder=head.folder, reused=False
         )
-        self.tracker.attempt_ended(name, state.attempt, "done")
-        self.tracker.stage_ended(name, "done", done, result)
+        self.tracker.attempt_ended(name, record.attempt, "done")
+        self.tracker.stage_ended(name, "done", done)
         self.events.append("stage_done", name, metrics=record.metrics, seconds=record.seconds)
         return done
+
+    def _placement(self, config: StageConfig) -> dict[str, Any]:
+        """The placement as it is: without a cluster every gang is one process, whatever the config asks for."""
+        asked = fields_with_role(config, "placement")
+        return {**asked, "workers": 0} if "workers" in asked and not self.ray else asked
+
+    def _compare(self, config: StageConfig, head: Head, state: HeadDocument, note: AttemptNote) -> list[str]:
+        """What keeps this attempt from giving the bits that the attempt before would have given."""
+        if not state.history:
+            return []
+        before = read_note(self.storage, f"{head.folder}/attempts/{state.history[-1].attempt}")
+        if before is None:
+            return []
+        names = rounding_fields(type(config))
+        old, new = ({name: item.placement.get(name) for name in names} | item.builds for item in (before, note))
+        return differences(old, new)
 
     def _release(self, head: Head, state: State) -> None:
         self._keeper.drop()
@@ -320,12 +350,23 @@ class _Failure:
     update: int
 
     @classmethod
-    def of(cls, error: Exception, state: HeadDocument) -> _Failure:
+    def of(cls, error: Exception, update: int) -> _Failure:
         machine = isinstance(error, OSError) or (isinstance(error, GangError) and error.died)
         if not isinstance(error, GangError):
             traceback.print_exception(error)
         message = f"{type(error).__name__}: {error}" if not isinstance(error, GangError) else str(error)
-        return cls(message=message, machine=machine, update=state.checkpoint.update if state.checkpoint else 0)
+        return cls(message=message, machine=machine, update=update)
+
+
+def _newest_update(head: Head, state: HeadDocument) -> int:
+    """Update of the newest checkpoint; as it was at the attempt's start where storage is away just now."""
+    try:
+        state = head.read()
+    except LeaseLost:
+        raise
+    except Exception as error:
+        print(f"cannot read {head.folder}/HEAD.json: {error}", flush=True)
+    return state.checkpoint.update if state.checkpoint else 0
 
 
 def _give_up(failures: list[_Failure], retries: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,7 @@ def _apply(stage: StageStatus, event: Event) -> None:
         stage.started_ms, stage.message = event.time_ms, ""
     elif event.type == "attempt_started":
         stage.attempt, stage.folder = data["attempt"], data["folder"]
-        stage.message = f"from update {data['checkpoint']['update']}" if data["checkpoint"] else ""
+        stage.message = origin(data)
     elif event.type == "stage_length":
         stage.updates = data["updates"]
     elif event.type == "attempt_ended":
@@ -80,6 +80,14 @@ def _apply(stage: StageStatus, event: Event) -> None:
     elif event.type in ("stage_failed", "stage_skipped", "stage_stopped"):
         stage.outcome, stage.ended_ms = event.type.removeprefix("stage_"), event.time_ms
         stage.message = data.get("message") or data.get("reason") or stage.message
+
+
+def origin(data: Mapping[str, Any]) -> str:
+    """Where an attempt starts from, given the data of its event, and what keeps it from the same bits."""
+    if not data["checkpoint"]:
+        return ""
+    differs = data.get("differs")
+    return f"from update {data['checkpoint']['update']}" + (f", not bit-exact: {', '.join(differs)}" if differs else "")
 
 
 class StatusReader:
@@ -107,6 +115,12 @@ def silence(storage: Storage, workflow_id: str) -> float | None:
         return None
     seconds = (now_ms() - found[0].renewed_ms) / 1000
     return seconds if seconds > 2 * found[0].ttl_seconds else None
+
+
+def holder(storage: Storage, workflow_id: str) -> str | None:
+    """The driver that holds a workflow, alive or dead: only the end of its lease will tell."""
+    found = read_head(storage, f"workflows/{workflow_id}")
+    return found[0].owner if found is not None and found[0].state == "running" else None
 
 
 def states(storage: Storage) -> dict[str, str]:

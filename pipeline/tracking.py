@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import Storage
+from cluster.storage import NotFound, Storage
 from pipeline.config import Workflow
 from pipeline.head import read_head
 from pipeline.identity import fields_with_role
@@ -28,11 +28,12 @@ from pipeline.mlflow_page import EXPERIMENT, tags
 from pipeline.reuse import Finished
 from pipeline.words import duration, headline
 from stages.config import StageConfig
-from stages.context import Result
 from stages.metrics import MetricReader, Point
 
 HEADLINES = ("images", "test/accuracy", "features/")
 """Beginnings of the figures that a workflow's own run carries."""
+STATUS = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+"""What MLflow calls our outcomes."""
 POLL_SECONDS = 2.0
 PATIENCE_SECONDS = 15.0
 """How long the end of a workflow waits for a server that does not answer."""
@@ -78,8 +79,8 @@ class MlflowTracker:
     def attempt_ended(self, stage: str, attempt: int, outcome: str) -> None:
         self._calls.put(lambda: self._end_attempt(stage, attempt, outcome))
 
-    def stage_ended(self, stage: str, outcome: str, finished: Finished | None, result: Result | None) -> None:
-        self._calls.put(lambda: self._end_stage(stage, outcome, finished, result))
+    def stage_ended(self, stage: str, outcome: str, finished: Finished | None) -> None:
+        self._calls.put(lambda: self._end_stage(stage, outcome, finished))
 
     # The thread
 
@@ -101,6 +102,9 @@ class MlflowTracker:
                 self.problem = None
                 return
             except Exception as error:
+                if _refused(error):
+                    print(f"MLflow does not take this: {type(error).__name__}: {error}", flush=True)
+                    return
                 # Whatever the server or the network did, the truth is in storage: try again, calmly.
                 if self.problem is None:
                     print(f"MLflow is not reachable, trying on: {type(error).__name__}: {error}", flush=True)
@@ -124,6 +128,16 @@ class MlflowTracker:
             if done.output.kind == "dataset":
                 self._log_dataset(run, done, field)
         self._curves[stage] = _Curves(self._storage, folder, has_updates=config.output == "model")
+        self._close_attempts(stage, run)
+
+    def _close_attempts(self, stage: str, run: str) -> None:
+        """End the attempts that an earlier driver left running: it was killed, or we would not have its lease."""
+        query = f"tags.`mlflow.parentRunId` = '{run}' and attributes.status = 'RUNNING'"
+        for left in self._client.search_runs([self._experiment], query):
+            key = left.data.tags["patchline.key"].removeprefix(f"{self._id}:")
+            self._runs[key] = left.info.run_id
+            self._curves[stage].follow(int(key.rsplit("/", 1)[1]))
+            self._end_attempt(stage, int(key.rsplit("/", 1)[1]), "stopped")
 
     def _start_attempt(self, stage: str, attempt: int, placement: dict[str, Any]) -> None:
         run = self._ensure_run(f"{stage}/{attempt}", stage, f"{stage} attempt {attempt}")
@@ -133,18 +147,17 @@ class MlflowTracker:
     def _end_attempt(self, stage: str, attempt: int, outcome: str) -> None:
         self._send_curves()
         run = self._runs[f"{stage}/{attempt}"]
-        self._client.set_terminated(run, "FINISHED" if outcome == "done" else "FAILED")
+        self._client.set_terminated(run, STATUS[outcome])
 
-    def _end_stage(self, stage: str, outcome: str, finished: Finished | None, result: Result | None) -> None:
+    def _end_stage(self, stage: str, outcome: str, finished: Finished | None) -> None:
         run = self._ensure_run(stage, "workflow", stage)
         self._send_curves()
         self._client.set_tag(run, "patchline.outcome", outcome)
         if finished is not None:
-            self._log_outcome(stage, run, finished, result)
-        status = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED"}.get(outcome, "FAILED")
-        self._client.set_terminated(run, status)
+            self._log_outcome(stage, run, finished)
+        self._client.set_terminated(run, STATUS[outcome])
 
-    def _log_outcome(self, stage: str, run: str, finished: Finished, result: Result | None) -> None:
+    def _log_outcome(self, stage: str, run: str, finished: Finished) -> None:
         record = finished.record
         step = int(record.metrics.get("updates", 0))
         points = [
@@ -162,9 +175,9 @@ class MlflowTracker:
             columns = {key: [row.get(key) for row in rows] for key in (rows[0] if rows else {})}
             if not self._has_artifact(run, f"{name}.json"):
                 self._client.log_table(run, columns, f"{name}.json")
-        if result is not None:
-            for name, image in result.figures.items():
-                self._log_bytes(run, name, image)
+        for file in finished.output.manifest["files"]:
+            if file["path"].endswith(".png") and not self._has_artifact(run, file["path"]):
+                self._log_bytes(run, file["path"], self._storage.read(finished.output.key(file["path"])))
         self._log_headlines(stage, finished)
 
     def _log_headlines(self, stage: str, finished: Finished) -> None:
@@ -187,7 +200,7 @@ class MlflowTracker:
     def _end_workflow(self, state: str) -> None:
         run = self._runs["workflow"]
         self._client.set_tag(run, "patchline.state", state)
-        self._client.set_terminated(run, {"done": "FINISHED", "stopped": "KILLED"}.get(state, "FAILED"))
+        self._client.set_terminated(run, STATUS[state])
 
     # Small steps
 
@@ -305,6 +318,15 @@ def _client(uri: str) -> Any:
 
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient(uri)
+
+
+def _refused(error: Exception) -> bool:
+    """Whether the same call would fail for ever: MLflow found it wrong, or it follows one that was."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code == "INVALID_PARAMETER_VALUE"
+    return isinstance(error, KeyError | TypeError | AttributeError) and not isinstance(error, NotFound)
 
 
 def _experiment(client: Any, name: str) -> str:

@@ -28,9 +28,13 @@ class Config(BaseModel):
     )
 
 
-def placement(default: Any, description: str, **constraints: Any) -> Any:
-    """A field that says where or how wide a stage runs. It never changes the stage's identity."""
-    return Field(default, description=description, json_schema_extra={"role": "placement"}, **constraints)
+def placement(default: Any, description: str, *, rounding: bool = False, **constraints: Any) -> Any:
+    """A field that says where or how wide a stage runs. It never changes the stage's identity.
+
+    `rounding` marks one that changes the order of sums: results are equal bit for bit where it is equal.
+    """
+    extra: JsonDict = {"role": "placement", "rounding": rounding}
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
 def reference(output: str, description: str, default: Any = ..., alias: str | None = None) -> Any:

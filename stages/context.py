@@ -66,13 +66,14 @@ Inputs = Mapping[str, Output]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a stage hands to the runner: its output, its headline figures, and tables and images to show."""
+    """What a stage hands to the runner: its output, its headline figures, and tables to show.
+
+    PNG files of the output are shown too.
+    """
 
     output: Output
     metrics: Mapping[str, float] = field(default_factory=dict)
     tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    figures: Mapping[str, bytes] = field(default_factory=dict)
-    """PNG images by file name."""
 
 
 @dataclass(frozen=True, kw_only=True)

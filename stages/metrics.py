@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-from cluster.storage.base import Storage
+from cluster.storage.base import NotFound, Storage
 
 
 def now_ms() -> int:
@@ -87,10 +87,11 @@ class MetricReader:
 
     def new_points(self) -> Iterator[Point]:
         """The points stored since the last call, in the order in which they were measured."""
-        for key in list(self._storage.list(f"{self._prefix}/metrics/")):
-            number = int(key.rsplit("/", 1)[1].removesuffix(".jsonl"))
-            if number < self._number:
-                continue
-            for line in self._storage.read(key).splitlines():
+        while True:
+            try:
+                body = self._storage.read(f"{self._prefix}/metrics/{self._number:06d}.jsonl")
+            except NotFound:
+                return
+            self._number += 1
+            for line in body.splitlines():
                 yield Point(**json.loads(line))
-            self._number = number + 1

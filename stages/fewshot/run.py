@@ -56,11 +56,12 @@ def run(config: FewshotConfig, inputs: Inputs, context: Context) -> Result:
     files = [
         context.write("features.safetensors", safetensors.numpy.save(dict(sorted(stored.items())))),
         context.write("table.json", canonical_json(tables)),
+        context.write("fewshot.png", accuracy_figure(rows)),
     ]
     skipped = [name for name in ("all", "seen", "held_out") if name not in class_sets]
     output = context.commit("evaluation", files, {"format": 1, **tables, "skipped_class_sets": skipped})
     metrics = {f"{r['features']}/{r['class_set']}/{r['shots']}_shot": r["accuracy"] for r in rows}
-    return Result(output=output, metrics=metrics, tables=tables, figures={"fewshot.png": accuracy_figure(rows)})
+    return Result(output=output, metrics=metrics, tables=tables)
 
 
 def choose_class_sets(

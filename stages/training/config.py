@@ -40,12 +40,16 @@ class TrainingConfig(StageConfig):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of forward and backward; masters are fp32")
     input: DataConfig = Field(default_factory=DataConfig, description="order of the samples and augmentation")
 
-    workers: int = placement(1, "processes that train together; 0 trains in the runner's own process", ge=0)
+    workers: int = placement(
+        1, "processes that train together; 0 trains in the runner's own process", rounding=True, ge=0
+    )
     cpus_per_worker: float = placement(1, "CPU cores that each worker reserves", gt=0)
-    gpus_per_worker: float = placement(0, "GPUs that each worker reserves", ge=0)
-    threads: int = placement(1, "torch threads of each worker on a CPU", ge=1)
-    micro_batch: int | None = placement(None, "images per forward pass and worker; all of its rows if absent", ge=1)
-    zero_stage: Literal[0, 1, 2, 3] = placement(2, "DeepSpeed ZeRO stage")
+    gpus_per_worker: Literal[0, 1] = placement(0, "1 trains on GPUs, one for each worker; 0 on CPUs", rounding=True)
+    threads: int = placement(1, "torch threads of each worker on a CPU", rounding=True, ge=1)
+    micro_batch: int | None = placement(
+        None, "images per forward pass and worker; all of its rows if absent", rounding=True, ge=1
+    )
+    zero_stage: Literal[0, 1, 2, 3] = placement(2, "DeepSpeed ZeRO stage", rounding=True)
     save_every: int = placement(100, "updates between checkpoints", ge=1)
     log_every: int = placement(10, "updates between metric points", ge=1)
     evaluate_every: int = placement(0, "updates between evaluations; 0 evaluates at the end alone", ge=0)

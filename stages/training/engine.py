@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cluster.errors import UserError
 from stages.data.loader import Batch
 from stages.training.config import TrainingConfig
 from stages.training.objectives import correct, cross_entropy
@@ -37,10 +38,21 @@ class StepReport:
     """Whether any rank was asked to stop: all ranks read the same answer at the same update."""
 
 
-def import_deepspeed() -> Any:
-    """Import deepspeed quietly, in a form that works on a CPU without a compiler."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+def choose_device(config: TrainingConfig, local_rank: int) -> torch.device:
+    """The device of a rank: what the placement says, whatever else the machine has. Raises UserError."""
+    if not config.gpus_per_worker:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"gpus_per_worker=1: worker {local_rank} of this machine finds {torch.cuda.device_count()} GPUs; "
+            "set it to 0 to train on CPUs"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """Import deepspeed quietly, for this device; on a CPU in a form that needs no compiler."""
+    os.environ["DS_ACCELERATOR"] = device.type
     with warnings.catch_warnings(), _without_mlflow():
         warnings.simplefilter("ignore")
         import deepspeed
@@ -66,11 +78,11 @@ def _without_mlflow() -> Iterator[None]:
             del sys.modules["mlflow"]
 
 
-def initialize_distributed() -> None:
+def initialize_distributed(device: torch.device) -> None:
     """A process group for this process: the one that a launcher made, or a group of one."""
     if not dist.is_initialized():
         store = Path(tempfile.mkdtemp(prefix="patchline-")) / "store"
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
     for name, value in (("RANK", dist.get_rank()), ("WORLD_SIZE", dist.get_world_size()), ("LOCAL_RANK", 0)):
         os.environ.setdefault(name, str(value))
@@ -95,13 +107,13 @@ class Engine:
     """A model and its optimizer, spread over the ranks by ZeRO."""
 
     def __init__(self, model: nn.Module, config: TrainingConfig, world_size: int, local_rank: int) -> None:
-        deepspeed = import_deepspeed()
-        initialize_distributed()
+        self.device = choose_device(config, local_rank)
+        deepspeed = import_deepspeed(self.device)
+        initialize_distributed(self.device)
         self.config, self.world_size = config, world_size
         rows = config.global_batch // world_size
         self.micro_batch = min(config.micro_batch or rows, rows)
         self.accumulation = rows // self.micro_batch
-        self.device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self._optimizer = make_optimizer(model, config)
         settings = deepspeed_config(config, self.micro_batch, self.accumulation, world_size)
         self._engine, *_ = deepspeed.initialize(

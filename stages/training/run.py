@@ -11,7 +11,9 @@ def run_training(job: Job, context: Context) -> Result:
     """Train on a gang; the result is a committed model. Raises Stopped where the run was asked to stop."""
     config = job.config
     context.expect(job.updates)
-    outcome = context.gang(train, job, workers=config.workers, cpus=config.cpus_per_worker, gpus=config.gpus_per_worker)
+    outcome = context.gang(
+        train, job, workers=config.workers, cpus=config.cpus_per_worker, gpus=float(config.gpus_per_worker)
+    )
     if outcome["stopped"]:
         raise Stopped("saved a checkpoint and stopped as asked")
     classes = dataset_meta(job.dataset).classes

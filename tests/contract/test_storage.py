@@ -9,7 +9,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -180,27 +179,51 @@ def test_files_travel_whole_and_are_counted(any_storage: Storage, tmp_path: Path
     assert any_storage.read_range("large", 20 * 2**20 - 5, 10) == (block[-5:] + block[:5])
 
 
+HALFWAY = """
+import os, socket, sys, time
+from pathlib import Path
+from cluster.storage import open_storage
+
+url, path, how = sys.argv[1:]
+sent, whole = 0, socket.socket.sendall
+
+def halfway(*_, **__):
+    print("halfway", flush=True)
+    time.sleep(3600)
+
+def sendall(self, data, *flags):
+    global sent
+    view = memoryview(data)
+    for start in range(0, len(view), 2**20):
+        if sent > 20 * 2**20:
+            halfway()
+        whole(self, view[start : start + 2**20], *flags)
+        sent += len(view[start : start + 2**20])
+
+# Over the network: 20 MB are sent, and no more come. In a folder: every byte is on disk and has no name yet.
+socket.socket.sendall, os.replace, os.link = sendall, halfway, halfway
+storage = open_storage(url)
+if how == "upload":
+    storage.upload("killed/large", Path(path))
+else:
+    storage.write("killed/large", Path(path).read_bytes())
+"""
+
+
 @pytest.mark.parametrize("how", ["upload", "write"])
 def test_a_killed_writer_leaves_nothing_that_a_reader_sees(any_storage: Storage, tmp_path: Path, how: str):
     source = tmp_path / "large"
-    with open(source, "wb") as file:
-        file.truncate(300 * 2**20)
-    act = "storage.upload('killed/large', p)" if how == "upload" else "storage.write('killed/large', p.read_bytes())"
-    code = (
-        "import sys; from pathlib import Path; from cluster.storage import open_storage; "
-        f"storage = open_storage({any_storage.url!r}); p = Path({str(source)!r}); print('go', flush=True); {act}"
-    )
-    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert writer.stdout is not None
-    writer.stdout.readline()
-    time.sleep(0.3)
-    writer.send_signal(signal.SIGKILL)
-    assert writer.wait() == -signal.SIGKILL
-    writer.stdout.close()
+    source.write_bytes(os.urandom(2**20) * 64)
+    command = [sys.executable, "-c", HALFWAY, any_storage.url, str(source), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"halfway\n"
+        writer.send_signal(signal.SIGKILL)
+    assert writer.returncode == -signal.SIGKILL
     assert list(any_storage.list("")) == []
     assert any_storage.stat("killed/large") is None
-    any_storage.write("after", b"still works")
-    assert list(any_storage.list("")) == ["after"]
+    any_storage.upload("killed/large", source)
+    assert any_storage.read_range("killed/large", 40 * 2**20, 100) == source.read_bytes()[40 * 2**20 :][:100]
 
 
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "a/../../b", "a//b", "./a"])
@@ -225,5 +248,6 @@ def test_wrong_credentials_and_missing_buckets_are_explained(s3_root: str, monke
     with pytest.raises(UserError, match="NoSuchBucket"):
         open_storage("s3://no-such-bucket/x").write("key", b"")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "unknown")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "unknown")
     with pytest.raises(UserError, match="check bucket, region, credentials and rights"):
         open_storage(s3_root).write("key", b"")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import jobs
 from cluster.local.stack import Stack
 from pipeline import api
 from pipeline.settings import Settings, resolve
@@ -174,6 +175,10 @@ def test_killed_and_resumed_gives_the_same_bits(settings, stack, reference, vict
     # One upload at a time is outstanding: what is repeated is the interval since the last checkpoint, and
     # what was trained while it was being stored.
     assert reached - committed.update <= 2 * SAVE_EVERY
+    in_mlflow(settings, workflow_id, "workflow")
+    runs = tracked(settings, workflow_id)
+    statuses = [runs[key].info.status for key in ("pretrain/1", "pretrain/2", "pretrain")]
+    assert statuses == ["FAILED" if victim == "worker" else "KILLED", "FINISHED", "FINISHED"]
     run = in_mlflow(settings, workflow_id, "pretrain")
     expected = in_mlflow(first, undisturbed, "pretrain")
     for name in ("train/loss", "train/accuracy", "train/gradient_norm", "train/lr", "validation/loss"):
@@ -196,7 +201,8 @@ def processes_of_shell(pid: int) -> bool:
     return Path(f"/proc/{pid}/exe").resolve().name in ("sh", "bash", "dash")
 
 
-def test_cancel_saves_at_the_next_update_and_resume_goes_on(settings, reference):
+@pytest.mark.parametrize("how", ["cancel", "stop of the job"])
+def test_stopping_saves_at_the_next_update_and_resume_goes_on(settings, reference, how):
     storage = settings.storage()
     workflow_id = api.submit(small_workflow("pretrain.save_every=1000"), settings)
 
@@ -205,13 +211,20 @@ def test_cancel_saves_at_the_next_update_and_resume_goes_on(settings, reference)
         return bool(status.folder and status.attempt and steps_logged(storage, status.folder, 1))
 
     wait_for(training, 120, "first update")
-    api.cancel(workflow_id, settings)
+    if how == "cancel":
+        api.cancel(workflow_id, settings)
+    else:
+        jobs.stop(settings.jobs, f"{workflow_id}-d0")
     ended(settings, workflow_id, "stopped")
     folder = stage(storage, workflow_id, "pretrain").folder
     saved = head(storage, folder).checkpoint
     assert saved is not None
     assert 0 < saved.update < UPDATES
     assert steps_logged(storage, folder, 1)[-1] == saved.update
+    in_mlflow(settings, workflow_id, "workflow")
+    assert {tracked(settings, workflow_id)[key].info.status for key in ("pretrain/1", "pretrain", "workflow")} == {
+        "KILLED"
+    }
     api.resume(workflow_id, settings)
     ended(settings, workflow_id, "done", ends=2)
     first, undisturbed = reference

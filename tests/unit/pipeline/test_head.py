@@ -133,3 +133,16 @@ def test_a_newer_format_is_refused(storage):
     storage.write(f"{FOLDER}/HEAD.json", body)
     with pytest.raises(UserError, match="format 2"):
         read_head(storage, FOLDER)
+
+
+def test_what_was_made_of_other_inputs_is_forgotten(storage):
+    head = acquire(storage, "driver")
+    head.begin({"data": "one"})
+    attempt = head.new_attempt().attempt
+    commit_checkpoint(storage, FOLDER, head.epoch, attempt, f"{FOLDER}/checkpoints/x", 7)
+    head.begin({"data": "one"})
+    assert document(storage).checkpoint is not None
+    head.begin({"data": "two"})
+    assert (document(storage).checkpoint, document(storage).history) == (None, ())
+    # Attempts are counted on: their folders are there.
+    assert head.new_attempt().attempt == 2

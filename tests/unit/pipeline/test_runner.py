@@ -7,11 +7,13 @@ from cluster.errors import UserError
 from cluster.storage import open_storage
 from pipeline import runner as runner_module
 from pipeline.config import Workflow
-from pipeline.head import read_head
+from pipeline.display import describe
+from pipeline.head import Head, commit_checkpoint, read_head
 from pipeline.keeper import request_cancel
-from pipeline.record import listed, read_record
+from pipeline.record import EventLog, listed, read_record
 from pipeline.runner import Runner
 from pipeline.status import StatusReader
+from stages.config import placement
 from tests.unit.pipeline.toys import CALLS, Source, Upper
 
 
@@ -214,3 +216,59 @@ def test_cancel_stops_before_the_next_stage_and_resume_goes_on(storage):
     # The request was for the driver before.
     assert run(storage, workflow()) == "done"
     assert CALLS == ["source", "upper"]
+
+
+def test_a_driver_that_is_stopped_while_it_waits_leaves_the_workflow_to_its_holder(storage):
+    holder = Head.acquire(storage, "workflows/toy-1", "holder", ttl=30)
+    before = storage.read("workflows/toy-1/HEAD.json")
+    waiting = Runner(storage, "toy-1", workflow(), owner="waiting", ray=False, tracker=Silent(), lease_seconds=5)
+    waiting.stop.set()
+    assert waiting.run() == "stopped"
+    assert holder is not None
+    assert storage.read("workflows/toy-1/HEAD.json") == before
+    assert CALLS == []
+
+
+def test_a_failure_after_the_commit_is_told_as_what_it_is(storage, monkeypatch):
+    """Storage goes away between the commit and the event: the stage is done, and the next driver finds it so."""
+    append = EventLog.append
+
+    def away(self, type_, stage=None, **data):
+        if type_ == "stage_done" and stage == "second":
+            raise ConnectionError("away")
+        return append(self, type_, stage, **data)
+
+    monkeypatch.setattr(EventLog, "append", away)
+    with pytest.raises(ConnectionError, match="away"):
+        run(storage, workflow(), ttl=0.3)
+    assert run(storage, workflow(), ttl=0.3) == "done"
+    assert CALLS == ["source", "upper"]
+
+
+def test_an_attempt_elsewhere_says_that_its_bits_may_differ(storage):
+    """What a checkpoint was made with is compared with what goes on from it."""
+
+    class Trained(Upper):
+        threads: int = placement(1, "of each worker", rounding=True)
+
+        @classmethod
+        def function(cls):
+            def train(config, inputs, context):
+                if context.attempt == 1:
+                    epoch = read_head(storage, context.folder)[0].epoch
+                    commit_checkpoint(storage, context.folder, epoch, 1, f"{context.folder}/checkpoints/7-a1", 7)
+                    raise UserError("stop here")
+                return Upper.function()(config, inputs, context)
+
+            return train
+
+    def flow(threads: int) -> Workflow:
+        return Workflow(name="toy", stages={"first": Source(), "second": Trained(text="first", threads=threads)})
+
+    assert run(storage, flow(1)) == "failed"
+    assert run(storage, flow(4)) == "done"
+    started = [
+        e for e in EventLog(storage, "toy-1").new_events() if e.type == "attempt_started" and e.stage == "second"
+    ]
+    assert [event.data["differs"] for event in started] == [[], ["threads: 1 → 4"]]
+    assert describe(started[1]) == "second: attempt 2 started from update 7, not bit-exact: threads: 1 → 4"

@@ -1,7 +1,10 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from cluster.errors import UserError
 from cluster.storage import open_storage
+from pipeline import api
 from pipeline.head import Head, read_head
 from pipeline.keeper import request_cancel
 from pipeline.record import EventLog, mark
@@ -53,6 +56,31 @@ def test_a_cancel_request_names_the_driver_that_runs(storage):
     running(storage, "digits-1")
     request_cancel(storage, "digits-1")
     assert b'"epoch": 2' in storage.read("workflows/digits-1/CANCEL")
+
+
+def test_a_cancel_request_reaches_a_driver_that_is_still_to_start(storage):
+    running(storage, "digits-1").release("stopped")
+    mark(storage, "digits-1", "stopped")
+    mark(storage, "digits-1", "submitted")
+    request_cancel(storage, "digits-1")
+    assert b'"epoch": 2' in storage.read("workflows/digits-1/CANCEL")
+
+
+def test_an_event_that_cannot_be_stored_leaves_no_gap(storage, monkeypatch):
+    log = EventLog(storage, "digits-1")
+    log.append("first")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(storage), "write_if_absent", lambda *_: (_ for _ in ()).throw(ConnectionError("away")))
+        with pytest.raises(ConnectionError):
+            log.append("lost")
+    log.append("second")
+    assert [event.type for event in EventLog(storage, "digits-1").new_events()] == ["first", "second"]
+
+
+def test_two_drivers_of_a_workflow_have_different_numbers(storage):
+    with ThreadPoolExecutor(8) as pool:
+        numbers = list(pool.map(lambda _: api._take_number(storage, "digits-1"), range(8)))
+    assert sorted(numbers) == list(range(8))
 
 
 def test_ids_are_matched_by_their_beginning(storage):

@@ -171,7 +171,6 @@ def test_a_second_run_gives_the_same_bytes(evaluation, model, result):
     for entry in result.output.manifest["files"]:
         one, other = (evaluation.storage.read(output.key(entry["path"])) for output in (result.output, again.output))
         assert one == other
-    assert again.figures == result.figures
 
 
 def test_the_output_is_committed_with_its_tables(evaluation, result):
@@ -180,7 +179,11 @@ def test_the_output_is_committed_with_its_tables(evaluation, result):
     assert output.kind == FewshotConfig.output == "evaluation"
     assert output.meta["fewshot"] == result.tables["fewshot"]
     assert output.meta["skipped_class_sets"] == []
-    assert [entry["path"] for entry in output.manifest["files"]] == ["features.safetensors", "table.json"]
+    assert [entry["path"] for entry in output.manifest["files"]] == [
+        "features.safetensors",
+        "fewshot.png",
+        "table.json",
+    ]
 
 
 def width_and_colours(png):
@@ -189,12 +192,10 @@ def width_and_colours(png):
 
 
 def test_the_figure_is_a_png_with_a_panel_for_each_set_of_classes(evaluation, result, model):
-    assert list(result.figures) == ["fewshot.png"]
-    assert result.figures["fewshot.png"].startswith(b"\x89PNG\r\n\x1a\n")
-    wide, found = width_and_colours(result.figures["fewshot.png"])
+    wide, found = width_and_colours(evaluation.storage.read(result.output.key("fewshot.png")))
     assert {colour for colour, *_ in STYLES.values()} <= found
     alone = evaluation.run(evaluation.committed(model), class_sets=("seen",), baselines=(), shots=(1,))
-    narrow, found = width_and_colours(alone.figures["fewshot.png"])
+    narrow, found = width_and_colours(evaluation.storage.read(alone.output.key("fewshot.png")))
     assert wide == 3 * narrow
     assert {colour for colour, *_ in STYLES.values()} & found == {STYLES["features"][0]}
     assert [row["features"] for row in alone.tables["fewshot"]] == ["features"]

@@ -12,6 +12,7 @@ from stages.models.config import ModelConfig
 from stages.models.vit import VisionTransformer
 from stages.training.checkpoint import read_manifest, read_tensors, share
 from stages.training.config import TrainingConfig
+from stages.training.engine import choose_device
 from stages.training.loop import train
 from stages.training.objectives import cross_entropy, per_image_loss
 from stages.training.optimizer import decayed
@@ -127,3 +128,19 @@ def test_metric_points_are_read_once_in_order_as_they_appear(tmp_path):
     writer.close()
     assert [(p.name, p.value, p.step) for p in reader.new_points()] == [("loss", 1.0, 2)]
     assert list(reader.new_points()) == []
+
+
+def test_the_placement_chooses_the_device_whatever_the_machine_has(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device(TrainingConfig(updates=1), 0) == torch.device("cpu")
+    assert choose_device(TrainingConfig(updates=1, gpus_per_worker=1), 1) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="worker 2 of this machine finds 2 GPUs; set it to 0"):
+        choose_device(TrainingConfig(updates=1, gpus_per_worker=1), 2)
+
+
+def test_a_warm_up_can_be_a_part_of_the_run():
+    config = TrainingConfig(epochs=3, global_batch=100, warmup_fraction=0.1, lr=2.0)
+    assert config.warmup(config.total_updates(1000)) == 3
+    assert learning_rate(config, 4, 30) == 2.0
+    assert config.warmup(1) == 0
