@@ -1,7 +1,6 @@
 # Everything a newcomer needs: `make demo` and `make test`.
 
 PYTHON ?= python3
-PHOTOS ?=
 BIN := .venv/bin
 
 .PHONY: install demo test lint unit clean

@@ -18,9 +18,12 @@ import time
 from typing import Any
 
 FIRST_LIMIT, SECOND_LIMIT = 180.0, 15.0
+LEAST_ERRORS = 2.0
+"""Standard errors by which pretrained features have to beat the untrained network's, at every number of shots."""
 
 
 def main() -> None:
+    """Measure, print, and exit with 1 where a limit is not kept."""
     workflow = sys.argv[1] if len(sys.argv) > 1 else "digits"
     home = tempfile.mkdtemp(prefix="patchline-bench-")
     os.environ["PATCHLINE_HOME"] = home
@@ -44,6 +47,11 @@ def main() -> None:
     for name, tables in status["tables"].items():
         if "fewshot" in tables:
             print(f"\n{name}\n\n{_table(tables['fewshot'])}\n\n{_margins(tables['comparison'])}")
+    late = workflow == "digits" and (started + first > FIRST_LIMIT or second > SECOND_LIMIT)
+    compared = [row for tables in status["tables"].values() for row in tables.get("comparison", [])]
+    weak = [r for r in compared if r["baseline"] == "untrained" and (r["standard_errors"] or 0) <= LEAST_ERRORS]
+    if late or weak:
+        sys.exit(f"beyond the limits: {'too slow; ' * late}features too near the untrained network's: {weak}")
 
 
 LOAD = os.getloadavg()
