@@ -41,24 +41,10 @@ stages:
     retries: 0
 """
 
-REST = """
-  finetune:
-    data: ingest
-    from: pretrain
-    resolution: 24
-    updates: 12
-    global_batch: 64
-    lr: 0.05
-    input: {crop_area: [0.6, 1.0], flip: false, loader_threads: 1}
-    workers: 2
-    log_every: 1
-  fewshot: {data: ingest, from: pretrain, shots: [1, 5], draws: 5}
-"""
 
-
-def small_workflow(*overrides: str, whole: bool = False) -> Workflow:
-    """Ingestion and pretraining, or all four stages."""
-    return parse_workflow(TEXT + (REST if whole else ""), "small.yaml", overrides)
+def small_workflow(*overrides: str) -> Workflow:
+    """Ingestion and pretraining."""
+    return parse_workflow(TEXT, "small.yaml", overrides)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
