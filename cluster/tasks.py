@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cluster.errors import UserError
 
+AHEAD = 4
+"""Tasks that are submitted for each of the cluster's CPUs: enough to keep it busy, and memory stays flat."""
+
 
 def map_tasks(
     function: Callable[[Any], Any], items: Iterable[Any], *, label: str, ray: bool = False, retries: int = 3
-) -> list[Any]:
-    """`function` over `items`; results in order.
+) -> Iterator[Any]:
+    """`function` over `items`, which are taken as they are needed; yields results in order.
 
     With `ray`, each item is a task with one CPU, tried again elsewhere `retries` times when its worker
-    dies. `label` names the tasks on Ray's page. A UserError of a task is raised as such.
+    dies. `label` names the tasks on Ray's page. A UserError of a task is raised as such; the tasks after
+    it are cancelled.
     """
     if not ray:
-        return [function(item) for item in items]
+        yield from map(function, items)
+        return
     from cluster.connect import connect
 
     handle = connect()
     task = handle.remote(_run).options(num_cpus=1, max_retries=retries, name=label)
-    results = []
-    for outcome, value in handle.get([task.remote(function, item) for item in items]):
-        if outcome == "user error":
-            raise UserError(value)
-        results.append(value)
-    return results
+    ahead = max(AHEAD, AHEAD * int(handle.cluster_resources().get("CPU", 1)))
+    pending: deque[Any] = deque()
+    remaining = iter(items)
+    try:
+        while True:
+            while len(pending) < ahead and (item := next(remaining, _END)) is not _END:
+                pending.append(task.remote(function, item))
+            if not pending:
+                return
+            outcome, value = handle.get(pending.popleft())
+            if outcome == "user error":
+                raise UserError(value)
+            yield value
+    finally:
+        for reference in pending:
+            handle.cancel(reference)
+
+
+_END = object()
 
 
 def _run(function: Callable[[Any], Any], item: Any) -> tuple[str, Any]:

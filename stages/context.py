@@ -95,8 +95,8 @@ class Rank:
 
 
 class MapTasks(Protocol):
-    def __call__(self, function: Callable[[Any], Any], items: Iterable[Any], *, label: str) -> list[Any]:
-        """`function` over `items`, each one a task that may be retried elsewhere; results in order."""
+    def __call__(self, function: Callable[[Any], Any], items: Iterable[Any], *, label: str) -> Iterable[Any]:
+        """`function` over `items`, each one a task that may be retried elsewhere; results in order, as they come."""
         ...
 
 

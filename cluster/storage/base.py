@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +44,17 @@ def file_digest(path: Path) -> Digest:
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Digest(bytes=path.stat().st_size, sha256=sha256)
+
+
+class ObjectWriter(Protocol):
+    """Takes an object's bytes in order, while they are being made."""
+
+    digest: Digest | None
+    """Of the whole object; there once it is visible."""
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        """Take some more bytes; may wait until those before are on their way."""
+        ...
 
 
 class Storage(Protocol):
@@ -87,6 +99,13 @@ class Storage(Protocol):
 
     def upload(self, key: str, path: Path) -> Digest:
         """Send a local file (multipart where it is large), verify its size in storage, return its digest."""
+        ...
+
+    def writer(self, key: str) -> AbstractContextManager[ObjectWriter]:
+        """Write an object piece by piece, in little memory. It becomes visible, whole, at the end of the block.
+
+        Where the block raises, or the process is killed, the key is what it was before.
+        """
         ...
 
     def download(self, key: str, path: Path) -> None:

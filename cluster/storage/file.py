@@ -15,7 +15,7 @@ from stat import S_ISREG
 from typing import BinaryIO
 
 from cluster.errors import UserError
-from cluster.storage.base import Conflict, Digest, NotFound, Stat, file_digest
+from cluster.storage.base import Conflict, Digest, NotFound, ObjectWriter, Stat, file_digest
 from cluster.storage.keys import HIDDEN, check_key, check_prefix
 
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -88,6 +88,16 @@ class FileStorage:
             with self._lock(key):
                 self._publish(temporary, key)
         return digest
+
+    @contextmanager
+    def writer(self, key: str) -> Iterator[ObjectWriter]:
+        with self._temporary() as temporary:
+            with open(temporary, "wb") as file:
+                yield (written := _FileWriter(file))
+            _finish(temporary)
+            with self._lock(key):
+                self._publish(temporary, key)
+        written.digest = Digest(bytes=written.bytes, sha256=written.sha256.hexdigest())
 
     def download(self, key: str, path: Path) -> None:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -179,6 +189,20 @@ class FileStorage:
         with open(self._hidden("locks") / str(number), "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+class _FileWriter:
+    """Writes to a file and hashes on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.bytes, self.sha256 = 0, hashlib.sha256()
+        self.digest: Digest | None = None
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return self._file.write(data)
 
 
 def _finish(path: Path) -> None:

@@ -12,13 +12,14 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.errors import UserError
-from cluster.storage.base import Conflict, Digest, NotFound, Stat, file_digest
+from cluster.storage.base import Conflict, Digest, NotFound, ObjectWriter, Stat, file_digest
 from cluster.storage.keys import check_key, check_prefix
+from cluster.storage.multipart import multipart
 
 MULTIPART_BYTES = 16 * 2**20
 TRIES = 5
@@ -101,6 +102,10 @@ class S3Storage:
         if stored is None or stored.bytes != digest.bytes:
             raise OSError(f"{key}: sent {digest.bytes} bytes, the storage has {stored.bytes if stored else 'none'}")
         return digest
+
+    def writer(self, key: str) -> AbstractContextManager[ObjectWriter]:
+        bucket, name = self._place(key).values()
+        return multipart(_client(), lambda request: self._call(key, request), bucket, name)
 
     def download(self, key: str, path: Path) -> None:
         bucket, name = self._place(key).values()

@@ -9,13 +9,18 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.storage.base import Storage, file_digest
-from stages.context import Output
+from cluster.storage import Storage, open_storage
+from cluster.storage.base import file_digest
+from stages.data.table import File
+
+SUFFIX = ".cached"
+"""Of the files that are whole."""
 
 
 class CorruptShard(RuntimeError):
@@ -27,35 +32,51 @@ def default_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"patchline-{os.getuid()}" / "cache"
 
 
-class ShardCache:
-    """Local copies of one output's files. Safe among threads and processes of a node.
+def locate(storage: Storage, base: str, address: str) -> tuple[Storage, str]:
+    """Storage and key of an address: absolute, or relative to the folder `base` of `storage`."""
+    if "://" not in address:
+        return storage, f"{base}/{address}"
+    path, question, query = address.partition("?")
+    root, _, name = path.rpartition("/")
+    return open_storage(root), f"{name}{question}{query}"
 
-    Above `limit_bytes` the least recently used files go, never the one just asked for; whoever has a
-    file open keeps it.
+
+class ShardCache:
+    """Local copies of a data set's files. Safe among threads and processes of a node.
+
+    Relative addresses are meant of the folder `base` in `storage`. Above `limit_bytes` the least recently
+    used files go, never the one just asked for; whoever has a file open keeps it.
     """
 
-    def __init__(self, storage: Storage, output: Output, folder: Path | None = None, limit_bytes: int = 20 * 10**9):
-        self._storage = storage
-        self._output = output
-        self._entries = {entry["path"]: entry for entry in output.manifest["files"]}
+    def __init__(self, storage: Storage, base: str, folder: Path | None = None, limit_bytes: int = 20 * 10**9):
+        self._storage, self._base = storage, base
         self._limit = limit_bytes
         self.folder = _private_folder(folder or default_folder())
 
-    def open(self, path: str) -> int:
-        """A file descriptor, to be closed by the caller, of the output's file `path`, fetched where needed.
+    def open(self, file: File) -> int:
+        """A file descriptor, to be closed by the caller, of a file, fetched where needed.
 
         Raises CorruptShard; NotFound where the storage has lost the file.
         """
-        entry = self._entries[path]
-        local = self.folder / f"{entry['sha256']}{Path(path).suffix}"
-        descriptor = self._open(local, entry["bytes"])
+        local = self.folder / f"{file.sha256}{SUFFIX}"
+        descriptor = self._open(local, file.bytes)
         while descriptor is None:
-            with self._lock(entry["sha256"]):
-                if not _is_whole(local, entry["bytes"]):
-                    self._fetch(entry, local)
+            with self._lock(file.sha256):
+                if not _is_whole(local, file.bytes):
+                    self._fetch(file, local)
             # Another process may evict the file between its arrival and this line; then it is fetched again.
-            descriptor = self._open(local, entry["bytes"])
+            descriptor = self._open(local, file.bytes)
         return descriptor
+
+    def read(self, file: File) -> bytes:
+        """A whole file, fetched where needed."""
+        with os.fdopen(self.open(file), "rb") as opened:
+            return opened.read()
+
+    def read_range(self, file: File, start: int, length: int) -> bytes:
+        """A part of a file straight from storage, past the cache and its check of the sha256."""
+        storage, key = locate(self._storage, self._base, file.address)
+        return storage.read_range(key, start, length)
 
     def _open(self, local: Path, size: int) -> int | None:
         try:
@@ -65,31 +86,34 @@ class ShardCache:
         if os.fstat(descriptor).st_size != size:
             os.close(descriptor)
             return None
-        os.utime(descriptor)  # The time of change is the time of last use.
+        # The time of change is the time of last use; the system's own steps of milliseconds are too coarse for it.
+        now = time.time_ns()
+        os.utime(descriptor, ns=(now, now))
         return descriptor
 
-    def _fetch(self, entry: dict, local: Path) -> None:
+    def _fetch(self, file: File, local: Path) -> None:
+        storage, key = locate(self._storage, self._base, file.address)
         for leftover in self.folder.glob(f"{local.stem}.*.part"):
             leftover.unlink(missing_ok=True)
         part = local.with_name(f"{local.stem}.{os.getpid()}.part")
         try:
             for _ in range(2):
-                self._storage.download(self._output.key(entry["path"]), part)
-                if file_digest(part).sha256 == entry["sha256"]:
+                storage.download(key, part)
+                if file_digest(part).sha256 == file.sha256:
+                    _sync(part)
                     os.replace(part, local)
                     self._evict(keep=local)
                     return
         finally:
             part.unlink(missing_ok=True)
         raise CorruptShard(
-            f"{self._output.key(entry['path'])} was fetched twice and neither time had the sha256 "
-            f"{entry['sha256']} of its manifest"
+            f"{file.address} was fetched twice and neither time had the sha256 {file.sha256} of its manifest"
         )
 
     def _evict(self, keep: Path) -> None:
         files = []
         for file in self.folder.iterdir():
-            if file.suffix in (".tar", ".npy"):
+            if file.suffix == SUFFIX:
                 try:
                     files.append((file.stat(), file))
                 except FileNotFoundError:
@@ -108,6 +132,15 @@ class ShardCache:
         with open(self.folder / f"{sha256[:2]}.lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _sync(file: Path) -> None:
+    """Bring a file's bytes to disk before its name says that they are there."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_whole(local: Path, size: int) -> bool:

@@ -9,6 +9,31 @@ from pydantic import Field, model_validator
 from stages.config import Config, placement
 
 
+class EvaluationResize(Config):
+    """How images for evaluation come to the network's resolution R; `evaluation.py` says what each way does."""
+
+    method: Literal["resize", "resize_then_crop", "resize_small_then_crop"] = Field(
+        default="resize", description="whole image to R × R; or both sides, or the shorter one, to `size` and cropped"
+    )
+    size: int | None = Field(default=None, ge=1, description="side that the central crop is cut from, in pixels")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.method == "resize" and self.size is not None:
+            raise ValueError(f"size={self.size} says nothing for method=resize, which does not crop: leave it out")
+        if self.method != "resize" and self.size is None:
+            raise ValueError(f"method={self.method} needs size, the side before the crop, for example 256 for 224")
+        return self
+
+    def check(self, resolution: int) -> None:
+        """Raises ValueError where a crop of this resolution is larger than what it is cut from."""
+        if self.size is not None and self.size < resolution:
+            raise ValueError(
+                f"size={self.size} is less than resolution={resolution}: "
+                f"take a larger one, for example {resolution * 8 // 7}, or method=resize"
+            )
+
+
 class DataConfig(Config):
     """Order, augmentation (paper's code: `input_pipeline.py`) and how images are fetched."""
 
@@ -25,6 +50,10 @@ class DataConfig(Config):
 
     loader_threads: int = placement(2, "threads of each worker that decode; 0 decodes in the training thread", ge=0)
     read_ahead: int = placement(2, "updates whose images are prepared ahead", ge=1)
+    fetch: Literal["shards", "samples"] = placement(
+        "shards", "whole shards into the cache, or each sample by a range request, past the cache and its checks"
+    )
+    max_bad: float = placement(0.001, "part of the samples read that may be unreadable and replaced", ge=0, le=1)
     cache: str | None = placement(None, "folder for shards on each node; one below the temporary folder if absent")
     cache_gigabytes: float = placement(20.0, "size that the folder is kept below, in 10^9 bytes", gt=0)
 

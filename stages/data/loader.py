@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -22,11 +21,13 @@ from cluster.storage.base import Storage
 from stages.context import Output
 from stages.data.cache import ShardCache
 from stages.data.config import DataConfig
-from stages.data.manifest import Shard, dataset_meta
+from stages.data.dataset import open_cache, open_shards
+from stages.data.manifest import dataset_meta
 from stages.data.order import Order, in_turn, rank_rows
 from stages.data.random import uniform
-from stages.data.reader import SampleReader
-from stages.data.transforms import CROP_LANES, crop_boxes, evaluation_resize, normalise, train_crop
+from stages.data.reader import Decoded, SampleReader
+from stages.data.table import Shards
+from stages.data.transforms import CROP_LANES, crop_boxes, evaluation_resize, train_crop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,9 @@ class Batch:
     """One rank's rows of one update."""
 
     images: Tensor
-    """float32 [b, 3, R, R] in [-1, 1]."""
+    """uint8 [b, R, R, 3]; `stages.data.pixels.normalise` makes the network's input of them, on its device."""
     labels: Tensor
-    """int64 [b], positions in the task's list of classes."""
+    """int64 [b], positions in the task's list of classes; float32 [b, C] of 0 and 1 where samples have several."""
     samples: NDArray[np.int64]
     """Global sample numbers [b]."""
 
@@ -51,33 +52,35 @@ class EvaluationBatch:
     """bool [b]."""
 
 
-Fill = Callable[[NDArray[np.int64], Tensor, Tensor], None]
-"""Write the images [n, 3, R, R] and labels [n] of the samples with these numbers [n]."""
+Fill = Callable[[NDArray[np.int64], NDArray[np.uint8], Tensor], None]
+"""Write the images [n, R, R, 3] and labels [n] or [n, C] of the samples with these numbers [n]."""
 
 
 class _Workers:
     """Fills tensors in background threads, each one a part of the rows; in the caller's where there are none."""
 
-    def __init__(self, threads: int, fill: Fill, resolution: int) -> None:
+    def __init__(self, threads: int, fill: Fill, resolution: int, label_shape: tuple[int, ...]) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
         self._threads = threads
         self._fill = fill
         self._resolution = resolution
+        self._label_shape = label_shape
 
     def submit(self, numbers: NDArray[np.int64], rows: int) -> Callable[[], tuple[Tensor, Tensor]]:
         """Begin to fill tensors of `rows` rows, the first ones with these samples; returns how to wait."""
-        images = torch.zeros(rows, 3, self._resolution, self._resolution)
-        labels = torch.zeros(rows, dtype=torch.int64)
+        images = torch.zeros(rows, self._resolution, self._resolution, 3, dtype=torch.uint8)
+        labels = torch.zeros(rows, *self._label_shape, dtype=torch.float32 if self._label_shape else torch.int64)
+        pixels = images.numpy()
         futures: list[Future[None]] = []
         for part in np.array_split(np.arange(len(numbers)), max(1, self._threads)):
             if len(part) and self._pool is not None:
                 rows_of_part = slice(int(part[0]), int(part[-1]) + 1)
-                task = (numbers[rows_of_part], images[rows_of_part], labels[rows_of_part])
+                task = (numbers[rows_of_part], pixels[rows_of_part], labels[rows_of_part])
                 futures.append(self._pool.submit(self._fill, *task))
 
         def wait() -> tuple[Tensor, Tensor]:
             if self._pool is None and len(numbers):
-                self._fill(numbers, images[: len(numbers)], labels[: len(numbers)])
+                self._fill(numbers, pixels[: len(numbers)], labels[: len(numbers)])
             for future in futures:
                 future.result()
             return images, labels
@@ -111,17 +114,16 @@ class TrainLoader(Iterator[Batch]):
         start: int,
         classes: Sequence[int],
     ) -> None:
-        shards = dataset_meta(dataset).shards(splits)
+        cache = open_cache(storage, dataset, config)
+        shards = open_shards(cache, dataset, splits)
         self._rows = rank_rows(global_batch, rank, world_size)
-        self._order = Order(
-            counts=tuple(shard.count for shard in shards), seed=seed, streams=config.streams, window=config.window
-        )
-        self._reader = _reader(storage, dataset, shards, config, classes)
+        self._order = Order(counts=shards.counts, seed=seed, streams=config.streams, window=config.window)
+        self._reader = _reader(cache, shards, config, classes)
         self._config = config
         self._resolution = resolution
         self._seed = seed
         self._global_batch = global_batch
-        self._workers = _Workers(config.loader_threads, self._fill, resolution)
+        self._workers = _Workers(config.loader_threads, self._fill, resolution, _label_shape(dataset, classes))
         self._ahead = config.read_ahead if config.loader_threads else 0
         self._pending: deque[tuple[NDArray[np.int64], Callable[[], tuple[Tensor, Tensor]]]] = deque()
         self._next = start
@@ -154,10 +156,16 @@ class TrainLoader(Iterator[Batch]):
             self._pending.append((samples, self._workers.submit(samples, len(samples))))
             self._next += self._global_batch
 
-    def _fill(self, samples: NDArray[np.int64], images: Tensor, labels: Tensor) -> None:
+    @property
+    def replaced(self) -> int:
+        """Unreadable samples that this rank has met, each of which another one of its shard stood in for."""
+        return self._reader.replaced
+
+    def _fill(self, samples: NDArray[np.int64], images: NDArray[np.uint8], labels: Tensor) -> None:
         config, resolution = self._config, self._resolution
         _, shards, indices = self._order.locate(samples)
-        decoded = [self._reader.read(*place) for place in zip(shards.tolist(), indices.tolist(), strict=True)]
+        places = zip(shards.tolist(), indices.tolist(), strict=True)
+        decoded = [self._reader.read_or_replace(*place) for place in places]
         boxes = crop_boxes(
             np.array([sample.image.shape[:2] for sample in decoded], dtype=np.int64),
             uniform(self._seed, "crop", samples, CROP_LANES),
@@ -166,11 +174,9 @@ class TrainLoader(Iterator[Batch]):
             sampling=config.crop_sampling,
         )
         flips = (uniform(self._seed, "flip", samples, 1)[:, 0] < 0.5) & config.flip
-        pixels = np.empty((len(samples), resolution, resolution, 3), dtype=np.uint8)
         for row, (sample, box, flip) in enumerate(zip(decoded, boxes, flips.tolist(), strict=True)):
-            pixels[row] = train_crop(sample.image, box, flip, resolution)
-        normalise(pixels, images)
-        labels.copy_(torch.tensor([sample.label for sample in decoded]))
+            images[row] = train_crop(sample.image, box, flip, resolution)
+        _write_labels(decoded, labels)
 
 
 def evaluation_batches(
@@ -189,19 +195,20 @@ def evaluation_batches(
 
     Every rank gets the same number of batches of the same shape: a forward pass may be collective.
     """
-    shards = dataset_meta(dataset).shards(splits)
-    counts = tuple(shard.count for shard in shards)
-    total = sum(counts)
+    cache = open_cache(storage, dataset, config)
+    shards = open_shards(cache, dataset, splits)
+    total = int(shards.counts.sum())
     rows = min(batch, -(-total // world_size))
-    reader = _reader(storage, dataset, shards, config, classes)
+    reader = _reader(cache, shards, config, classes)
 
-    def fill(numbers: NDArray[np.int64], images: Tensor, labels: Tensor) -> None:
-        places = in_turn(counts, numbers)
+    def fill(numbers: NDArray[np.int64], images: NDArray[np.uint8], labels: Tensor) -> None:
+        places = in_turn(shards.counts, numbers)
         decoded = [reader.read(shard, index) for shard, index in zip(*(p.tolist() for p in places), strict=True)]
-        normalise(np.stack([evaluation_resize(sample.image, resolution) for sample in decoded]), images)
-        labels.copy_(torch.tensor([sample.label for sample in decoded]))
+        for row, sample in enumerate(decoded):
+            images[row] = evaluation_resize(sample.image, resolution)
+        _write_labels(decoded, labels)
 
-    workers = _Workers(config.loader_threads, fill, resolution)
+    workers = _Workers(config.loader_threads, fill, resolution, _label_shape(dataset, classes))
     starts = deque(range(rank * rows, total + rank * rows, rows * world_size)) if total else deque[int]()
     pending: deque[tuple[int, Callable[[], tuple[Tensor, Tensor]]]] = deque()
     try:
@@ -217,10 +224,25 @@ def evaluation_batches(
         workers.close()
 
 
-def _reader(
-    storage: Storage, dataset: Output, shards: Sequence[Shard], config: DataConfig, classes: Sequence[int]
-) -> SampleReader:
-    folder = Path(config.cache).expanduser() if config.cache else None
-    cache = ShardCache(storage, dataset, folder, int(config.cache_gigabytes * 1e9))
-    # Each stream reads from one block, whose samples may lie in several shards.
-    return SampleReader(cache, shards, classes, open_shards=max(128, 4 * config.streams))
+def _reader(cache: ShardCache, shards: Shards, config: DataConfig, classes: Sequence[int]) -> SampleReader:
+    return SampleReader(
+        cache,
+        shards,
+        classes,
+        whole=config.fetch == "shards",
+        max_bad=config.max_bad,
+        # Each stream reads from one block, whose samples may lie in several shards.
+        open_shards=max(128, 4 * config.streams),
+    )
+
+
+def _label_shape(dataset: Output, classes: Sequence[int]) -> tuple[int, ...]:
+    return (len(classes),) if dataset_meta(dataset).multi_label else ()
+
+
+def _write_labels(decoded: Sequence[Decoded], labels: Tensor) -> None:
+    if labels.ndim == 1:
+        labels.copy_(torch.tensor([sample.labels[0] for sample in decoded]))
+        return
+    for row, sample in enumerate(decoded):
+        labels[row, list(sample.labels)] = 1.0

@@ -1,29 +1,15 @@
-"""What an ingested data set says of itself: the `meta` of its output, as values. Light: no torch here."""
+"""What an ingested data set says of itself: the `meta` of its output, as values. Light: no torch or numpy here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.errors import UserError
+from cluster.errors import UserError, check_format
 from stages.context import Output
 
-FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """One tar in WebDataset form and its index; paths are relative to the output's prefix."""
-
-    path: str
-    index_path: str
-    bytes: int
-    sha256: str
-    """Of the tar. The index's own stands in the output's list of files."""
-    count: int
-    class_counts: Mapping[int, int]
-    """Samples by label."""
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +17,26 @@ class Split:
     """A part of the data set, for example `train`."""
 
     count: int
-    shards: tuple[Shard, ...]
+    shards: int
+    bytes: int
+    """Of the tars."""
+    class_counts: tuple[int, ...]
+    """Samples by label."""
+    table: str
+    """The file of the output that lists the shards (see `stages.data.table`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetMeta:
-    """Classes, splits and shards of a data set. A label is an index into `classes`."""
+    """Classes and splits of a data set. A label is an index into `classes`."""
 
     name: str
     classes: tuple[str, ...]
     held_out: tuple[int, ...]
     """Labels that `train`, `validation` and `test` never contain."""
+    multi_label: bool
+    """Whether a sample has any number of labels, rather than one."""
     splits: Mapping[str, Split]
-
-    def shards(self, names: Iterable[str]) -> tuple[Shard, ...]:
-        """The shards of several splits, end to end. Raises UserError for a split that there is not."""
-        return tuple(shard for name in names for shard in self.split(name).shards)
 
     def split(self, name: str) -> Split:
         """One split by name. Raises UserError, which lists the splits that there are."""
@@ -56,43 +46,29 @@ class DatasetMeta:
 
     def to_meta(self) -> dict[str, Any]:
         """The JSON form, which `dataset_meta` reads back."""
-        return {
-            "format": FORMAT,
-            "name": self.name,
-            "classes": list(self.classes),
-            "held_out": list(self.held_out),
-            "splits": {name: _split_to_meta(split) for name, split in self.splits.items()},
-        }
+        return {"format": FORMAT, **asdict(self)}
 
 
 def dataset_meta(output: Output) -> DatasetMeta:
-    """The description of an ingested data set. Raises UserError where the output is none or is too new."""
+    """The description of an ingested data set. Raises UserError where the output is none or is of another format."""
     if output.kind != "dataset":
         raise UserError(f"{output.prefix} is a {output.kind}, not a dataset: refer to an ingest stage")
     meta = output.meta
-    if meta["format"] > FORMAT:
-        raise UserError(
-            f"data set {output.prefix} has format {meta['format']}; "
-            f"this version reads up to {FORMAT}: install a newer patchline"
-        )
+    check_format(meta["format"], FORMAT, f"data set {output.prefix}")
+    if meta["format"] < FORMAT:
+        raise UserError(f"data set {output.prefix} has format {meta['format']}; this version reads {FORMAT}: ingest it")
     return DatasetMeta(
         name=meta["name"],
         classes=tuple(meta["classes"]),
         held_out=tuple(meta["held_out"]),
-        splits={name: _split_from_meta(split) for name, split in meta["splits"].items()},
+        multi_label=meta["multi_label"],
+        splits={
+            name: Split(**{**split, "class_counts": tuple(split["class_counts"])})
+            for name, split in meta["splits"].items()
+        },
     )
 
 
-def _split_to_meta(split: Split) -> dict[str, Any]:
-    shards = [asdict(shard) for shard in split.shards]
-    for shard in shards:
-        shard["class_counts"] = {str(label): count for label, count in sorted(shard["class_counts"].items())}
-    return {"count": split.count, "shards": shards}
-
-
-def _split_from_meta(meta: dict[str, Any]) -> Split:
-    shards = []
-    for shard in meta["shards"]:
-        counts = {int(label): count for label, count in shard["class_counts"].items()}
-        shards.append(Shard(**{**shard, "class_counts": counts}))
-    return Split(count=meta["count"], shards=tuple(shards))
+def base_folder(output: Output) -> str:
+    """The key prefix that relative addresses of an output are meant of: its stage's folder, whatever the attempt."""
+    return output.prefix.split("/attempts/")[0]

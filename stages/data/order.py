@@ -20,18 +20,19 @@ from stages.data.random import permutation
 Numbers = NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Order:
     """Where each global sample number g >= 0 is found. Epoch e is the numbers [e·N, (e + 1)·N)."""
 
-    counts: tuple[int, ...]
-    """Samples of each shard."""
+    counts: Numbers
+    """Samples of each shard, [shards]."""
     seed: int
     streams: int
     window: int
     """Samples of a stream that are shuffled together."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "counts", np.asarray(self.counts, dtype=np.int64))
         if self.total == 0:
             raise UserError(f"{len(self.counts)} shards hold no samples: choose a split that is not empty")
         if self.streams < 1 or self.window < 1:
@@ -40,7 +41,7 @@ class Order:
     @cached_property
     def total(self) -> int:
         """N, the samples of an epoch."""
-        return sum(self.counts)
+        return int(self.counts.sum())
 
     def locate(self, numbers: int | range | ArrayLike) -> tuple[Numbers, Numbers, Numbers]:
         """Epoch, shard and index within the shard, each [n], of n global sample numbers.
@@ -73,11 +74,7 @@ class Order:
     def _find(self, epoch: int, places: Numbers) -> tuple[Numbers, Numbers]:
         shards, ends = self._shards(epoch)
         turn = np.searchsorted(ends, places, side="right")
-        return shards[turn], places - (ends[turn] - self._sizes[shards[turn]])
-
-    @cached_property
-    def _sizes(self) -> Numbers:
-        return np.asarray(self.counts, dtype=np.int64)
+        return shards[turn], places - (ends[turn] - self.counts[shards[turn]])
 
     def _stream_start(self, stream: int) -> int:
         """First place of a stream: the first N mod S streams are one sample longer than the others."""
@@ -90,7 +87,7 @@ class Order:
 
         def draw(epoch: int) -> tuple[Numbers, Numbers]:
             shards = permutation(len(self.counts), self.seed, "shards", epoch)
-            return shards, np.cumsum(self._sizes[shards])
+            return shards, np.cumsum(self.counts[shards])
 
         return lru_cache(maxsize=2)(draw)
 
@@ -109,11 +106,11 @@ class Order:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def in_turn(counts: tuple[int, ...], positions: Numbers) -> tuple[Numbers, Numbers]:
-    """Shard and index of positions [n] in shards that are read one after the other, unshuffled."""
-    ends = np.cumsum(np.asarray(counts, dtype=np.int64))
+def in_turn(counts: Numbers, positions: Numbers) -> tuple[Numbers, Numbers]:
+    """Shard and index of positions [n] in shards [shards] that are read one after the other, unshuffled."""
+    ends = np.cumsum(counts)
     shards = np.searchsorted(ends, positions, side="right")
-    return shards, positions - (ends - np.asarray(counts, dtype=np.int64))[shards]
+    return shards, positions - (ends - counts)[shards]
 
 
 def rank_rows(global_batch: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from stages.data.cache import ShardCache
-from stages.data.decode import decode_rgb
-from stages.data.manifest import Shard
-from stages.data.shards import read_index
+from stages.data.decode import UnreadableImage, decode_rgb
+from stages.data.index import read_index
+from stages.data.table import Shard
 
 _SMALL_IMAGE = 64 * 1024
 """Decoded images up to this many bytes are worth keeping: many fit, and decoding costs more than memory."""
@@ -25,38 +25,53 @@ _KEPT_BYTES = 256 * 1024**2
 
 
 class _OpenShard:
-    """One shard's index and an open descriptor, which is closed with the last user's reference."""
+    """One shard's index and, where whole shards are fetched, an open descriptor of the tar."""
 
-    def __init__(self, cache: ShardCache, shard: Shard) -> None:
-        with os.fdopen(cache.open(shard.index_path), "rb") as file:
-            self.index = read_index(file)
+    def __init__(self, cache: ShardCache, shard: Shard, *, whole: bool) -> None:
+        self.index = read_index(cache.read(shard.index))
         if len(self.index) != shard.count:
-            raise ValueError(f"{shard.index_path} lists {len(self.index)} samples, the manifest {shard.count}")
-        self._descriptor = cache.open(shard.path)
-        weakref.finalize(self, os.close, self._descriptor)
+            raise ValueError(f"{shard.index.address} lists {len(self.index)} samples, the table {shard.count}")
+        self._cache, self._tar = cache, shard.tar
+        self._descriptor = cache.open(shard.tar) if whole else None
+        if self._descriptor is not None:
+            # Closed with the last user's reference.
+            weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, index: int) -> bytes:
-        return os.pread(self._descriptor, int(self.index["length"][index]), int(self.index["offset"][index]))
+        offset, length = int(self.index.offsets[index]), int(self.index.lengths[index])
+        if self._descriptor is None:
+            return self._cache.read_range(self._tar, offset, length)
+        return os.pread(self._descriptor, length, offset)
 
 
 class Decoded(NamedTuple):
-    """An RGB image [H, W, 3] and its position in the task's list of classes."""
+    """An RGB image [H, W, 3] and the positions of its labels in the task's list of classes."""
 
     image: NDArray[np.uint8]
-    label: int
+    labels: tuple[int, ...]
 
 
 class SampleReader:
     """Reads samples of a list of shards. Safe among threads.
 
-    `classes` are the data set's labels in the order of the network's outputs. Small decoded images are
-    kept in memory up to a bound, since tiny data sets are read many times.
+    `classes` are the data set's labels in the order of the network's outputs. `whole` fetches shards into
+    the cache; otherwise each sample is one range request. Small decoded images are kept in memory up to a
+    bound, since tiny data sets are read many times.
     """
 
-    def __init__(self, cache: ShardCache, shards: Sequence[Shard], classes: Sequence[int], open_shards: int = 128):
-        self._cache = cache
-        self._shards = shards
+    def __init__(
+        self,
+        cache: ShardCache,
+        shards: Sequence[Shard],
+        classes: Sequence[int],
+        *,
+        whole: bool = True,
+        max_bad: float = 0.0,
+        open_shards: int = 128,
+    ) -> None:
+        self._cache, self._shards, self._whole = cache, shards, whole
         self._positions = {label: position for position, label in enumerate(classes)}
+        self._max_bad, self._bad, self._read = max_bad, set[tuple[int, int]](), 0
         self._open_shards = open_shards
         self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
@@ -68,29 +83,65 @@ class SampleReader:
         kept = self._kept.get((shard, index))
         if kept is not None:
             return kept
-        opened = self._open(shard)
-        name = f"sample {index} of {self._shards[shard].path}"
-        label = int(opened.index["label"][index])
-        if label not in self._positions:
-            known = sorted(self._positions)
-            raise UserError(f"{name} has label {label}, the task's classes are {known}: choose other splits or classes")
-        image = np.asarray(decode_rgb(opened.read(index), name))
-        decoded = Decoded(image, self._positions[label])
+        opened = self.open(shard)
+        image = np.asarray(decode_rgb(opened.read(index), self._name(shard, index)))
+        decoded = Decoded(image, self._known(opened.index.labels_of(index), shard, index))
         if image.nbytes <= min(_SMALL_IMAGE, self._free):
             self._free -= image.nbytes
             self._kept[shard, index] = decoded
         return decoded
 
-    def _open(self, number: int) -> _OpenShard:
+    @property
+    def replaced(self) -> int:
+        """Unreadable samples that `read_or_replace` has met."""
+        return len(self._bad)
+
+    def read_or_replace(self, shard: int, index: int) -> Decoded:
+        """One sample or, where it cannot be decoded, the next one of its shard that can, whoever asks.
+
+        Raises UnreadableImage where more than `max_bad` of what was read, and more than one, is unreadable.
+        """
+        self._read += 1
+        count = self._shards[shard].count
+        for step in range(count):
+            place = (shard, (index + step) % count)
+            if place in self._bad:
+                continue
+            try:
+                return self.read(*place)
+            except UnreadableImage as error:
+                self._bad.add(place)
+                print(f"replaced by another sample: {error}", flush=True)
+                if len(self._bad) > max(1, self._max_bad * self._read):
+                    raise UnreadableImage(
+                        f"{len(self._bad)} of {self._read} samples are unreadable, more than max_bad={self._max_bad}: "
+                        f"ingest with verify: decode. The last one: {error}"
+                    ) from error
+        raise UnreadableImage(f"no sample of {self._shards[shard].tar.address} can be decoded")
+
+    def open(self, number: int) -> _OpenShard:
+        """A shard and its index, fetched where needed."""
         with self._lock:
             opened = self._opened.get(number)
             if opened is not None:
                 self._opened.move_to_end(number)
                 return opened
         # Outside the lock: fetching one shard must not hold up reading from the others.
-        opened = _OpenShard(self._cache, self._shards[number])
+        opened = _OpenShard(self._cache, self._shards[number], whole=self._whole)
         with self._lock:
             self._opened[number] = opened
             if len(self._opened) > self._open_shards:
                 self._opened.popitem(last=False)
         return opened
+
+    def _name(self, shard: int, index: int) -> str:
+        return f"sample {index} of {self._shards[shard].tar.address}"
+
+    def _known(self, labels: list[int], shard: int, index: int) -> tuple[int, ...]:
+        unknown = [label for label in labels if label not in self._positions]
+        if unknown:
+            raise UserError(
+                f"{self._name(shard, index)} has label {unknown[0]}, the task's classes are {sorted(self._positions)}: "
+                "choose other splits or classes"
+            )
+        return tuple(self._positions[label] for label in labels)

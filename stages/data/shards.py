@@ -1,93 +1,82 @@
-"""Shards: plain WebDataset tars, and an index beside each that makes their samples addressable.
+"""Shards: plain WebDataset tars. The only importer of webdataset.
 
-The only importer of webdataset. Equal samples give equal bytes: times, owners and modes are fixed.
+A sample is the files of a tar that share a name up to its first dot: `000000042.jpg` with `000000042.cls`,
+which holds the label as a decimal number, or with `000000042.json`, {"labels": [3, 17]}, where a sample
+has several. Equal samples give equal bytes: times, owners and modes are fixed.
 """
 
 from __future__ import annotations
 
-import io
+import json
 import tarfile
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
-from numpy.typing import NDArray
-from webdataset.writer import TarWriter
-
-from cluster.errors import UserError
-
-INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("label", "<i4")])
-"""Where a sample's image bytes begin in the tar, how many they are, and the sample's label."""
+from typing import Any, Protocol
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_BLOCK = 512
+_RECORD = 20 * _BLOCK
+"""Tars end with two empty blocks, and are filled up to whole records (POSIX.1, pax)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One labelled image as it is stored. `extension` is one of IMAGE_EXTENSIONS."""
+class Sink(Protocol):
+    """Where a tar is written to."""
 
-    key: str
-    extension: str
-    data: bytes
-    label: int
+    def write(self, data: bytes, /) -> Any: ...
 
 
-def write_shard(samples: Iterable[Sample], path: Path) -> tuple[NDArray[np.void], dict[int, int]]:
-    """Write samples to a tar; returns its index [n] of INDEX_DTYPE and the number of samples by label.
+class ShardWriter:
+    """Writes samples to a tar, as `webdataset.TarWriter` lays them out, and knows where each image lies."""
 
-    Raises ValueError for a key with a dot in its last part: WebDataset would read it as an extension.
-    """
-    with open(path, "wb") as file, TarWriter(file, encoder=False, mtime=0, user="", group="") as writer:
-        for sample in samples:
-            if "." in sample.key.rsplit("/", 1)[-1]:
-                raise ValueError(f"sample key {sample.key!r} has a dot after its last slash")
-            writer.write({"__key__": sample.key, sample.extension: sample.data, "cls": str(sample.label).encode()})
-    index = index_shard(path)
-    return index, dict(sorted(Counter(index["label"].tolist()).items()))
+    def __init__(self, sink: Sink) -> None:
+        self._sink, self._place = sink, 0
+
+    def add(
+        self, key: str, extension: str, image: bytes, labels: Sequence[int], *, multi_label: bool = False
+    ) -> tuple[int, int]:
+        """Write one sample; returns offset and length of its image in bytes.
+
+        Raises ValueError for a key with a dot in its last part: WebDataset would read it as an extension.
+        """
+        if "." in key.rsplit("/", 1)[-1]:
+            raise ValueError(f"sample key {key!r} has a dot after its last slash")
+        label = ("json", _json_labels(labels)) if multi_label else ("cls", str(labels[0]).encode())
+        offset = 0
+        # In the order in which webdataset's own writer puts them.
+        for suffix, data in sorted([label, (extension, image)]):
+            self._member(f"{key}.{suffix}", data)
+            if suffix == extension:
+                offset = self._place - _padded(len(image))
+        return offset, len(image)
+
+    def close(self) -> None:
+        """Write the end of the tar. The sink stays open."""
+        self._write(bytes(2 * _BLOCK))
+        self._write(bytes(-self._place % _RECORD))
+
+    def _member(self, name: str, data: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o444
+        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        self._write(data)
+        if padding := -len(data) % _BLOCK:
+            self._write(bytes(padding))
+
+    def _write(self, data: bytes) -> None:
+        self._sink.write(data)
+        self._place += len(data)
 
 
-def index_shard(path: Path) -> NDArray[np.void]:
-    """The index of any WebDataset tar whose samples have one image and a `cls`, in the order of the tar.
-
-    Raises UserError, naming the tar and the sample, where one of the two is missing.
-    """
-    images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, int] = {}
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            folder, _, name = member.name.rpartition("/")
-            stem, _, extension = name.partition(".")
-            key = f"{folder}/{stem}"
-            if extension.lower() in IMAGE_EXTENSIONS:
-                images[key] = (member.offset_data, member.size)
-            elif extension == "cls" and (file := tar.extractfile(member)) is not None:
-                labels[key] = int(file.read())
-    for key in images.keys() ^ labels.keys():
-        missing = "a cls" if key in images else "an image"
-        raise UserError(f"{path}: sample {key.lstrip('/')} lacks {missing}; each sample needs an image and a cls")
-    return np.array([(*images[key], labels[key]) for key in images], dtype=INDEX_DTYPE)
+def _json_labels(labels: Sequence[int]) -> bytes:
+    return json.dumps({"labels": list(labels)}).encode()
 
 
-def index_bytes(index: NDArray[np.void]) -> bytes:
-    """The index as an .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, index, allow_pickle=False)
-    return buffer.getvalue()
+def _padded(length: int) -> int:
+    return length + -length % _BLOCK
 
 
-def read_index(path: Path | BinaryIO) -> NDArray[np.void]:
-    """The index [n] of a shard from its .npy file, by path or opened. Raises ValueError where it is something else."""
-    data = path.read_bytes() if isinstance(path, Path) else path.read()
-    # The header is compared, not parsed as numpy.load does it: that takes Python's own parser, which in
-    # Python 3.11 fails at random where several threads use it (github.com/python/cpython/issues/106905).
-    start = 10 + int.from_bytes(data[8:10], "little")
-    count = (len(data) - start) // INDEX_DTYPE.itemsize
-    expected = io.BytesIO()
-    description = {"descr": np.lib.format.dtype_to_descr(INDEX_DTYPE), "fortran_order": False, "shape": (count,)}
-    np.lib.format.write_array_header_1_0(expected, description)
-    if data[:start] != expected.getvalue() or len(data) != start + count * INDEX_DTYPE.itemsize:
-        raise ValueError(f"{path} is no shard index: it begins with {data[:start][:200]!r}")
-    return np.frombuffer(data, INDEX_DTYPE, count, start)
+def read_samples(path: Path | str) -> Iterator[dict[str, Any]]:
+    """The samples of a tar as webdataset reads them: undecoded, by extension, with their `__key__`."""
+    from webdataset.compat import WebDataset
+
+    yield from WebDataset(str(path), shardshuffle=False, empty_check=False)

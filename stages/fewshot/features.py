@@ -14,6 +14,7 @@ from cluster.storage.base import Storage
 from stages.context import Output
 from stages.data.config import DataConfig
 from stages.data.loader import evaluation_batches
+from stages.data.pixels import normalise
 from stages.models.vit import VisionTransformer, initialize
 
 Extractor = Callable[[Tensor], Tensor]
@@ -64,9 +65,10 @@ def extract(
     )  # fmt: skip
     for part in batches:
         labels.append(part.labels[part.mask])
+        images = normalise(part.images[part.mask])
         for kind, extractor in by_kind.items():
             with torch.inference_mode():
-                found[kind].append(extractor(part.images[part.mask]).float())
+                found[kind].append(extractor(images).float())
     return Features(
         by_kind={kind: torch.cat(parts).numpy() for kind, parts in found.items()}, labels=torch.cat(labels).numpy()
     )

@@ -41,7 +41,8 @@ class FolderSource(Config):
     path: FolderPath = placement(..., "folder of the classes' folders; seen by all workers")
 
 
-Source = Annotated[DigitsSource | IdxSource | FolderSource, Field(discriminator="kind")]
+SourceConfig = DigitsSource | IdxSource | FolderSource
+Source = Annotated[SourceConfig, Field(discriminator="kind")]
 
 
 class IngestConfig(StageConfig):
@@ -51,16 +52,32 @@ class IngestConfig(StageConfig):
     """
 
     kind: ClassVar[str] = "ingest"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     output: ClassVar[str] = "dataset"
 
     source: Source = Field(description="where the images come from")
     name: str | None = Field(None, description="name of the data set; the source's kind if absent")
     class_names: tuple[str, ...] | None = Field(None, description="in the order of the labels; the source's if absent")
-    samples_per_shard: int = Field(10_000, ge=1, description="images in each tar")
+
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="of each class, where the source has no such split")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="of each class, where the source has no such split")
     held_out_classes: int = Field(0, ge=0, description="classes, drawn by the seed, that pretraining never sees")
+
+    shard_megabytes: float = Field(256, gt=0, description="size of a tar, as far as sizes are known, in 2^20 bytes")
+    samples_per_shard: int | None = Field(None, ge=1, description="most images in a tar, whatever their size")
+    longest_side: int | None = Field(None, ge=1, description="larger images are made smaller, in pixels")
+    quality: int | None = Field(None, ge=1, le=100, description="JPEG quality to encode all images anew with")
+    verify: Literal["markers", "decode"] = Field(
+        "markers", description="how images are checked: header, size and end marker, or by decoding every one"
+    )
+    max_pixels: int = Field(
+        89_478_485, ge=1, description="larger images are refused: a file of bytes can claim any size"
+    )
+
+    max_bad: float = placement(0.001, "part of the images that may be bad before the stage fails", ge=0, le=1)
+    destination: str | None = placement(
+        None, "where the tars go: s3://bucket/name or file:///folder; the stage's folder if absent"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -79,6 +96,6 @@ class IngestConfig(StageConfig):
 
     def external_digest(self) -> str | None:
         """sha256 over the names, sizes and times of change of the source's files. Raises UserError."""
-        from stages.ingest.sources import digest_source
+        from stages.ingest.sources import open_source
 
-        return digest_source(self)
+        return open_source(self.source).digest()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from stages.data.loader import Batch
+from stages.data.pixels import normalise
 from stages.training.config import TrainingConfig
 from stages.training.objectives import correct, cross_entropy
 from stages.training.optimizer import make_optimizer
@@ -167,8 +168,9 @@ class Engine:
         return values.cpu()
 
     def _inputs(self, images: Tensor) -> Tensor:
+        """The network's input on its device, from the loader's bytes."""
         dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-        return images.to(self.device, dtype)
+        return normalise(images.to(self.device)).to(dtype)
 
     # State, parameter by parameter: one form for any world size, ZeRO stage and optimizer
 
@@ -242,7 +244,7 @@ class Engine:
         size = self._engine.module.resolution
         self._engine.train()
         for _ in range(self.accumulation):
-            logits = self._engine(self._inputs(torch.zeros(1, 3, size, size)))
+            logits = self._engine(self._inputs(torch.zeros(1, size, size, 3, dtype=torch.uint8)))
             self._engine.backward(logits.float().sum() * 0.0)
             self._engine.step()
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, loss: str, label_smoothing: float = 0.0) -> Tensor:
-    """Mean loss over the batch, in fp32. `logits` [B, C], `labels` [B] of class positions.
+    """Mean loss over the batch, in fp32. `logits` [B, C]; `labels` are class positions [B], or targets [B, C].
 
     `softmax` is the usual cross-entropy. `sigmoid` is the paper's for many classes: the binary
     cross-entropy summed over classes and averaged over images (big_vision `utils.py`).
@@ -16,8 +16,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, loss: str, label_smoothing:
     logits = logits.float()
     if loss == "softmax":
         return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    targets = functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1).mean()
+    return _binary(logits, labels).mean()
 
 
 def per_image_loss(logits: Tensor, labels: Tensor, *, loss: str) -> Tensor:
@@ -25,10 +24,16 @@ def per_image_loss(logits: Tensor, labels: Tensor, *, loss: str) -> Tensor:
     logits = logits.float()
     if loss == "softmax":
         return functional.cross_entropy(logits, labels, reduction="none")
-    targets = functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+    return _binary(logits, labels)
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the best-scored class is the label, [B] bool."""
-    return torch.argmax(logits, dim=1) == labels
+    """Whether the best-scored class is the label, or one of the labels where there are several, [B] bool."""
+    best = torch.argmax(logits, dim=1)
+    return best == labels if labels.ndim == 1 else labels.gather(1, best[:, None])[:, 0] > 0
+
+
+def _binary(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy [B], summed over the classes."""
+    targets = labels if labels.ndim == 2 else functional.one_hot(labels, logits.shape[1])
+    return functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(dim=1)

@@ -105,8 +105,8 @@ def drive(folder: str) -> None:
     """The job: what comes of each gang and of each set of tasks, as JSON."""
     acts: dict[str, Callable[[], Any]] = {
         "tasks": lambda: [os.getpid(), *map_tasks(last_first, [1, 2, 3], label="last first", ray=True)],
-        "mistaken task": lambda: map_tasks(refuse, [1, 2, 3], label="refuse", ray=True),
-        "dying task": lambda: map_tasks(die_once, [f"{folder}/tries"], label="die once", ray=True),
+        "mistaken task": lambda: list(map_tasks(refuse, [1, 2, 3], label="refuse", ray=True)),
+        "dying task": lambda: list(map_tasks(die_once, [f"{folder}/tries"], label="die once", ray=True)),
         **{
             how: lambda how=how: run_gang(stumble, (how, folder), workers=2, cpus=0.5, name=how)
             for how in ("mistake", "exception", "death")

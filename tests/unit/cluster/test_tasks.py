@@ -8,12 +8,12 @@ from cluster.tasks import map_tasks
 
 
 def test_results_are_in_the_order_of_the_items():
-    assert map_tasks(lambda item: (item * 2, os.getpid()), iter([3, 1, 2]), label="double") == [
+    assert list(map_tasks(lambda item: (item * 2, os.getpid()), iter([3, 1, 2]), label="double")) == [
         (6, os.getpid()),
         (2, os.getpid()),
         (4, os.getpid()),
     ]
-    assert map_tasks(abs, [], label="nothing") == []
+    assert list(map_tasks(abs, [], label="nothing")) == []
 
 
 def test_the_first_mistake_ends_it_as_it_is():
@@ -26,7 +26,7 @@ def test_the_first_mistake_ends_it_as_it_is():
         done.append(item)
 
     with pytest.raises(UserError) as caught:
-        map_tasks(work, [1, 2, 3], label="work")
+        list(map_tasks(work, [1, 2, 3], label="work"))
     assert caught.value is mistake
     assert done == [1]
 
@@ -41,7 +41,7 @@ def test_without_an_address_no_cluster_is_started_by_accident(address: str | Non
     with pytest.raises(UserError, match="RAY_ADDRESS is not set; submit the workflow to a cluster, or run it here"):
         connect()
     with pytest.raises(UserError, match="RAY_ADDRESS is not set"):
-        map_tasks(abs, [1], label="work", ray=True)
+        list(map_tasks(abs, [1], label="work", ray=True))
     assert not ray.is_initialized()
 
 

@@ -1,4 +1,7 @@
+import hashlib
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from stages.context import Output
+from cluster.storage import open_storage
 from stages.data.cache import CorruptShard, ShardCache
-from stages.data.manifest import dataset_meta
+from stages.data.manifest import base_folder
+from stages.data.table import File
+from tests.unit.stages.shards import shards
 
 
 class FlakyStorage:
@@ -32,78 +37,80 @@ class FlakyStorage:
 
 
 @pytest.fixture
-def shards(digits):
-    return dataset_meta(digits[1]).shards(["train"])
+def tars(digits):
+    return [shard.tar for shard in shards(*digits, "train")]
 
 
-def read(cache, path):
-    with os.fdopen(cache.open(path), "rb") as file:
-        return file.read()
+def cached(storage, output, folder, **limits):
+    return ShardCache(storage, base_folder(output), folder, **limits)
 
 
-def test_a_shard_is_fetched_once_for_all_caches_of_a_node(digits, shards, tmp_path):
+def key(output, tar):
+    return f"{base_folder(output)}/{tar.address}"
+
+
+def test_a_shard_is_fetched_once_for_all_caches_of_a_node(digits, tars, tmp_path):
     storage, output = FlakyStorage(digits[0]), digits[1]
-    path = shards[0].path
-    caches = [ShardCache(storage, output, tmp_path / "cache") for _ in range(4)]
+    tar = tars[0]
+    caches = [cached(storage, output, tmp_path / "cache") for _ in range(4)]
     with ThreadPoolExecutor(8) as pool:
-        contents = list(pool.map(lambda i: read(caches[i % 4], path), range(16)))
-    assert set(contents) == {digits[0].read(output.key(path))}
-    assert storage.downloads == [output.key(path)]
+        contents = list(pool.map(lambda i: caches[i % 4].read(tar), range(16)))
+    assert set(contents) == {digits[0].read(key(output, tar))}
+    assert storage.downloads == [key(output, tar)]
 
 
-def test_another_run_shares_what_is_there(digits, shards, tmp_path):
+def test_another_run_shares_what_is_there(digits, tars, tmp_path):
     storage, output = FlakyStorage(digits[0]), digits[1]
-    read(ShardCache(storage, output, tmp_path / "cache"), shards[0].path)
-    elsewhere = Output(prefix="not/there", manifest=output.manifest)
-    assert read(ShardCache(storage, elsewhere, tmp_path / "cache"), shards[0].path)
+    cached(storage, output, tmp_path / "cache").read(tars[0])
+    assert ShardCache(storage, "not/there", tmp_path / "cache").read(tars[0])
     assert len(storage.downloads) == 1
 
 
-def test_a_spoiled_download_is_fetched_again(digits, shards, tmp_path):
+def test_a_spoiled_download_is_fetched_again(digits, tars, tmp_path):
     storage, output = FlakyStorage(digits[0], spoil=1), digits[1]
-    cache = ShardCache(storage, output, tmp_path / "cache")
-    assert read(cache, shards[0].path) == digits[0].read(output.key(shards[0].path))
+    cache = cached(storage, output, tmp_path / "cache")
+    assert cache.read(tars[0]) == digits[0].read(key(output, tars[0]))
     assert len(storage.downloads) == 2
 
 
-def test_a_flipped_byte_in_storage_is_refused_by_name(digits, shards, tmp_path):
-    cache = ShardCache(FlakyStorage(digits[0], spoil=2), digits[1], tmp_path / "cache")
-    with pytest.raises(CorruptShard, match=shards[0].path):
-        cache.open(shards[0].path)
-    assert not list((tmp_path / "cache").glob("*.tar"))
+def test_a_flipped_byte_in_storage_is_refused_by_name(digits, tars, tmp_path):
+    cache = cached(FlakyStorage(digits[0], spoil=2), digits[1], tmp_path / "cache")
+    with pytest.raises(CorruptShard, match=tars[0].address):
+        cache.open(tars[0])
+    assert not list((tmp_path / "cache").glob("*.cached"))
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-def test_the_least_recently_used_go_above_the_limit(digits, shards, tmp_path):
+def test_the_least_recently_used_go_above_the_limit(digits, tars, tmp_path):
     storage, output = FlakyStorage(digits[0]), digits[1]
-    a, b, c = (shard.path for shard in shards[:3])
-    cache = ShardCache(storage, output, tmp_path / "cache", limit_bytes=shards[0].bytes + shards[2].bytes)
+    a, b, c = tars[:3]
+    cache = cached(storage, output, tmp_path / "cache", limit_bytes=a.bytes + c.bytes)
     held = cache.open(a)
-    read(cache, b)
-    read(cache, a)
-    content = read(cache, c)
-    left = {file.stem for file in (tmp_path / "cache").glob("*.tar")}
-    assert left == {shards[0].sha256, shards[2].sha256}
-    assert content == digits[0].read(output.key(c))
-    read(cache, b)
+    cache.read(b)
+    cache.read(a)
+    content = cache.read(c)
+    left = {file.stem for file in (tmp_path / "cache").glob("*.cached")}
+    assert left == {a.sha256, c.sha256}
+    assert content == digits[0].read(key(output, c))
+    cache.read(b)
     with os.fdopen(held, "rb") as file:
-        assert file.read() == digits[0].read(output.key(a)), "an open file outlives its eviction"
-    assert storage.downloads == [output.key(path) for path in (a, b, c, b)]
+        assert file.read() == digits[0].read(key(output, a)), "an open file outlives its eviction"
+    assert storage.downloads == [key(output, tar) for tar in (a, b, c, b)]
 
 
-def test_a_limit_below_one_shard_still_serves_it(digits, shards, tmp_path):
-    cache = ShardCache(digits[0], digits[1], tmp_path / "cache", limit_bytes=1)
-    assert len(read(cache, shards[0].path)) == shards[0].bytes
+def test_a_limit_below_one_shard_still_serves_it(digits, tars, tmp_path):
+    cache = cached(digits[0], digits[1], tmp_path / "cache", limit_bytes=1)
+    assert len(cache.read(tars[0])) == tars[0].bytes
 
 
-def test_a_truncated_local_file_is_replaced(digits, shards, tmp_path):
-    cache = ShardCache(digits[0], digits[1], tmp_path / "cache")
-    (tmp_path / "cache" / f"{shards[0].sha256}.tar").write_bytes(b"short")
-    assert len(read(cache, shards[0].path)) == shards[0].bytes
+def test_a_truncated_local_file_is_replaced(digits, tars, tmp_path):
+    cache = cached(digits[0], digits[1], tmp_path / "cache")
+    (tmp_path / "cache" / f"{tars[0].sha256}.cached").write_bytes(b"short")
+    assert len(cache.read(tars[0])) == tars[0].bytes
 
 
 def test_the_folder_is_private(digits, tmp_path):
-    ShardCache(digits[0], digits[1], tmp_path / "outer" / "cache")
+    cached(digits[0], digits[1], tmp_path / "outer" / "cache")
     assert (tmp_path / "outer" / "cache").stat().st_mode & 0o777 == 0o700
 
 
@@ -114,4 +121,41 @@ def test_a_folder_of_another_user_is_refused(digits, tmp_path):
         folder.mkdir()
         os.chown(folder, 1, 1)
     with pytest.raises(UserError, match="another user"):
-        ShardCache(digits[0], digits[1], folder)
+        cached(digits[0], digits[1], folder)
+
+
+def test_an_address_elsewhere_is_read_there(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.tar").write_bytes(b"body")
+    url, sha256 = f"file://{tmp_path}/elsewhere/a.tar", hashlib.sha256(b"body").hexdigest()
+    cache = ShardCache(open_storage(f"file://{tmp_path}/root"), "stages/ingest/x", tmp_path / "cache")
+    tar = File(address=url, bytes=4, sha256=sha256)
+    assert cache.read(tar) == b"body"
+    assert cache.read_range(tar, 1, 2) == b"od"
+
+
+def test_a_process_killed_while_it_fetches_leaves_a_cache_that_is_right(digits, tars, tmp_path):
+    """SIGKILL when half of the file is there; the next one fetches it, and nothing of the first is left."""
+    storage, output = digits
+    code = f"""
+import shutil, sys, time
+from pathlib import Path
+from cluster.storage import open_storage
+from stages.data.cache import ShardCache
+from stages.data.table import File
+class Slow:
+    def download(self, key, path):
+        body = open_storage({storage.url!r}).read(key)
+        with open(path, "wb") as file:
+            file.write(body[: len(body) // 2])
+        print("half", flush=True)
+        time.sleep(3600)
+ShardCache(Slow(), {base_folder(output)!r}, Path({str(tmp_path / "cache")!r})).open({tars[0]!r})
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"half\n"
+        process.kill()
+    assert [file.suffix for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == [".part"]
+    assert cached(storage, output, tmp_path / "cache").read(tars[0]) == storage.read(key(output, tars[0]))
+    assert [file.suffix for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == [".cached"]

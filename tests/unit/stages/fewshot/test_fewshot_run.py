@@ -12,7 +12,6 @@ from PIL import Image
 from pydantic import ValidationError
 from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
-from webdataset.compat import WebDataset
 
 from cluster.errors import UserError
 from stages.context import read_output
@@ -22,6 +21,7 @@ from stages.fewshot.figure import STYLES
 from stages.fewshot.run import choose_class_sets
 from stages.models.vit import VisionTransformer, initialize
 from tests.unit.stages.models.outputs import random_model
+from tests.unit.stages.shards import samples
 
 SHOTS, DRAWS = (1, 2, 10), 3
 KINDS = ("features", "untrained", "pixels")
@@ -121,25 +121,20 @@ def test_more_images_tell_more(result):
     assert result.metrics["pixels/all/10_shot"] > result.metrics["pixels/all/1_shot"] + 0.1 > 0.4
 
 
-def images_in_order(evaluation, splits, tmp_path):
+def images_in_order(evaluation, splits):
     """Numbers of the digits that the splits' shards hold, read by plain webdataset."""
-    numbers = []
-    for split in splits:
-        for shard in dataset_meta(evaluation.dataset).splits[split].shards:
-            path = tmp_path / "shard.tar"
-            path.write_bytes(evaluation.storage.read(evaluation.dataset.key(shard.path)))
-            numbers += [int(sample["__key__"]) for sample in WebDataset(str(path), shardshuffle=False)]
-    return numbers
+    found = [sample for split in splits for sample in samples(evaluation.storage, evaluation.dataset, split)]
+    return [int(sample["__key__"]) for sample in found]
 
 
-def test_features_are_those_of_the_digits_that_were_not_kept_for_validation(evaluation, stored, model, tmp_path):
+def test_features_are_those_of_the_digits_that_were_not_kept_for_validation(evaluation, stored, model):
     arrays, _ = stored
     flat, targets = (np.asarray(part) for part in load_digits(return_X_y=True))
     digits = flat.reshape(-1, 8, 8)
     untrained = VisionTransformer(model.config, 8, 7).eval()
     initialize(untrained, 5)
     for part, splits in (("pool", ("train", "held_out")), ("test", ("test", "held_out_test"))):
-        numbers = images_in_order(evaluation, splits, tmp_path)
+        numbers = images_in_order(evaluation, splits)
         assert np.array_equal(arrays[f"{part}/labels"], targets[numbers])
         grey = np.rint(digits[numbers] * 255 / 16).astype(np.float32)
         images = np.repeat(((grey - 127.5) / 127.5)[:, None], 3, axis=1)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stages.data.loader import TrainLoader
+from stages.data.pixels import normalise
 from stages.models.vit import VisionTransformer, initialize
 from stages.training import engine
 from stages.training.loop import NotFinite, train
@@ -27,7 +28,7 @@ def plain_losses(stage, job) -> list[float]:
         for update, batch in zip(range(1, job.updates + 1), loader, strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(job.config, update, job.updates)
-            loss = cross_entropy(model(batch.images), batch.labels, loss=job.config.loss)
+            loss = cross_entropy(model(normalise(batch.images)), batch.labels, loss=job.config.loss)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), job.config.clip)

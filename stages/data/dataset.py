@@ -1,0 +1,41 @@
+"""A data set's shards, opened through a node's cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from cluster.storage import Storage
+from stages.context import Output
+from stages.data.cache import ShardCache
+from stages.data.config import DataConfig
+from stages.data.manifest import base_folder, dataset_meta
+from stages.data.table import File, Shards, ShardTable
+
+
+def open_cache(storage: Storage, output: Output, config: DataConfig) -> ShardCache:
+    """The cache of this node, for one data set's files."""
+    folder = Path(config.cache).expanduser() if config.cache else None
+    return ShardCache(storage, base_folder(output), folder, int(config.cache_gigabytes * 1e9))
+
+
+def open_shards(cache: ShardCache, output: Output, splits: Iterable[str]) -> Shards:
+    """The shards of several splits, end to end. Raises UserError for a split that there is not."""
+    meta = dataset_meta(output)
+    return Shards(_open_table(cache, _table_file(output, meta.split(name).table)) for name in splits)
+
+
+def _table_file(output: Output, path: str) -> File:
+    entry = next(entry for entry in output.manifest["files"] if entry["path"] == path)
+    address = output.key(path).removeprefix(f"{base_folder(output)}/")
+    return File(address=address, bytes=entry["bytes"], sha256=entry["sha256"])
+
+
+def _open_table(cache: ShardCache, file: File) -> ShardTable:
+    descriptor = cache.open(file)
+    try:
+        # By descriptor: the file may be evicted, the copy that is open stays.
+        return ShardTable(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,60 @@
+"""What was met while images were read: which were left out and why, and what the others are."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from cluster.errors import UserError
+from stages.context import Context
+from stages.ingest.shard import Part
+
+SHOWN = 5
+"""Bad images that an error message names."""
+
+
+class Report:
+    """Collects the parts of an ingestion. `total` images were listed."""
+
+    def __init__(self, max_bad: float, total: int) -> None:
+        self._max_bad, self._total = max_bad, total
+        self._bad: list[tuple[str, str]] = []
+        self._traits: Counter[str] = Counter()
+
+    def add(self, part: Part) -> None:
+        """Take one more shard into account."""
+        self._bad += part.bad
+        self._traits.update(part.traits)
+
+    def check(self, address: str) -> None:
+        """Raise UserError where more than `max_bad` of the images are bad. All their names are at `address`."""
+        if len(self._bad) <= self._max_bad * self._total:
+            return
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self._reasons().most_common())
+        names = "; ".join(f"{name}: {reason}" for name, reason in self._bad[:SHOWN])
+        raise UserError(
+            f"{len(self._bad)} of {self._total} images are bad, more than max_bad={self._max_bad} ({reasons}). "
+            f"Mend or remove them, or raise max_bad. All: {address}. The first ones: {names}"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Counts by reason and by trait, for the tracker."""
+        found = {f"bad/{reason}": float(count) for reason, count in sorted(self._reasons().items())}
+        traits = {f"traits/{name}": float(count) for name, count in sorted(self._traits.items())}
+        return {"bad": float(len(self._bad)), **found, **traits}
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Reasons and traits with their counts, where there are any."""
+        rows = [{"what": f"left out: {reason}", "images": count} for reason, count in self._reasons().most_common()]
+        rows += [{"what": name, "images": count} for name, count in self._traits.most_common()]
+        return {"report": rows} if rows else {}
+
+    def write(self, context: Context) -> dict[str, Any]:
+        """Store the names of all bad images with their reasons; returns the file's entry for the manifest."""
+        lines = [json.dumps({"image": name, "reason": reason}) for name, reason in self._bad]
+        return context.write("bad.jsonl", "".join(f"{line}\n" for line in lines).encode())
+
+    def _reasons(self) -> Counter[str]:
+        # What follows the colon belongs to the one image.
+        return Counter(reason.partition(":")[0] for _, reason in self._bad)

@@ -1,0 +1,155 @@
+"""One shard, made by one task: written once, whichever attempt or machine does it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cluster.errors import check_format
+from cluster.storage import NotFound, Storage, open_storage
+from stages.context import canonical_json, sha256
+from stages.data.index import make_index
+from stages.data.shards import ShardWriter
+from stages.data.table import File, Shard
+from stages.ingest.config import IngestConfig
+from stages.ingest.headers import BadImage
+from stages.ingest.prepare import prepare
+from stages.ingest.sources import open_source
+from stages.ingest.sources.base import Missing, Reference
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """All that a worker needs to write one shard. Picklable."""
+
+    config: IngestConfig
+    storage: Storage
+    folder: str
+    """Key prefix of the stage's folder."""
+    name: str
+    """For example `train-000007`."""
+    numbers: Sequence[int]
+    """Of the images in the source's listing; they become the samples' keys."""
+    references: Sequence[Reference]
+    labels: Sequence[tuple[int, ...]]
+    multi_label: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What became of one task: the shard, None where no image was good, and what was met on the way."""
+
+    shard: Shard | None
+    multi_label: bool
+    class_counts: Mapping[int, int]
+    bad: Sequence[tuple[str, str]] = ()
+    """Name and reason of each image that was left out."""
+    traits: Mapping[str, int] = field(default_factory=dict)
+    """Images by trait (see `stages.ingest.prepare`)."""
+
+
+def make_shard(task: ShardTask) -> Part:
+    """Write one tar and its index, or find them written by an earlier attempt.
+
+    A shard's bytes depend on the stage's identity alone, so two tasks that write the same one at the same
+    time write the same bytes. It counts once its part document is there, which comes last.
+    """
+    key = f"{task.folder}/parts/{task.name}.json"
+    found = _read_part(task, key)
+    if found is not None:
+        return found
+    part = _write(task)
+    task.storage.write(key, canonical_json({"format": FORMAT, "destination": task.config.destination, **asdict(part)}))
+    return part
+
+
+def _read_part(task: ShardTask, key: str) -> Part | None:
+    """What an earlier attempt made, if it is for the same destination and its tar is still there whole."""
+    try:
+        document = json.loads(task.storage.read(key))
+    except NotFound:
+        return None
+    check_format(document.pop("format"), FORMAT, key)
+    if document.pop("destination") != task.config.destination:
+        return None
+    part = part_from(document)
+    if part.shard is not None:
+        storage, tar = _place(task)
+        stat = storage.stat(tar)
+        if stat is None or stat.bytes != part.shard.tar.bytes:
+            return None
+    return part
+
+
+def part_from(document: dict[str, Any]) -> Part:
+    """A part from its JSON form."""
+    shard = document["shard"]
+    if shard is not None:
+        shard = Shard(tar=File(**shard["tar"]), index=File(**shard["index"]), count=shard["count"])
+    counts = {int(label): count for label, count in document["class_counts"].items()}
+    bad = [(name, reason) for name, reason in document["bad"]]
+    return Part(**{**document, "shard": shard, "class_counts": counts, "bad": bad})
+
+
+def _place(task: ShardTask) -> tuple[Storage, str]:
+    """Storage and key of the tar."""
+    if task.config.destination is None:
+        return task.storage, f"{task.folder}/shards/{task.name}.tar"
+    return open_storage(task.config.destination), f"{task.name}.tar"
+
+
+def _write(task: ShardTask) -> Part:
+    storage, key = _place(task)
+    places: list[tuple[int, int]] = []
+    labels: list[tuple[int, ...]] = []
+    bad: list[tuple[str, str]] = []
+    traits: Counter[str] = Counter()
+    with storage.writer(key) as file:
+        tar = ShardWriter(file)
+        for number, own, outcome in _images(task):
+            if isinstance(outcome, Missing):
+                bad.append((outcome.name, outcome.reason))
+                continue
+            traits.update(outcome.traits)
+            places.append(tar.add(f"{number:09d}", outcome.extension, outcome.data, own, multi_label=task.multi_label))
+            labels.append(own)
+        tar.close()
+    counts = dict(sorted(Counter(label for own in labels for label in own).items()))
+    found = {
+        "multi_label": task.multi_label,
+        "class_counts": counts,
+        "bad": bad,
+        "traits": dict(sorted(traits.items())),
+    }
+    if not labels:
+        storage.delete(key)
+        return Part(shard=None, **found)
+    assert file.digest is not None
+    destination = task.config.destination
+    address = f"{destination.rstrip('/')}/{task.name}.tar" if destination else f"shards/{task.name}.tar"
+    index = make_index(places, labels, multi_label=task.multi_label).to_bytes()
+    task.storage.write(f"{task.folder}/index/{task.name}.safetensors", index)
+    shard = Shard(
+        tar=File(address=address, bytes=file.digest.bytes, sha256=file.digest.sha256),
+        index=File(address=f"index/{task.name}.safetensors", bytes=len(index), sha256=sha256(index)),
+        count=len(labels),
+    )
+    return Part(shard=shard, **found)
+
+
+def _images(task: ShardTask) -> Iterator[tuple[int, tuple[int, ...], Any]]:
+    """Number, labels, and the prepared image or why there is none."""
+    images = open_source(task.config.source).read(task.references)
+    for number, own, raw in zip(task.numbers, task.labels, images, strict=True):
+        if isinstance(raw, Missing):
+            yield number, own, raw
+            continue
+        try:
+            yield number, own, prepare(raw, task.config)
+        except BadImage as error:
+            yield number, own, Missing(name=raw.name, reason=str(error))

@@ -1,0 +1,20 @@
+"""The kinds of source that ingestion reads."""
+
+from stages.ingest.config import DigitsSource, FolderSource, IdxSource, SourceConfig
+from stages.ingest.sources.base import Source
+
+
+def open_source(config: SourceConfig) -> Source:
+    """The source that a config names. Cheap: nothing is read yet."""
+    if isinstance(config, DigitsSource):
+        from stages.ingest.sources.digits import Digits
+
+        return Digits()
+    if isinstance(config, IdxSource):
+        from stages.ingest.sources.idx import Idx
+
+        return Idx(config.path)
+    assert isinstance(config, FolderSource)
+    from stages.ingest.sources.folder import Folder
+
+    return Folder(config.path)
