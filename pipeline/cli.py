@@ -174,6 +174,35 @@ def submit(
 
 
 @app.command()
+def ingest(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="folder, table, archives or tars with the images")],
+    destination: Annotated[
+        str | None, typer.Argument(metavar="[DESTINATION]", help="where the tars go: s3://bucket/name, file:///folder")
+    ] = None,
+    override: Overrides = None,
+    address: Address = None,
+    root: Root = None,
+    mlflow: Mlflow = None,
+) -> None:
+    """Turn labelled images into WebDataset shards with a manifest; workflows then reuse them.
+
+    On a Ray cluster where one is there, else in this process.
+    Example: `patchline ingest photos s3://bucket/photos -o ingest.longest_side=512`
+    """
+    from pipeline.api import run as run_workflow
+    from pipeline.api import submit as submit_workflow
+    from pipeline.ingestion import ingest_workflow
+
+    workflow = ingest_workflow(source, destination, override or [])
+    settings = resolve(root=root, mlflow=mlflow, address=address)
+    if settings.jobs is not None:
+        raise typer.Exit(_follow(submit_workflow(workflow, settings), settings))
+    workflow_id, state = run_workflow(workflow, settings)
+    _print_status(workflow_id, settings)
+    raise typer.Exit(0 if state == "done" else 1)
+
+
+@app.command()
 def resume(
     workflow_id: WorkflowId = None,
     address: Address = None,

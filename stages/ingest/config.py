@@ -41,7 +41,32 @@ class FolderSource(Config):
     path: FolderPath = placement(..., "folder of the classes' folders; seen by all workers")
 
 
-SourceConfig = DigitsSource | IdxSource | FolderSource
+class WebDatasetSource(Config):
+    """Existing WebDataset tars, indexed where they lie.
+
+    `shards` gives the tars of each split, for example {train: "s3://bucket/train-{000000..000099}.tar"}: a
+    pattern with ranges in braces or `*`, a folder, a `.txt` file of addresses, or a list of these.
+    """
+
+    kind: Literal["webdataset"] = "webdataset"
+    shards: dict[Literal["train", "validation", "test"], str | tuple[str, ...]] = Field(
+        min_length=1, description="tars of each split"
+    )
+    label_member: str = Field("cls", description="extension of the member with the label: cls, json, txt")
+    label_field: str | None = Field(None, description="where that member is JSON: the field with the label")
+    multi_label: bool = Field(False, description="whether an image has a list of labels")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.label_member == "json") != (self.label_field is not None):
+            raise ValueError(
+                f"label_member={self.label_member} and label_field={self.label_field}: a label in JSON is in a field, "
+                "for example label_member: json with label_field: label; other members are the label"
+            )
+        return self
+
+
+SourceConfig = DigitsSource | IdxSource | FolderSource | WebDatasetSource
 Source = Annotated[SourceConfig, Field(discriminator="kind")]
 
 
@@ -86,6 +111,13 @@ class IngestConfig(StageConfig):
                 f"validation_fraction={self.validation_fraction} and test_fraction={self.test_fraction} "
                 "leave nothing to train on: their sum must be below 1"
             )
+        if isinstance(self.source, WebDatasetSource):
+            rewriting = {"longest_side": None, "quality": None, "destination": None, "held_out_classes": 0}
+            changed = [name for name, default in rewriting.items() if getattr(self, name) != default]
+            if changed:
+                raise ValueError(
+                    f"{', '.join(changed)}: tars that are indexed in place are not rewritten; leave it out"
+                )
         return self
 
     @classmethod
@@ -96,6 +128,10 @@ class IngestConfig(StageConfig):
 
     def external_digest(self) -> str | None:
         """sha256 over the names, sizes and times of change of the source's files. Raises UserError."""
+        if isinstance(self.source, WebDatasetSource):
+            from stages.ingest.addresses import digest_shards
+
+            return digest_shards(self.source)
         from stages.ingest.sources import open_source
 
         return open_source(self.source).digest()

@@ -31,11 +31,7 @@ class Prepared:
 
 def prepare(raw: RawImage, config: IngestConfig) -> Prepared:
     """Check an image as `config` asks, and change what it asks for. Raises BadImage with the reason."""
-    header = read_header(raw.data)
-    if header.width * header.height > config.max_pixels:
-        raise BadImage(f"too many pixels: {header.width} × {header.height}")
-    claimed = SUFFIXES.get(PurePosixPath(raw.name).suffix.lower())
-    traits = header.traits if claimed in (None, header.format) else (*header.traits, "misnamed")
+    header, traits = _inspected(raw, config)
     smaller = config.longest_side is not None and max(header.width, header.height) > config.longest_side
     kept = KEPT.get(header.format)
     if kept is not None and not smaller and config.quality is None:
@@ -43,6 +39,22 @@ def prepare(raw: RawImage, config: IngestConfig) -> Prepared:
             _decoded(raw)
         return Prepared(extension=kept, data=raw.data, traits=traits)
     return _encoded(_decoded(raw), header, config, traits, smaller=smaller)
+
+
+def check(raw: RawImage, config: IngestConfig) -> tuple[str, ...]:
+    """Check an image that stays where it is; returns its traits. Raises BadImage with the reason."""
+    _, traits = _inspected(raw, config)
+    if config.verify == "decode":
+        _decoded(raw)
+    return traits
+
+
+def _inspected(raw: RawImage, config: IngestConfig) -> tuple[Header, tuple[str, ...]]:
+    header = read_header(raw.data)
+    if header.width * header.height > config.max_pixels:
+        raise BadImage(f"too many pixels: {header.width} × {header.height}")
+    claimed = SUFFIXES.get(PurePosixPath(raw.name).suffix.lower())
+    return header, header.traits if claimed in (None, header.format) else (*header.traits, "misnamed")
 
 
 def _decoded(raw: RawImage) -> Image.Image:

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.errors import UserError
 from stages.context import Context
-from stages.ingest.shard import Part
+from stages.ingest.part import Part
 
 SHOWN = 5
 """Bad images that an error message names."""
 
 
 class Report:
-    """Collects the parts of an ingestion. `total` images were listed."""
+    """Of all parts of an ingestion."""
 
-    def __init__(self, max_bad: float, total: int) -> None:
-        self._max_bad, self._total = max_bad, total
-        self._bad: list[tuple[str, str]] = []
+    def __init__(self, max_bad: float, parts: Sequence[Part]) -> None:
+        self._max_bad = max_bad
+        self._bad = [entry for part in parts for entry in part.bad]
+        self._total = len(self._bad) + sum(part.shard.count for part in parts if part.shard is not None)
         self._traits: Counter[str] = Counter()
-
-    def add(self, part: Part) -> None:
-        """Take one more shard into account."""
-        self._bad += part.bad
-        self._traits.update(part.traits)
+        for part in parts:
+            self._traits.update(part.traits)
 
     def check(self, address: str) -> None:
         """Raise UserError where more than `max_bad` of the images are bad. All their names are at `address`."""

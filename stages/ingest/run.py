@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,12 @@ from cluster.errors import UserError
 from stages.context import Context, Inputs, Output, Result
 from stages.data.manifest import DatasetMeta, Split
 from stages.data.table import Shard, table_bytes
-from stages.ingest.config import IngestConfig
+from stages.ingest.addresses import shard_addresses
+from stages.ingest.config import IngestConfig, WebDatasetSource
+from stages.ingest.in_place import IndexTask, index_tar
+from stages.ingest.part import Part
 from stages.ingest.report import Report
-from stages.ingest.shard import Part, ShardTask, make_shard
+from stages.ingest.shard import ShardTask, make_shard
 from stages.ingest.sources import open_source
 from stages.ingest.sources.base import Listing
 from stages.ingest.splits import draw_held_out, draw_splits, fill_shards
@@ -22,21 +25,49 @@ from stages.ingest.splits import draw_held_out, draw_splits, fill_shards
 
 def run(config: IngestConfig, inputs: Inputs, context: Context) -> Result:
     """Draw the splits, write a shard per task, commit. The same config and seed give the same bytes."""
+    if isinstance(config.source, WebDatasetSource):
+        return _index_in_place(config, context, shard_addresses(config.source))
     listing = open_source(config.source).listing()
     classes = _class_names(config, listing)
     held_out = draw_held_out(len(classes), config.held_out_classes, context.seed)
     splits = draw_splits(listing, config, held_out, context.seed)
     plan = {name: fill_shards(listing, numbers, config) for name, numbers in splits.items()}
-    report = Report(config.max_bad, total=sum(len(numbers) for numbers in splits.values()))
-    shards: dict[str, list[Part]] = {name: [] for name in plan}
     parts = context.tasks(make_shard, _tasks(config, context, listing, plan), label="shards")
-    order = (name for name, groups in plan.items() for _ in groups)
-    for name, part in zip(order, parts, strict=True):
-        report.add(part)
-        shards[name].append(part)
+    return _finish(config, context, classes, held_out, _by_split(plan, parts))
+
+
+def _index_in_place(config: IngestConfig, context: Context, addresses: dict[str, list[str]]) -> Result:
+    tasks = (
+        IndexTask(
+            config=config, storage=context.storage, folder=context.folder, name=f"{split}-{number:06d}", address=address
+        )
+        for split, own in addresses.items()
+        for number, address in enumerate(own)
+    )
+    parts = _by_split(addresses, context.tasks(index_tar, tasks, label="indexes"))
+    found = [label for own in parts.values() for part in own for label in part.class_counts]
+    classes = config.class_names or tuple(str(label) for label in range(max(found, default=-1) + 1))
+    return _finish(config, context, classes, (), parts)
+
+
+def _by_split(plan: Mapping[str, Sequence[Any]], parts: Iterable[Part]) -> dict[str, list[Part]]:
+    """Parts in the order of the plan, by split."""
+    stream = iter(parts)
+    return {name: [next(stream) for _ in groups] for name, groups in plan.items()}
+
+
+def _finish(
+    config: IngestConfig,
+    context: Context,
+    classes: tuple[str, ...],
+    held_out: tuple[int, ...],
+    parts: dict[str, list[Part]],
+) -> Result:
+    """Report what was met, and commit."""
+    report = Report(config.max_bad, [part for own in parts.values() for part in own])
     names = report.write(context)
     report.check(f"{context.storage.url}/{context.prefix}/{names['path']}")
-    output = _commit(config, context, classes, held_out, shards, names)
+    output = _commit(config, context, classes, held_out, parts, names)
     rows = [_row(name, Split(**split)) for name, split in output.meta["splits"].items()]
     totals = {name: float(sum(row[name] for row in rows)) for name in ("images", "shards", "bytes")}
     metrics = {**totals, "classes": float(len(classes)), **report.metrics()}

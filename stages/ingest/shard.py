@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.errors import check_format
-from cluster.storage import NotFound, Storage, open_storage
+from cluster.storage import Storage, open_storage
 from stages.context import canonical_json, sha256
 from stages.data.index import make_index
 from stages.data.shards import ShardWriter
 from stages.data.table import File, Shard
 from stages.ingest.config import IngestConfig
 from stages.ingest.headers import BadImage
+from stages.ingest.part import FORMAT, Part, read_part
 from stages.ingest.prepare import prepare
 from stages.ingest.sources import open_source
 from stages.ingest.sources.base import Missing, Reference
-
-FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +37,6 @@ class ShardTask:
     multi_label: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """What became of one task: the shard, None where no image was good, and what was met on the way."""
-
-    shard: Shard | None
-    multi_label: bool
-    class_counts: Mapping[int, int]
-    bad: Sequence[tuple[str, str]] = ()
-    """Name and reason of each image that was left out."""
-    traits: Mapping[str, int] = field(default_factory=dict)
-    """Images by trait (see `stages.ingest.prepare`)."""
-
-
 def make_shard(task: ShardTask) -> Part:
     """Write one tar and its index, or find them written by an earlier attempt.
 
@@ -60,40 +44,21 @@ def make_shard(task: ShardTask) -> Part:
     time write the same bytes. It counts once its part document is there, which comes last.
     """
     key = f"{task.folder}/parts/{task.name}.json"
-    found = _read_part(task, key)
+    found = read_part(task.storage, key, lambda part: _is_there(task, part))
     if found is not None:
         return found
     part = _write(task)
-    task.storage.write(key, canonical_json({"format": FORMAT, "destination": task.config.destination, **asdict(part)}))
+    task.storage.write(key, canonical_json({"format": FORMAT, **asdict(part)}))
     return part
 
 
-def _read_part(task: ShardTask, key: str) -> Part | None:
-    """What an earlier attempt made, if it is for the same destination and its tar is still there whole."""
-    try:
-        document = json.loads(task.storage.read(key))
-    except NotFound:
-        return None
-    check_format(document.pop("format"), FORMAT, key)
-    if document.pop("destination") != task.config.destination:
-        return None
-    part = part_from(document)
-    if part.shard is not None:
-        storage, tar = _place(task)
-        stat = storage.stat(tar)
-        if stat is None or stat.bytes != part.shard.tar.bytes:
-            return None
-    return part
-
-
-def part_from(document: dict[str, Any]) -> Part:
-    """A part from its JSON form."""
-    shard = document["shard"]
-    if shard is not None:
-        shard = Shard(tar=File(**shard["tar"]), index=File(**shard["index"]), count=shard["count"])
-    counts = {int(label): count for label, count in document["class_counts"].items()}
-    bad = [(name, reason) for name, reason in document["bad"]]
-    return Part(**{**document, "shard": shard, "class_counts": counts, "bad": bad})
+def _is_there(task: ShardTask, part: Part) -> bool:
+    """Whether a part is for this destination, and its tar is still there whole."""
+    if part.shard is None:
+        return True
+    storage, key = _place(task)
+    stat = storage.stat(key)
+    return part.shard.tar.address == _address(task) and stat is not None and stat.bytes == part.shard.tar.bytes
 
 
 def _place(task: ShardTask) -> tuple[Storage, str]:
@@ -101,6 +66,12 @@ def _place(task: ShardTask) -> tuple[Storage, str]:
     if task.config.destination is None:
         return task.storage, f"{task.folder}/shards/{task.name}.tar"
     return open_storage(task.config.destination), f"{task.name}.tar"
+
+
+def _address(task: ShardTask) -> str:
+    """Of the tar, as the data set's table has it."""
+    destination = task.config.destination
+    return f"{destination.rstrip('/')}/{task.name}.tar" if destination else f"shards/{task.name}.tar"
 
 
 def _write(task: ShardTask) -> Part:
@@ -130,12 +101,10 @@ def _write(task: ShardTask) -> Part:
         storage.delete(key)
         return Part(shard=None, **found)
     assert file.digest is not None
-    destination = task.config.destination
-    address = f"{destination.rstrip('/')}/{task.name}.tar" if destination else f"shards/{task.name}.tar"
     index = make_index(places, labels, multi_label=task.multi_label).to_bytes()
     task.storage.write(f"{task.folder}/index/{task.name}.safetensors", index)
     shard = Shard(
-        tar=File(address=address, bytes=file.digest.bytes, sha256=file.digest.sha256),
+        tar=File(address=_address(task), bytes=file.digest.bytes, sha256=file.digest.sha256),
         index=File(address=f"index/{task.name}.safetensors", bytes=len(index), sha256=sha256(index)),
         count=len(labels),
     )

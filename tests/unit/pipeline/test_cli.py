@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from cluster.local.processes import free_ports
 from cluster.storage import open_storage
@@ -19,7 +20,10 @@ from pipeline.config import load_workflow, shipped
 from pipeline.driver import create
 from pipeline.record import EventLog, mark
 
-COMMANDS = ["up", "down", "demo", "plan", "run", "submit", "status", "logs", "list", "resume", "cancel", "ui", "schema"]
+COMMANDS = [
+    *("up", "down", "demo", "plan", "run", "submit", "ingest", "status", "logs", "list", "resume", "cancel", "ui"),
+    "schema",
+]
 HEAVY = ["torch", "deepspeed", "ray", "mlflow", "webdataset", "boto3"]
 
 
@@ -192,6 +196,23 @@ def test_submitting_without_a_cluster_says_how_to_get_one_and_leaves_nothing(pat
         "http://10.0.0.1:8265 is not this machine's own stack: name --root s3://BUCKET/PREFIX and --mlflow",
     )
     assert list(open_storage(f"file://{home}/results").list("")) == []
+
+
+def test_one_line_turns_a_folder_into_shards(patchline, home: Path, tmp_path: Path):
+    for name in ("cat", "dog"):
+        for number in range(10):
+            path = tmp_path / "photos" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    answer = patchline("ingest", str(tmp_path / "photos"), f"file://{tmp_path}/shards")
+    assert answer.code == 0, answer
+    assert "images 20" in answer.out
+    assert {path.name for path in (tmp_path / "shards").glob("*.tar")} == {
+        f"{split}-000000.tar" for split in ("train", "validation", "test")
+    }
+    again = patchline("ingest", str(tmp_path / "photos"), f"file://{tmp_path}/shards")
+    assert "reused" in again.out
+    refused(patchline("ingest", f"{tmp_path}/nowhere"), "nowhere: expected a folder of images for each class")
 
 
 def test_there_is_nothing_to_show_or_stop_where_no_stack_is_up(patchline):

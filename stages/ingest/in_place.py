@@ -1,0 +1,179 @@
+"""Existing WebDataset tars, indexed where they lie: nothing is rewritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from cluster.errors import UserError
+from cluster.storage import Storage
+from stages.context import canonical_json, sha256
+from stages.data.cache import locate
+from stages.data.index import make_index
+from stages.data.shards import IMAGE_EXTENSIONS
+from stages.data.table import File, Shard
+from stages.ingest.config import IngestConfig, WebDatasetSource
+from stages.ingest.headers import BadImage
+from stages.ingest.part import FORMAT, Part, read_part
+from stages.ingest.prepare import check
+from stages.ingest.sources.base import RawImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexTask:
+    """All that a worker needs to index one tar. Picklable."""
+
+    config: IngestConfig
+    storage: Storage
+    folder: str
+    """Key prefix of the stage's folder."""
+    name: str
+    """For example `train-000007`."""
+    address: str
+
+
+@dataclass
+class _Sample:
+    images: list[tuple[str, int, int]] = field(default_factory=list)
+    """Member's name, offset and length."""
+    label: bytes | None = None
+
+
+def index_tar(task: IndexTask) -> Part:
+    """Index one tar, or find its index written by an earlier attempt."""
+    key = f"{task.folder}/parts/{task.name}.json"
+    found = read_part(task.storage, key, lambda part: True)
+    if found is not None:
+        return found
+    with _local_copy(task.storage, task.address) as path:
+        part = _index(task, path)
+    task.storage.write(key, canonical_json({"format": FORMAT, **asdict(part)}))
+    return part
+
+
+@contextmanager
+def _local_copy(storage: Storage, address: str) -> Iterator[Path]:
+    """The tar as a file of this machine: itself where it is one, else fetched for a while."""
+    if address.startswith("file://"):
+        yield Path(address.removeprefix("file://"))
+        return
+    place, key = locate(storage, "", address)
+    with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
+        place.download(key, Path(folder) / "shard.tar")
+        yield Path(folder) / "shard.tar"
+
+
+def _index(task: IndexTask, path: Path) -> Part:
+    config, source = task.config, task.config.source
+    assert isinstance(source, WebDatasetSource)
+    bad: list[tuple[str, str]] = []
+    traits: Counter[str] = Counter()
+    places: list[tuple[int, int]] = []
+    labels: list[tuple[int, ...]] = []
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        samples = _samples(file, task.address, source, bad)
+        for key, sample in samples.items():
+            try:
+                own = _labels(sample, source, config.class_names)
+                name, offset, length = _image(sample)
+                file.seek(offset)
+                traits.update(check(RawImage(name=name, data=file.read(length)), config))
+            except BadImage as error:
+                bad.append((f"{task.address}/{key}", str(error)))
+                continue
+            places.append((offset, length))
+            labels.append(own)
+    counts = dict(sorted(Counter(label for own in labels for label in own).items()))
+    found = {"multi_label": source.multi_label, "class_counts": counts, "bad": bad, "traits": dict(traits)}
+    if not labels:
+        return Part(shard=None, **found)
+    index = make_index(places, labels, multi_label=source.multi_label).to_bytes()
+    address = f"index/{task.name}.safetensors"
+    task.storage.write(f"{task.folder}/{address}", index)
+    shard = Shard(
+        tar=File(address=task.address, bytes=path.stat().st_size, sha256=digest),
+        index=File(address=address, bytes=len(index), sha256=sha256(index)),
+        count=len(labels),
+    )
+    return Part(shard=shard, **found)
+
+
+def _samples(file: BinaryIO, address: str, source: WebDatasetSource, bad: list[tuple[str, str]]) -> dict[str, _Sample]:
+    """The tar's samples by key, in the order of the tar. Refused and doubled members go to `bad`."""
+    samples: dict[str, _Sample] = {}
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                reason = _refusal(member)
+                if reason is not None:
+                    bad.append((f"{address}/{member.name}", reason))
+                elif member.isfile():
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, extension = name.partition(".")
+                    sample = samples.setdefault(f"{folder}/{stem}".lstrip("/"), _Sample())
+                    if extension.lower() in IMAGE_EXTENSIONS:
+                        sample.images.append((member.name, member.offset_data, member.size))
+                    elif extension == source.label_member and (content := tar.extractfile(member)) is not None:
+                        if sample.label is not None:
+                            bad.append((f"{address}/{member.name}", "duplicate key"))
+                        sample.label = sample.label or content.read()
+    except tarfile.TarError as error:
+        raise UserError(f"{address} is no tar that can be read: {error}; fetch or write it again") from error
+    return samples
+
+
+def _refusal(member: tarfile.TarInfo) -> str | None:
+    """Why a member is not even looked at: what unpacking it could do."""
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return "path leads out of the tar"
+    if not (member.isfile() or member.isdir()):
+        return "link or device"
+    return None
+
+
+def _image(sample: _Sample) -> tuple[str, int, int]:
+    if not sample.images:
+        raise BadImage("no image")
+    names = [name for name, *_ in sample.images]
+    if len(set(names)) < len(names):
+        raise BadImage("duplicate key")
+    if len(names) > 1:
+        raise BadImage("several images")
+    return sample.images[0]
+
+
+def _labels(sample: _Sample, source: WebDatasetSource, names: tuple[str, ...] | None) -> tuple[int, ...]:
+    """The labels of a sample. Raises BadImage for one that is missing, or is none."""
+    if sample.label is None:
+        raise BadImage("no label")
+    try:
+        text = sample.label.decode().strip()
+        value = json.loads(text)[source.label_field] if source.label_field is not None else text
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadImage("no label") from error
+    values = value if isinstance(value, list) else [value]
+    if len(values) != 1 and not source.multi_label:
+        raise BadImage(f"mislabelled: {len(values)} labels")
+    return tuple(_label(item, names) for item in values)
+
+
+def _label(value: object, names: tuple[str, ...] | None) -> int:
+    if names is not None and str(value) in names:
+        return names.index(str(value))
+    try:
+        number = int(str(value))
+    except ValueError:
+        raise BadImage(f"mislabelled: {value!r} is none of class_names") from None
+    if number < 0 or (names is not None and number >= len(names)):
+        raise BadImage(f"mislabelled: {number}")
+    return number
