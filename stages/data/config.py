@@ -34,10 +34,17 @@ class EvaluationResize(Config):
             )
 
 
+class RandAugment(Config):
+    """Random operations on training images (Cubuk et al., 2020), as big_vision's AugReg recipes use them."""
+
+    layers: int = Field(default=2, ge=1, description="operations that an image goes through")
+    magnitude: float = Field(default=10, ge=0, le=30, description="strength of each")
+
+
 class DataConfig(Config):
     """Order, augmentation (paper's code: `input_pipeline.py`) and how images are fetched."""
 
-    streams: int = Field(default=8, ge=1, description="ranges of an epoch that are read side by side")
+    streams: int = Field(default=16, ge=1, description="ranges of an epoch that are read side by side")
     window: int = Field(default=16384, ge=1, description="samples of a stream that are shuffled together")
     crop_area: tuple[float, float] = Field(default=(0.05, 1.0), description="least and largest area of a random crop")
     crop_ratio: tuple[float, float] = Field(
@@ -47,6 +54,9 @@ class DataConfig(Config):
         default="tensorflow", description="how crops are drawn: as in the paper's code, or area and log ratio uniform"
     )
     flip: bool = Field(default=True, description="mirror half of the images left to right")
+    randaugment: RandAugment | None = Field(default=None, description="random operations after crop and flip")
+    mixup: float = Field(default=0.0, ge=0, description="alpha of Beta(alpha, alpha) for mixing pairs; 0 mixes none")
+    evaluation: EvaluationResize = Field(default_factory=EvaluationResize, description="resizing for evaluation")
 
     loader_threads: int = placement(2, "threads of each worker that decode; 0 decodes in the training thread", ge=0)
     read_ahead: int = placement(2, "updates whose images are prepared ahead", ge=1)

@@ -20,14 +20,32 @@ from torch import Tensor
 from cluster.storage.base import Storage
 from stages.context import Output
 from stages.data.cache import ShardCache
-from stages.data.config import DataConfig
+from stages.data.config import DataConfig, RandAugment
 from stages.data.dataset import open_cache, open_shards
+from stages.data.evaluation import evaluation_image
 from stages.data.manifest import dataset_meta
+from stages.data.mixup import mixup_weights, partners
 from stages.data.order import Order, in_turn, rank_rows
+from stages.data.randaugment import LANES, randaugment
 from stages.data.random import uniform
 from stages.data.reader import Decoded, SampleReader
 from stages.data.table import Shards
-from stages.data.transforms import CROP_LANES, crop_boxes, evaluation_resize, train_crop
+from stages.data.transforms import CROP_LANES, crop_boxes, train_crop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """What each row of a batch is mixed with, on the network's device (see `stages.data.mixup`)."""
+
+    images: Tensor
+    """Of the partners, as in Batch."""
+    labels: Tensor
+    weights: Tensor
+    """float32 [b]: each row's own share."""
+
+    def rows(self, rows: slice) -> Mixing:
+        """That of some rows."""
+        return Mixing(images=self.images[rows], labels=self.labels[rows], weights=self.weights[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +58,7 @@ class Batch:
     """int64 [b], positions in the task's list of classes; float32 [b, C] of 0 and 1 where samples have several."""
     samples: NDArray[np.int64]
     """Global sample numbers [b]."""
+    mixing: Mixing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +156,7 @@ class TrainLoader(Iterator[Batch]):
         self._submit_up_to(self._ahead)
         images, labels = wait()
         self.cursor += self._global_batch
-        return Batch(images=images, labels=labels, samples=samples)
+        return self._batch(samples, images, labels)
 
     def close(self) -> None:
         """Stop the threads; what they have prepared is dropped."""
@@ -152,9 +171,26 @@ class TrainLoader(Iterator[Batch]):
 
     def _submit_up_to(self, pending: int) -> None:
         while len(self._pending) < pending:
-            samples = np.arange(self._next + self._rows[0], self._next + self._rows[1])
+            samples = self._with_partners(np.arange(self._next + self._rows[0], self._next + self._rows[1]))
             self._pending.append((samples, self._workers.submit(samples, len(samples))))
             self._next += self._global_batch
+
+    def _with_partners(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """This rank's samples and, after them, the partners that other ranks have."""
+        if not self._config.mixup:
+            return samples
+        others = partners(samples, self._global_batch)
+        return np.concatenate([samples, np.setdiff1d(others, samples)])
+
+    def _batch(self, prepared: NDArray[np.int64], images: Tensor, labels: Tensor) -> Batch:
+        count = self._rows[1] - self._rows[0]
+        samples = prepared[:count]
+        if not self._config.mixup:
+            return Batch(images=images, labels=labels, samples=samples)
+        places = np.argsort(prepared)[np.searchsorted(np.sort(prepared), partners(samples, self._global_batch))]
+        weights = mixup_weights(samples, seed=self._seed, global_batch=self._global_batch, alpha=self._config.mixup)
+        mixing = Mixing(images=images[places], labels=labels[places], weights=weights)
+        return Batch(images=images[:count], labels=labels[:count], samples=samples, mixing=mixing)
 
     @property
     def replaced(self) -> int:
@@ -176,7 +212,14 @@ class TrainLoader(Iterator[Batch]):
         flips = (uniform(self._seed, "flip", samples, 1)[:, 0] < 0.5) & config.flip
         for row, (sample, box, flip) in enumerate(zip(decoded, boxes, flips.tolist(), strict=True)):
             images[row] = train_crop(sample.image, box, flip, resolution)
+        if config.randaugment is not None:
+            self._augment(samples, images, config.randaugment)
         _write_labels(decoded, labels)
+
+    def _augment(self, samples: NDArray[np.int64], images: NDArray[np.uint8], config: RandAugment) -> None:
+        numbers = uniform(self._seed, "randaugment", samples, config.layers * LANES)
+        for row in range(len(samples)):
+            images[row] = randaugment(images[row], numbers[row], layers=config.layers, magnitude=config.magnitude)
 
 
 def evaluation_batches(
@@ -205,7 +248,7 @@ def evaluation_batches(
         places = in_turn(shards.counts, numbers)
         decoded = [reader.read(shard, index) for shard, index in zip(*(p.tolist() for p in places), strict=True)]
         for row, sample in enumerate(decoded):
-            images[row] = evaluation_resize(sample.image, resolution)
+            images[row] = evaluation_image(sample.image, config.evaluation, resolution)
         _write_labels(decoded, labels)
 
     workers = _Workers(config.loader_threads, fill, resolution, _label_shape(dataset, classes))

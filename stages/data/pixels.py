@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 [b, R, R, 3] to float32 [b, 3, R, R] in [-1, 1], on the tensor's own device (paper's code: 0.5, 0.5)."""
+    """Grey levels [b, R, R, 3], uint8 or mixed, to float32 [b, 3, R, R] in [-1, 1], on the tensor's own device."""
     return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).sub_(127.5).div_(127.5)

@@ -21,6 +21,9 @@ from stages.data.table import Shard
 _SMALL_IMAGE = 64 * 1024
 """Decoded images up to this many bytes are worth keeping: many fit, and decoding costs more than memory."""
 
+FEW = 10
+"""Unreadable samples that say nothing yet about their part of the whole."""
+
 _KEPT_BYTES = 256 * 1024**2
 
 
@@ -99,7 +102,7 @@ class SampleReader:
     def read_or_replace(self, shard: int, index: int) -> Decoded:
         """One sample or, where it cannot be decoded, the next one of its shard that can, whoever asks.
 
-        Raises UnreadableImage where more than `max_bad` of what was read, and more than one, is unreadable.
+        Raises UnreadableImage where more than `max_bad` of what was read, and more than FEW, is unreadable.
         """
         self._read += 1
         count = self._shards[shard].count
@@ -112,7 +115,7 @@ class SampleReader:
             except UnreadableImage as error:
                 self._bad.add(place)
                 print(f"replaced by another sample: {error}", flush=True)
-                if len(self._bad) > max(1, self._max_bad * self._read):
+                if len(self._bad) > max(FEW, self._max_bad * self._read):
                     raise UnreadableImage(
                         f"{len(self._bad)} of {self._read} samples are unreadable, more than max_bad={self._max_bad}: "
                         f"ingest with verify: decode. The last one: {error}"

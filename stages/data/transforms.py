@@ -1,4 +1,4 @@
-"""Random crops, resizing and normalisation, as functions of images and of numbers drawn elsewhere.
+"""Random crops and resizing, as functions of images and of numbers drawn elsewhere.
 
 Images are uint8 arrays [H, W, 3]. Resizing is bilinear between pixel centres, without antialiasing, the
 crop cut out first, as `tf.image.resize` does in the paper's code (`input_pipeline.py`). It is computed in
@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional
 
 TRIES = 10
@@ -107,9 +106,3 @@ def _resize(image: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
     planes = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
     sized = functional.interpolate(planes, size=(resolution, resolution), mode="bilinear", align_corners=False)
     return sized[0].permute(1, 2, 0).numpy()
-
-
-def normalise(images: NDArray[np.uint8], out: Tensor) -> None:
-    """Map 0..255 to [-1, 1]: `images` [n, R, R, 3] into the float32 tensor `out` [n, 3, R, R]."""
-    out.copy_(torch.from_numpy(images).permute(0, 3, 1, 2))
-    out.sub_(127.5).div_(127.5)

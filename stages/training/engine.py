@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from stages.data.loader import Batch
+from stages.data.mixup import mix_classes, mix_images, mix_multi_hot
 from stages.data.pixels import normalise
 from stages.training.config import TrainingConfig
 from stages.training.objectives import correct, cross_entropy
@@ -37,6 +38,8 @@ class StepReport:
     gradient_norm: float
     stop: bool
     """Whether any rank was asked to stop: all ranks read the same answer at the same update."""
+    replaced: int
+    """Unreadable samples that this attempt has met so far."""
 
 
 def choose_device(config: TrainingConfig, local_rank: int) -> torch.device:
@@ -126,18 +129,21 @@ class Engine:
 
     # Training
 
-    def step(self, batch: Batch, lr: float, *, seed: Sequence[int], stop: bool) -> StepReport:
-        """One update from this rank's rows of the global batch. `seed` keys dropout, with the micro-step."""
+    def step(self, batch: Batch, lr: float, *, seed: Sequence[int], stop: bool, replaced: int = 0) -> StepReport:
+        """One update from this rank's rows of the global batch. `seed` keys dropout, with the micro-step.
+
+        `stop` and `replaced` are this rank's own; the report has those of all.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.train()
-        totals = torch.zeros(3, dtype=torch.float64)
+        totals = torch.zeros(4, dtype=torch.float64)
         for micro in range(self.accumulation):
             rows = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
             torch.manual_seed(_mix(*seed, micro))
-            images, labels = self._inputs(batch.images[rows]), batch.labels[rows].to(self.device)
+            images, labels, targets = self._examples(batch, rows)
             logits = self._engine(images)
-            loss = cross_entropy(logits, labels, loss=self.config.loss, label_smoothing=self.config.label_smoothing)
+            loss = cross_entropy(logits, targets, loss=self.config.loss, label_smoothing=self.config.label_smoothing)
             self._engine.backward(loss)
             if self.config.zero_stage == 0:
                 self._plain_norm = self._norm_of_gradients()
@@ -146,13 +152,14 @@ class Engine:
                 totals[0] += float(loss)
                 totals[1] += float(correct(logits, labels).float().mean())
         totals[:2] /= self.accumulation
-        totals[2] = float(stop)
+        totals[2], totals[3] = float(stop), float(replaced)
         totals = self.sum_over_ranks(totals)
         return StepReport(
             loss=float(totals[0]) / self.world_size,
             accuracy=float(totals[1]) / self.world_size,
             gradient_norm=self._gradient_norm(),
             stop=bool(totals[2] > 0),
+            replaced=int(totals[3]),
         )
 
     @torch.no_grad()
@@ -166,6 +173,19 @@ class Engine:
         values = values.to(self.device)
         dist.all_reduce(values)
         return values.cpu()
+
+    def _examples(self, batch: Batch, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """The network's input of some rows, their own labels, and the targets, which mixing makes of the labels."""
+        images, labels = batch.images[rows].to(self.device), batch.labels[rows].to(self.device)
+        if batch.mixing is None:
+            return self._inputs(images), labels, labels
+        other = batch.mixing.rows(rows)
+        weights = other.weights.to(self.device)
+        mixed = mix_images(images, other.images.to(self.device), weights)
+        others = other.labels.to(self.device)
+        if labels.ndim == 2:
+            return self._inputs(mixed), labels, mix_multi_hot(labels, others, weights)
+        return self._inputs(mixed), labels, mix_classes(labels, others, weights, self._engine.module.num_classes)
 
     def _inputs(self, images: Tensor) -> Tensor:
         """The network's input on its device, from the loader's bytes."""

@@ -116,13 +116,15 @@ def _updates(
     config, timer = job.config, _Timer(start.update)
     for update in range(start.update + 1, job.updates + 1):
         lr = learning_rate(config, update, job.updates)
-        report = engine.step(next(batches), lr, seed=(job.seed, update, rank.rank), stop=rank.stop_requested())
+        batch, seed = next(batches), (job.seed, update, rank.rank)
+        report = engine.step(batch, lr, seed=seed, stop=rank.stop_requested(), replaced=loader.replaced)
         _check_finite(report.loss, report.gradient_norm, update)
         last = update == job.updates
         if metrics is not None and (update % config.log_every == 0 or last):
             values = {"loss": report.loss, "accuracy": report.accuracy, "gradient_norm": report.gradient_norm}
             speed = {"lr": lr, "images_per_s": timer.rate(update) * config.global_batch}
-            metrics.log({f"train/{name}": value for name, value in (values | speed).items()}, update)
+            replaced = {"replaced": report.replaced} if report.replaced else {}
+            metrics.log({f"train/{name}": value for name, value in (values | speed | replaced).items()}, update)
         if not last and config.evaluate_every and update % config.evaluate_every == 0:
             _evaluate(job, rank, engine, metrics, ("validation",), update)
         if update % config.save_every == 0 or last or report.stop:

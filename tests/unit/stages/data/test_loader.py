@@ -4,8 +4,10 @@ import torch
 
 from cluster.errors import UserError
 from stages.data.config import DataConfig
+from stages.data.decode import UnreadableImage
 from stages.data.loader import TrainLoader, evaluation_batches
 from stages.data.manifest import dataset_meta
+from stages.data.mixup import mix_images
 from stages.data.order import Order
 from tests.unit.stages.shards import shards
 
@@ -219,3 +221,67 @@ def test_evaluation_can_be_left_early(digits, tmp_path):
     assert next(batches).mask.all()
     batches.close()
     assert next(batches, None) is None
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 12])
+def test_mixing_is_the_same_on_any_number_of_ranks(digits, tmp_path, world_size):
+    """Also where a pair lies on two ranks, as with 12 ranks of one row each."""
+
+    def mixed(ranks):
+        batches = [next(each) for _ in range(2) for each in ranks]
+        for each in ranks:
+            each.close()
+        pairs = [(mix_images(b.images, b.mixing.images, b.mixing.weights), b.mixing) for b in batches]
+        return torch.cat([images for images, _ in pairs]), torch.cat([mixing.labels for _, mixing in pairs])
+
+    one = mixed([loader(digits, tmp_path, mixup=0.5)])
+    ranks = [loader(digits, tmp_path, rank=rank, world_size=world_size, mixup=0.5) for rank in range(world_size)]
+    images, labels = mixed(ranks)
+    assert torch.equal(images, one[0])
+    assert torch.equal(labels, one[1])
+    plain = take([loader(digits, tmp_path)], 2)
+    assert not torch.equal(images, plain[0].float())
+    swapped = plain[1].reshape(-1, 2).flip(1).reshape(-1)
+    assert torch.equal(labels, swapped)
+
+
+def test_random_operations_follow_the_sample_not_the_rank(digits, tmp_path, reference):
+    settings = {"randaugment": {"layers": 2, "magnitude": 15}}
+    one = take([loader(digits, tmp_path, **settings)], 2)
+    two = take(
+        [loader(digits, tmp_path, rank=rank, world_size=2, loader_threads=rank, **settings) for rank in (0, 1)], 2
+    )
+    assert same(one, two)
+    changed = (one[0] != reference[0][:24]).flatten(1).any(1)
+    assert changed.float().mean() > 0.5
+
+
+def test_an_unreadable_sample_is_replaced_by_the_next_of_its_shard_and_counted(digits, tmp_path, monkeypatch):
+    from stages.data import reader as reader_module
+
+    whole = reader_module.decode_rgb
+
+    def decode(data, name):
+        if name.split(" of ")[0] in ("sample 3", "sample 7"):
+            raise UnreadableImage(f"{name}: broken by the test")
+        return whole(data, name)
+
+    plain = {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": False}
+    total = dataset_meta(digits[1]).splits["train"].count
+    untouched, _, samples = take([loader(digits, tmp_path, global_batch=total, **plain)], 1)
+    monkeypatch.setattr(reader_module, "decode_rgb", decode)
+    for threads in (0, 2):
+        batches = loader(digits, tmp_path, global_batch=total, loader_threads=threads, max_bad=0.05, **plain)
+        images, _, _ = take([batches], 1)
+        tars = len(shards(*digits, "train"))
+        assert batches.replaced == 2 * tars
+        different = (images != untouched).flatten(1).any(1)
+        order = Order(counts=shards(*digits, "train").counts, seed=SEED, streams=3, window=50)
+        _, found, indices = order.locate(samples)
+        assert sorted(indices[different.numpy()].tolist()) == [3] * tars + [7] * tars
+        where = {(s, i): row for row, (s, i) in enumerate(zip(found.tolist(), indices.tolist(), strict=True))}
+        for shard in range(tars):
+            for index in (3, 7):
+                assert torch.equal(images[where[shard, index]], untouched[where[shard, index + 1]])
+    with pytest.raises(UnreadableImage, match=r"unreadable, more than max_bad=0\.001"):
+        take([loader(digits, tmp_path, global_batch=total, **plain)], 1)
