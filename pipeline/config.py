@@ -85,8 +85,9 @@ class Workflow(Config):
 
     def _check_reference(self, name: str, field: str, target: str) -> None:
         config = type(self.stages[name])
+        field, dot, number = field.partition(".")
         info = config.model_fields[field]
-        key = f"stages.{name}.{info.alias or field}"
+        key = f"stages.{name}.{info.alias or field}{dot}{number}"
         if target not in self.stages:
             raise UserError(f"{key}: got '{target}', expected one of the stages: {', '.join(self.stages)}")
         extra = info.json_schema_extra

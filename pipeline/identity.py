@@ -33,9 +33,14 @@ def rounding_fields(model: type[BaseModel]) -> list[str]:
 
 
 def references(config: StageConfig) -> dict[str, str]:
-    """The stages that a config refers to, by field."""
-    names = {field: getattr(config, field) for field in type(config).model_fields}
-    return {field: name for field, name in names.items() if role(type(config), field) == "reference" and name}
+    """The stages that a config refers to, by field; by `field.0`, `field.1`, … where a field names several."""
+    found: dict[str, str] = {}
+    for field in type(config).model_fields:
+        value = getattr(config, field)
+        if role(type(config), field) != "reference" or not value:
+            continue
+        found |= {field: value} if isinstance(value, str) else {f"{field}.{i}": name for i, name in enumerate(value)}
+    return found
 
 
 def fields_with_role(config: BaseModel, wanted: str) -> dict[str, Any]:

@@ -335,11 +335,18 @@ def _experiment(client: Any, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, tags=tags())
+            return client.create_experiment(name, artifact_location=_artifacts(client.tracking_uri), tags=tags())
         except MlflowException:
             # Another driver made it in the same moment.
             found = client.get_experiment_by_name(name)
     return found.experiment_id
+
+
+def _artifacts(uri: str) -> str | None:
+    """Where a new experiment's files go: beside a local database, whatever the working directory; else as the server
+    likes it."""
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else (Path(path).absolute().parent / "mlflow-artifacts").as_uri()
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -38,8 +38,9 @@ def placement(default: Any, description: str, *, rounding: bool = False, **const
 
 
 def reference(output: str, description: str, default: Any = ..., alias: str | None = None) -> Any:
-    """A field that names another stage of the workflow, whose output is of the kind `output`.
+    """A field that names another stage of the workflow, or several, whose output is of the kind `output`.
 
+    A stage finds the outputs in its inputs by the field's name; those of several as `field.0`, `field.1`, ….
     `alias` is the field's name in the workflow file, for names that Python keeps for itself (`from`).
     """
     extra: JsonDict = {"role": "reference", "output": output}

@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,18 +16,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.errors import UserError
+from cluster.storage import retry
 from cluster.storage.base import Conflict, Digest, NotFound, ObjectWriter, Stat, file_digest
 from cluster.storage.keys import check_key, check_prefix
 from cluster.storage.multipart import multipart
+from cluster.storage.retry import patiently
+from cluster.storage.transfer import check_part, fetch_parts, whole_file
 
 MULTIPART_BYTES = 16 * 2**20
-TRIES = 5
-REFUSED = {
-    *("403", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed", "ExpiredToken", "InvalidAccessKeyId"),
-    *("InvalidBucketName", "InvalidToken", "NoSuchBucket", "PermanentRedirect", "SignatureDoesNotMatch"),
-}
-"""Answers that no retry mends: the bucket, the credentials or the rights are wrong."""
-
+WRITE_TRIES = 5
+"""Requests of a write after the first, and conditional writes that S3 asks for again."""
+WRITE_TIMEOUT_S = 60.0
+"""How long a write may wait for its answer, in seconds: S3 stores, or puts parts together, before it answers."""
 SETTINGS = (
     *("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"),
     *("AWS_SHARED_CREDENTIALS_FILE", "AWS_PROFILE"),
@@ -36,10 +35,6 @@ SETTINGS = (
 T = TypeVar("T")
 _clients: dict[tuple[Any, ...], Any] = {}
 _clients_lock = threading.Lock()
-
-
-class _Undecided(Conflict):
-    """Another write of the key was under way, and S3 asks for the request again."""
 
 
 class S3Storage:
@@ -67,7 +62,7 @@ class S3Storage:
             if self.stat(key) is None:
                 raise NotFound(key)
             return b""
-        data, _ = self._get(key, Range=f"bytes={start}-{start + length - 1}")
+        data = self._get_range(key, start, length)
         if len(data) != length:
             raise ValueError(f"{key}: asked for {length} bytes from {start}, found {len(data)}")
         return data
@@ -75,7 +70,7 @@ class S3Storage:
     def stat(self, key: str) -> Stat | None:
         place = self._place(key)
         try:
-            found = self._call(key, lambda: _client().head_object(**place))
+            found = self._read(key, lambda: _reading_client().head_object(**place))
         except NotFound:
             return None
         return Stat(bytes=found["ContentLength"], tag=found["ETag"])
@@ -108,13 +103,14 @@ class S3Storage:
         return multipart(_client(), lambda request: self._call(key, request), bucket, name)
 
     def download(self, key: str, path: Path) -> None:
-        bucket, name = self._place(key).values()
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        # Not boto3's download_file: it reads a broken part again five times, at once and without a pause.
+        if (found := self.stat(key)) is None:
+            raise NotFound(key)
         try:
-            self._call(key, lambda: _client().download_file(bucket, name, str(temporary)))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            with whole_file(path) as file:
+                fetch_parts(lambda *part: self._get_range(key, *part, IfMatch=found.tag), found.bytes, file)
+        except Conflict:
+            raise OSError(f"{self.url}: {key} changed while it was fetched") from None
 
     def list(self, prefix: str) -> Iterator[str]:
         for page in self._pages(prefix, ""):
@@ -134,31 +130,35 @@ class S3Storage:
     def _place(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
 
-    def _get(self, key: str, **part: str) -> tuple[bytes, str]:
-        """A body or a part of it, and the tag."""
-        from botocore.exceptions import HTTPClientError, IncompleteReadError
-
+    def _get(self, key: str) -> tuple[bytes, str]:
         place = self._place(key)
 
         def get() -> tuple[bytes, str]:
-            for attempt in range(TRIES):
-                # boto3 asks again until an answer begins; one that breaks off in the body is ours to repeat.
-                answer = _client().get_object(**place, **part)
-                try:
-                    return answer["Body"].read(), answer["ETag"]
-                except (HTTPClientError, IncompleteReadError):
-                    if attempt == TRIES - 1:
-                        raise
-            raise AssertionError("unreachable")
+            answer = _reading_client().get_object(**place)
+            return answer["Body"].read(), answer["ETag"]
 
-        return self._call(key, get)
+        return self._read(key, get)
+
+    def _get_range(self, key: str, start: int, length: int, **condition: str) -> bytes:
+        """The bytes that there are from `start`, at most `length`."""
+        part = {**self._place(key), **condition, "Range": f"bytes={start}-{start + length - 1}"}
+
+        def get() -> bytes:
+            answer = _reading_client().get_object(**part)
+            data = answer["Body"].read()
+            check_part(answer.get("ContentRange"), len(data), start, length)
+            return data
+
+        return self._read(key, get)
 
     def _put(self, key: str, data: bytes, **condition: str) -> str:
         place = self._place(key)
         return self._call(key, lambda: _client().put_object(**place, Body=data, **condition)["ETag"])
 
     def _conditional(self, key: str, data: bytes, **condition: str) -> str:
-        for attempt in range(TRIES):
+        from cluster.storage.s3_errors import Undecided
+
+        for attempt in range(WRITE_TRIES):
             try:
                 return self._put(key, data, **condition)
             except (Conflict, NotFound) as refused:
@@ -166,7 +166,7 @@ class S3Storage:
                 # first one's body. An equal body is our own.
                 if (own := self._own(key, data)) is not None:
                     return own
-                if not isinstance(refused, _Undecided) or attempt == TRIES - 1:
+                if not isinstance(refused, Undecided) or attempt == WRITE_TRIES - 1:
                     raise Conflict(f"{key}: {refused}") from refused
                 time.sleep(0.05 * 2**attempt)
         raise AssertionError("unreachable")
@@ -180,70 +180,62 @@ class S3Storage:
         return tag if body == data else None
 
     def _pages(self, prefix: str, delimiter: str) -> Iterator[dict[str, Any]]:
-        start = self._prefix + check_prefix(prefix)
-        paginator = _client().get_paginator("list_objects_v2")
-        pages = iter(paginator.paginate(Bucket=self._bucket, Prefix=start, Delimiter=delimiter))
-        while (page := self._call(prefix, lambda: next(pages, None))) is not None:
+        request = {"Bucket": self._bucket, "Prefix": self._prefix + check_prefix(prefix), "Delimiter": delimiter}
+        # Not boto3's paginator: asked again after an error it says that there are no more pages.
+        while True:
+            page = self._read(prefix, lambda: _reading_client().list_objects_v2(**request))
             yield page
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _read(self, key: str, request: Callable[[], T]) -> T:
+        """Make a request that changes nothing, until its whole answer is here or the budget is spent."""
+        return patiently(lambda: self._call(key, request))
 
     def _call(self, key: str, request: Callable[[], T]) -> T:
-        """Make a request, and say its errors in this program's words.
-
-        A connection that fails and a server that fails, after boto3's own retries, are OSError: what a machine did.
-        """
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+        """Make a request, and say its errors in this program's words."""
+        from cluster.storage.s3_errors import ERRORS, explained
 
         try:
             return request()
-        except (NoCredentialsError, PartialCredentialsError):
-            raise UserError(f"{self.url}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
-        except ClientError as error:
-            raise self._explained(key, error) from error
-        except (Boto3Error, BotoCoreError) as error:
-            # An upload of several parts wraps the error of the part that failed.
-            if isinstance(error.__context__, ClientError):
-                raise self._explained(key, error.__context__) from error
-            raise ConnectionError(f"{self.url} at {_endpoint() or 'AWS'}: {key}: {error}") from error
-
-    def _explained(self, key: str, error: Any) -> Exception:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if code in REFUSED:
-            where = f"{self.url} at {_endpoint() or 'AWS'}"
-            return UserError(f"{where}: {code}: check bucket, region, credentials and rights")
-        if status == 404:
-            return NotFound(key)
-        if status == 409:
-            return _Undecided(code)
-        if status == 412:
-            return Conflict(code)
-        if status == 416:
-            return ValueError(f"{key}: asked for bytes beyond its end")
-        return OSError(f"{self.url}: {key}: {error}")
+        except ERRORS as error:
+            raise explained(error, f"{self.url} at {_endpoint() or 'AWS'}", key) from error
 
 
 def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-def _client() -> Any:
+def _client(retries: int = WRITE_TRIES) -> Any:
     """This process's client for the settings in force: made once, safe over threads, never inherited by a fork."""
-    key = (os.getpid(), *(os.environ.get(name) for name in SETTINGS))
+    key = (os.getpid(), retries, *(os.environ.get(name) for name in SETTINGS))
     # Looked up without the lock first: a fork while another thread holds it would leave it locked for ever.
     if key not in _clients:
         with _clients_lock:
             if key not in _clients:
-                _clients[key] = _new_client()
+                _clients[key] = _new_client(retries)
     return _clients[key]
 
 
-def _new_client() -> Any:
+def _reading_client() -> Any:
+    """The client for what changes nothing, which asks once and leaves asking again to `patiently`.
+
+    boto3's retries would multiply ours, do not see a body that breaks, and share a quota of about 35 over
+    all threads of a process: where many read, an outage of a moment uses it up and the rest fail at once.
+    Writes keep boto3's retries, since a repeated conditional write has to be told from a lost race.
+    """
+    return _client(retries=0)
+
+
+def _new_client(retries: int) -> Any:
     import boto3
     from botocore.config import Config
 
     config = Config(
-        retries={"mode": "standard", "max_attempts": TRIES},
+        retries={"mode": "standard", "total_max_attempts": 1 + retries},
+        connect_timeout=retry.CONNECT_TIMEOUT_S,
+        read_timeout=WRITE_TIMEOUT_S if retries else retry.READ_TIMEOUT_S,
         s3={"addressing_style": "path"} if _endpoint() else {},
         # Servers other than AWS may not know the newer checksums, where we do not ask for one.
         request_checksum_calculation="when_required",

@@ -21,6 +21,16 @@ def _absolute(path: str) -> str:
 FolderPath = Annotated[str, AfterValidator(_absolute)]
 
 
+def _absolute_address(address: str) -> str:
+    return address if "://" in address else _absolute(address)
+
+
+Address = Annotated[str, AfterValidator(_absolute_address)]
+"""A path on a disk that all workers see, `file:///…` or `s3://…`."""
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
 class DigitsSource(Config):
     """The 1,797 handwritten digits, 8 × 8 in 17 grey levels, that come with scikit-learn."""
 
@@ -35,10 +45,53 @@ class IdxSource(Config):
 
 
 class FolderSource(Config):
-    """A folder for each class, also below `train`, `val` or `validation`, and `test`."""
+    """A folder for each class, also below `train`, `validation` (`val`, `valid`), and `test`."""
 
     kind: Literal["folder"] = "folder"
     path: FolderPath = placement(..., "folder of the classes' folders; seen by all workers")
+
+
+class TableSource(Config):
+    """A table with a row for each image: its address, or in Parquet its bytes, and its label or labels.
+
+    A label is an integer or a name. An image has several where the column holds lists, or texts with a
+    `label_separator`. In CSV and TSV labels are integers where all of them are written as such.
+    """
+
+    kind: Literal["table"] = "table"
+    path: Address = placement(..., "the .csv, .tsv, .jsonl or .parquet: a path, file:///… or s3://…; seen by all")
+    base: Address | None = placement(None, "what relative addresses of images are meant of; the table's folder")
+    image: str = Field("image", description="column with the images: addresses, or in Parquet bytes")
+    label: str = Field("label", description="column with the labels")
+    label_separator: str | None = Field(None, min_length=1, description="between the labels of one image, such as |")
+    split: str | None = Field(
+        "split", description="column with train, validation, val, valid or test; a table need not have `split`"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.path.lower().endswith(TABLE_SUFFIXES):
+            raise ValueError(f"path={self.path}: expected a table that ends in one of {', '.join(TABLE_SUFFIXES)}")
+        return self
+
+
+class ArchivesSource(Config):
+    """ImageNet as it is downloaded, or any folder with one tar for each class, or any tar of such tars.
+
+    A folder with ILSVRC2012_img_train.tar may hold ILSVRC2012_img_val.tar too, and with it one of
+    ILSVRC2012_devkit_t12.tar.gz, imagenet_2012_validation_synset_labels.txt and LOC_val_solution.csv.
+    Classes are in the order of their archives' names.
+    """
+
+    kind: Literal["archives"] = "archives"
+    path: FolderPath = placement(..., "folder of the tars, or one tar of tars; seen by all workers")
+    validation_as: Literal["validation", "test"] = Field(
+        "test", description="split of ILSVRC's validation images; papers report on them as test"
+    )
+    class_map: FolderPath | None = placement(
+        None, "CSV, TSV or JSON with the names of the classes by those of their tars; LOC_synset_mapping.txt if there"
+    )
+    expected_classes: int | None = placement(None, "number of classes that there must be", ge=1)
 
 
 class WebDatasetSource(Config):
@@ -66,7 +119,7 @@ class WebDatasetSource(Config):
         return self
 
 
-SourceConfig = DigitsSource | IdxSource | FolderSource | WebDatasetSource
+SourceConfig = DigitsSource | IdxSource | FolderSource | TableSource | ArchivesSource | WebDatasetSource
 Source = Annotated[SourceConfig, Field(discriminator="kind")]
 
 
@@ -86,6 +139,9 @@ class IngestConfig(StageConfig):
 
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="of each class, where the source has no such split")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="of each class, where the source has no such split")
+    splits_file: FolderPath | None = placement(
+        None, "CSV of names and splits, which go before the source's own; seen where the stage is planned"
+    )
     held_out_classes: int = Field(0, ge=0, description="classes, drawn by the seed, that pretraining never sees")
 
     shard_megabytes: float = Field(256, gt=0, description="size of a tar, as far as sizes are known, in 2^20 bytes")
@@ -112,7 +168,10 @@ class IngestConfig(StageConfig):
                 "leave nothing to train on: their sum must be below 1"
             )
         if isinstance(self.source, WebDatasetSource):
-            rewriting = {"longest_side": None, "quality": None, "destination": None, "held_out_classes": 0}
+            rewriting = {
+                **{"longest_side": None, "quality": None, "destination": None},
+                **{"held_out_classes": 0, "splits_file": None},
+            }
             changed = [name for name, default in rewriting.items() if getattr(self, name) != default]
             if changed:
                 raise ValueError(
@@ -127,11 +186,16 @@ class IngestConfig(StageConfig):
         return run
 
     def external_digest(self) -> str | None:
-        """sha256 over the names, sizes and times of change of the source's files. Raises UserError."""
+        """sha256 over the names, sizes and times of the source's files, and over `splits_file`. Raises UserError."""
         if isinstance(self.source, WebDatasetSource):
             from stages.ingest.addresses import digest_shards
 
             return digest_shards(self.source)
         from stages.ingest.sources import open_source
 
-        return open_source(self.source).digest()
+        digest = open_source(self.source).digest()
+        if self.splits_file is None:
+            return digest
+        from stages.ingest.splits_file import digest_with
+
+        return digest_with(digest, self.splits_file)

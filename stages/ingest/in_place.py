@@ -25,6 +25,7 @@ from stages.ingest.headers import BadImage
 from stages.ingest.part import FORMAT, Part, read_part
 from stages.ingest.prepare import check
 from stages.ingest.sources.base import RawImage
+from stages.ingest.sources.tar_members import refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ def _samples(file: BinaryIO, address: str, source: WebDatasetSource, bad: list[t
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                reason = _refusal(member)
+                reason = refusal(member)
                 if reason is not None:
                     bad.append((f"{address}/{member.name}", reason))
                 elif member.isfile():
@@ -130,15 +131,6 @@ def _samples(file: BinaryIO, address: str, source: WebDatasetSource, bad: list[t
     except tarfile.TarError as error:
         raise UserError(f"{address} is no tar that can be read: {error}; fetch or write it again") from error
     return samples
-
-
-def _refusal(member: tarfile.TarInfo) -> str | None:
-    """Why a member is not even looked at: what unpacking it could do."""
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "path leads out of the tar"
-    if not (member.isfile() or member.isdir()):
-        return "link or device"
-    return None
 
 
 def _image(sample: _Sample) -> tuple[str, int, int]:

@@ -21,6 +21,7 @@ from stages.ingest.shard import ShardTask, make_shard
 from stages.ingest.sources import open_source
 from stages.ingest.sources.base import Listing
 from stages.ingest.splits import draw_held_out, draw_splits, fill_shards
+from stages.ingest.splits_file import override_splits
 
 
 def run(config: IngestConfig, inputs: Inputs, context: Context) -> Result:
@@ -28,12 +29,14 @@ def run(config: IngestConfig, inputs: Inputs, context: Context) -> Result:
     if isinstance(config.source, WebDatasetSource):
         return _index_in_place(config, context, shard_addresses(config.source))
     listing = open_source(config.source).listing()
+    if config.splits_file is not None:
+        listing = override_splits(listing, config.splits_file)
     classes = _class_names(config, listing)
     held_out = draw_held_out(len(classes), config.held_out_classes, context.seed)
     splits = draw_splits(listing, config, held_out, context.seed)
     plan = {name: fill_shards(listing, numbers, config) for name, numbers in splits.items()}
     parts = context.tasks(make_shard, _tasks(config, context, listing, plan), label="shards")
-    return _finish(config, context, classes, held_out, _by_split(plan, parts))
+    return _finish(config, context, classes, held_out, _by_split(plan, parts), listing.refused)
 
 
 def _index_in_place(config: IngestConfig, context: Context, addresses: dict[str, list[str]]) -> Result:
@@ -62,9 +65,11 @@ def _finish(
     classes: tuple[str, ...],
     held_out: tuple[int, ...],
     parts: dict[str, list[Part]],
+    refused: Sequence[tuple[str, str]] = (),
 ) -> Result:
     """Report what was met, and commit."""
-    report = Report(config.max_bad, [part for own in parts.values() for part in own])
+    unlisted = Part(shard=None, multi_label=False, class_counts={}, bad=refused)
+    report = Report(config.max_bad, [unlisted, *(part for own in parts.values() for part in own)])
     names = report.write(context)
     report.check(f"{context.storage.url}/{context.prefix}/{names['path']}")
     output = _commit(config, context, classes, held_out, parts, names)

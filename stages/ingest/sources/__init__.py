@@ -1,6 +1,6 @@
 """The kinds of source that ingestion reads."""
 
-from stages.ingest.config import DigitsSource, FolderSource, IdxSource, SourceConfig
+from stages.ingest.config import ArchivesSource, DigitsSource, FolderSource, IdxSource, SourceConfig, TableSource
 from stages.ingest.sources.base import Source
 
 
@@ -14,6 +14,14 @@ def open_source(config: SourceConfig) -> Source:
         from stages.ingest.sources.idx import Idx
 
         return Idx(config.path)
+    if isinstance(config, TableSource):
+        from stages.ingest.sources.table import Table
+
+        return Table(config)
+    if isinstance(config, ArchivesSource):
+        from stages.ingest.sources.archives import Archives
+
+        return Archives(config)
     assert isinstance(config, FolderSource)
     from stages.ingest.sources.folder import Folder
 

@@ -5,7 +5,7 @@ A reference and the source's config are all that a worker needs to read an image
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,8 @@ Reference = int | str
 """What a source knows an image by: its number, or a name such as a path. A name is shown in reports."""
 
 SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {**{name: name for name in SPLITS}, "val": "validation", "valid": "validation"}
+"""What data sets call the splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,10 @@ class Listing:
     """Bytes of each image, as far as they are known without reading it; an estimate else. They fill shards."""
     splits: NDArray[np.int8]
     """Index into SPLITS; `train` throughout where the source has no splits."""
+    refused: Sequence[tuple[str, str]] = ()
+    """Name and reason of each image that is not listed since it could not be used. They count as bad."""
+    image_name: Callable[[Reference], str] = str
+    """What people call an image, given its reference."""
 
     def __len__(self) -> int:
         return len(self.references)

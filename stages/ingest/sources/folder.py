@@ -12,13 +12,11 @@ import numpy as np
 from cluster.errors import UserError
 from stages.context import canonical_json, sha256
 from stages.ingest.headers import SUFFIXES
-from stages.ingest.sources.base import SPLITS, Listing, Missing, RawImage, Reference
-
-_SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+from stages.ingest.sources.base import SPLIT_NAMES, SPLITS, Listing, Missing, RawImage, Reference
 
 
 class Folder:
-    """Images below one folder for each class, which may lie below `train`, `val` or `validation`, and `test`."""
+    """A folder of images for each class; these may lie below `train`, `validation` (`val`, `valid`), and `test`."""
 
     def __init__(self, folder: str) -> None:
         self._root = Path(folder)
@@ -57,7 +55,7 @@ class Folder:
         if not self._root.is_dir():
             raise UserError(f"{self._root} is not a folder: path must hold a folder of images for each class")
         tops = [entry.name for entry in os.scandir(self._root) if entry.is_dir()]
-        parts = {name: _SPLIT_FOLDERS[name] for name in tops if name in _SPLIT_FOLDERS} if "train" in tops else {}
+        parts = {name: SPLIT_NAMES[name] for name in tops if name in SPLIT_NAMES} if "train" in tops else {}
         found: list[tuple[str, str, str, int, int]] = []
         for folder, split in (parts or {"": "train"}).items():
             for label in (entry for entry in os.scandir(self._root / folder) if entry.is_dir()):

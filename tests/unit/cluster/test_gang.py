@@ -33,7 +33,7 @@ def test_a_gang_of_none_needs_no_ray():
     code = (
         "import sys; from cluster.gang import run_gang; from cluster.tasks import map_tasks; "
         "print(run_gang(lambda a, place: a + place.world_size, 2, workers=0, cpus=1, name='here'), "
-        "map_tasks(abs, [-1], label='here'), [name for name in ('ray', 'torch') if name in sys.modules])"
+        "list(map_tasks(abs, [-1], label='here')), [name for name in ('ray', 'torch') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "3 [1] []"

@@ -372,7 +372,7 @@ def test_a_relative_folder_is_meant_of_where_the_workflow_is_read(tmp_path, monk
 def test_settings_and_manifests_are_read_without_heavy_imports():
     code = (
         "import sys, stages.ingest.config, stages.data.config, stages.data.manifest;"
-        "print(sorted({'torch', 'numpy', 'PIL', 'webdataset'} & set(sys.modules)))"
+        "print(sorted({'torch', 'numpy', 'PIL', 'webdataset', 'pyarrow', 'scipy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

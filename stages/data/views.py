@@ -1,0 +1,57 @@
+"""Data sets made of other data sets' tars: new indexes and tables, no image copied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.storage import Storage
+from stages.context import Context, Output, sha256
+from stages.data.index import Index
+from stages.data.manifest import Split, base_folder
+from stages.data.table import File, Shard, table_bytes
+
+
+def absolute(storage: Storage, output: Output, file: File) -> File:
+    """A file of a data set by an address that holds everywhere."""
+    if "://" in file.address:
+        return file
+    return File(address=f"{storage.url}/{base_folder(output)}/{file.address}", bytes=file.bytes, sha256=file.sha256)
+
+
+def select(index: Index, kept: Sequence[int]) -> Index:
+    """The index of some samples of a shard, in the order of the tar."""
+    numbers = np.asarray(kept, dtype=np.int64)
+    if index.starts is None:
+        labels, starts = index.labels[numbers], None
+    else:
+        own = [index.labels_of(int(number)) for number in numbers]
+        labels = np.array([label for labels in own for label in labels], dtype=np.int32)
+        starts = np.cumsum([0, *(len(labels) for labels in own)], dtype=np.int64)
+    return Index(offsets=index.offsets[numbers], lengths=index.lengths[numbers], labels=labels, starts=starts)
+
+
+def write_index(storage: Storage, folder: str, name: str, index: Index, tar: File) -> Shard | None:
+    """Store a view's index below the stage's folder; None where it has no samples."""
+    if not len(index):
+        return None
+    body, address = index.to_bytes(), f"index/{name}.safetensors"
+    storage.write(f"{folder}/{address}", body)
+    return Shard(tar=tar, index=File(address=address, bytes=len(body), sha256=sha256(body)), count=len(index))
+
+
+def write_split(
+    context: Context, name: str, shards: Sequence[Shard], class_counts: Sequence[int]
+) -> tuple[dict[str, Any], Split]:
+    """Store a split's table; returns its entry for the manifest, and its description."""
+    entry = context.write(f"tables/{name}.safetensors", table_bytes(shards))
+    split = Split(
+        count=sum(shard.count for shard in shards),
+        shards=len(shards),
+        bytes=sum(shard.tar.bytes for shard in shards),
+        class_counts=tuple(class_counts),
+        table=entry["path"],
+    )
+    return entry, split
