@@ -6,8 +6,9 @@ from stages.config import StageConfig
 from stages.fewshot.config import FewshotConfig
 from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import IngestConfig
+from stages.mixture.config import MixtureConfig
 from stages.pretrain.config import PretrainConfig
 
 KINDS: dict[str, type[StageConfig]] = {
-    config.kind: config for config in (IngestConfig, PretrainConfig, FinetuneConfig, FewshotConfig)
+    config.kind: config for config in (IngestConfig, MixtureConfig, PretrainConfig, FinetuneConfig, FewshotConfig)
 }

@@ -116,6 +116,8 @@ def of_stack(stack: Stack) -> Settings:
 
 def _settings(root: str, mlflow: str, jobs: str | None, stack: Stack | None) -> Settings:
     """The stack's credentials go with what is the stack's; the user's own with everything else."""
+    if not root.startswith(("file://", "s3://")):
+        raise UserError(f"root {root!r}: expected file:///FOLDER or s3://BUCKET/PREFIX")
     local, environment = False, {}
     if stack is not None and jobs == stack.jobs_address:
         local = True

@@ -23,6 +23,4 @@ def open_storage(url: str) -> Storage:
         from cluster.storage.http import HttpStorage
 
         return HttpStorage(url)
-    raise UserError(
-        f"root {url!r}: expected file:///FOLDER or s3://BUCKET/PREFIX, or https://HOST/PATH where it is only read"
-    )
+    raise UserError(f"{url!r}: expected file:///FOLDER or s3://BUCKET/PREFIX, or https://HOST/PATH to read from")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cluster.storage import Storage
 from stages.context import Output
 from stages.data.cache import ShardCache
 from stages.data.config import DataConfig
-from stages.data.manifest import base_folder, dataset_meta
+from stages.data.manifest import Part, base_folder, dataset_meta
+from stages.data.mixed_order import MixedOrder, mixed_order
+from stages.data.order import Order
 from stages.data.table import File, Shards, ShardTable
 
 
@@ -24,6 +26,20 @@ def open_shards(cache: ShardCache, output: Output, splits: Iterable[str]) -> Sha
     """The shards of several splits, end to end. Raises UserError for a split that there is not."""
     meta = dataset_meta(output)
     return Shards(_open_table(cache, _table_file(output, meta.split(name).table)) for name in splits)
+
+
+def open_order(
+    shards: Shards, output: Output, splits: Sequence[str], config: DataConfig, seed: int
+) -> Order | MixedOrder:
+    """The order of the shards of several splits: that of a mixture where one of them is one."""
+    meta = dataset_meta(output)
+    parts: list[tuple[int, float]] = []
+    for split in (meta.split(name) for name in splits):
+        own = split.parts or (Part(shards=split.shards, share=1.0),)
+        parts += [(part.shards, part.share * split.count) for part in own]
+    if not any(meta.split(name).parts for name in splits):
+        parts = [(len(shards), 1.0)]
+    return mixed_order(shards.counts, parts, seed=seed, streams=config.streams, window=config.window)
 
 
 def _table_file(output: Output, path: str) -> File:

@@ -21,11 +21,11 @@ from cluster.storage.base import Storage
 from stages.context import Output
 from stages.data.cache import ShardCache
 from stages.data.config import DataConfig, RandAugment
-from stages.data.dataset import open_cache, open_shards
+from stages.data.dataset import open_cache, open_order, open_shards
 from stages.data.evaluation import evaluation_image
 from stages.data.manifest import dataset_meta
 from stages.data.mixup import mixup_weights, partners
-from stages.data.order import Order, in_turn, rank_rows
+from stages.data.order import in_turn, rank_rows
 from stages.data.randaugment import LANES, randaugment
 from stages.data.random import uniform
 from stages.data.reader import Decoded, SampleReader
@@ -136,7 +136,7 @@ class TrainLoader(Iterator[Batch]):
         cache = open_cache(storage, dataset, config)
         shards = open_shards(cache, dataset, splits)
         self._rows = rank_rows(global_batch, rank, world_size)
-        self._order = Order(counts=shards.counts, seed=seed, streams=config.streams, window=config.window)
+        self._order = open_order(shards, dataset, splits, config, seed)
         self._reader = _reader(cache, shards, config, classes)
         self._config = config
         self._resolution = resolution

@@ -13,6 +13,15 @@ FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """One data set's shards within a split of a mixture."""
+
+    shards: int
+    share: float
+    """Part of the samples that training reads from it, whatever its size."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """A part of the data set, for example `train`."""
 
@@ -24,6 +33,14 @@ class Split:
     """Samples by label."""
     table: str
     """The file of the output that lists the shards (see `stages.data.table`)."""
+    parts: tuple[Part, ...] = ()
+    """Of a mixture, in the order of the shards; without, samples are read in proportion to what there is."""
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> Split:
+        """From the JSON form, which is that of `asdict`."""
+        parts = tuple(Part(**part) for part in meta.get("parts", ()))
+        return cls(**{**meta, "class_counts": tuple(meta["class_counts"]), "parts": parts})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +79,7 @@ def dataset_meta(output: Output) -> DatasetMeta:
         classes=tuple(meta["classes"]),
         held_out=tuple(meta["held_out"]),
         multi_label=meta["multi_label"],
-        splits={
-            name: Split(**{**split, "class_counts": tuple(split["class_counts"])})
-            for name, split in meta["splits"].items()
-        },
+        splits={name: Split.from_meta(split) for name, split in meta["splits"].items()},
     )
 
 

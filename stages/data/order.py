@@ -48,9 +48,7 @@ class Order:
 
         Costs O(shards) and O(window) at a new place, and far less where the last call was near.
         """
-        if isinstance(numbers, range):
-            numbers = np.arange(numbers.start, numbers.stop, numbers.step)
-        flat = np.atleast_1d(np.asarray(numbers, dtype=np.int64))
+        flat = flat_numbers(numbers)
         epochs, positions = np.divmod(flat, self.total)
         places = self._shuffle(epochs, positions)
         shards, indices = np.empty_like(flat), np.empty_like(flat)
@@ -104,6 +102,13 @@ class Order:
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def flat_numbers(numbers: int | range | ArrayLike) -> Numbers:
+    """One or more global sample numbers as an array [n]."""
+    if isinstance(numbers, range):
+        numbers = np.arange(numbers.start, numbers.stop, numbers.step)
+    return np.atleast_1d(np.asarray(numbers, dtype=np.int64))
 
 
 def in_turn(counts: Numbers, positions: Numbers) -> tuple[Numbers, Numbers]:

@@ -52,6 +52,12 @@ def permutation(n: int, seed: int, purpose: str, *labels: int) -> NDArray[np.int
     return np.argsort(keys, kind="stable").astype(np.int64)
 
 
+def derived_seed(seed: int, purpose: str, *labels: int) -> int:
+    """A seed of 64 bits for one of several things of a purpose."""
+    low, high = _key(seed, purpose, *labels)
+    return low | high << 32
+
+
 def _key(seed: int, purpose: str, *labels: int) -> tuple[int, int]:
     text = "\0".join([str(int(seed)), purpose, *(str(int(label)) for label in labels)])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

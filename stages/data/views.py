@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,14 @@ def select(index: Index, kept: Sequence[int]) -> Index:
         labels = np.array([label for labels in own for label in labels], dtype=np.int32)
         starts = np.cumsum([0, *(len(labels) for labels in own)], dtype=np.int64)
     return Index(offsets=index.offsets[numbers], lengths=index.lengths[numbers], labels=labels, starts=starts)
+
+
+def relabel(index: Index, labels: Sequence[int], *, multi_label: bool) -> Index:
+    """The index with `labels[label]` for each label, and in the form for several labels where that is asked for."""
+    starts = index.starts
+    if starts is None and multi_label:
+        starts = np.arange(len(index) + 1, dtype=np.int64)
+    return replace(index, labels=np.asarray(labels, dtype=np.int32)[index.labels], starts=starts)
 
 
 def write_index(storage: Storage, folder: str, name: str, index: Index, tar: File) -> Shard | None:

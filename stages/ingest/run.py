@@ -73,7 +73,7 @@ def _finish(
     names = report.write(context)
     report.check(f"{context.storage.url}/{context.prefix}/{names['path']}")
     output = _commit(config, context, classes, held_out, parts, names)
-    rows = [_row(name, Split(**split)) for name, split in output.meta["splits"].items()]
+    rows = [_row(name, Split.from_meta(split)) for name, split in output.meta["splits"].items()]
     totals = {name: float(sum(row[name] for row in rows)) for name in ("images", "shards", "bytes")}
     metrics = {**totals, "classes": float(len(classes)), **report.metrics()}
     return Result(output=output, metrics=metrics, tables={"splits": rows, **report.tables()})

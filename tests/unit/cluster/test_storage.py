@@ -56,18 +56,17 @@ def test_one_place_has_one_address(url: str, shown: str):
     assert open_storage(url).url == shown
 
 
-@pytest.mark.parametrize(
-    "url", ["", "S3://bucket/prefix", "https://bucket.s3.amazonaws.com", "file:/folder", "/folder"]
-)
+@pytest.mark.parametrize("url", ["", "S3://bucket/prefix", "ftp://bucket.s3.amazonaws.com", "file:/folder", "/folder"])
 def test_an_address_that_is_none_is_shown_with_what_was_expected(url: str):
     with pytest.raises(UserError) as caught:
         open_storage(url)
-    assert str(caught.value) == f"root {url!r}: expected file:///FOLDER or s3://BUCKET/PREFIX"
+    expected = "expected file:///FOLDER or s3://BUCKET/PREFIX, or https://HOST/PATH to read from"
+    assert str(caught.value) == f"{url!r}: {expected}"
 
 
 def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"s3://bucket/p: no credentials: set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(UserError, match=r"s3://bucket/p at AWS: no credentials: set AWS_ACCESS_KEY_ID"):
         open_storage("s3://bucket/p").read("key")
