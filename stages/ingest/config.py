@@ -49,6 +49,7 @@ class FolderSource(Config):
 
     kind: Literal["folder"] = "folder"
     path: FolderPath = placement(..., "folder of the classes' folders; seen by all workers")
+    class_map: FolderPath | None = placement(None, "CSV, TSV or JSON with the names of the classes by their folders'")
 
 
 class TableSource(Config):
@@ -67,6 +68,8 @@ class TableSource(Config):
     split: str | None = Field(
         "split", description="column with train, validation, val, valid or test; a table need not have `split`"
     )
+
+    class_map: FolderPath | None = placement(None, "CSV, TSV or JSON with the names of the classes by the table's")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

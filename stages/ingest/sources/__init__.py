@@ -25,4 +25,4 @@ def open_source(config: SourceConfig) -> Source:
     assert isinstance(config, FolderSource)
     from stages.ingest.sources.folder import Folder
 
-    return Folder(config.path)
+    return Folder(config)

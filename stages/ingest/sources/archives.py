@@ -21,7 +21,7 @@ from stages.ingest.headers import SUFFIXES
 from stages.ingest.sources import imagenet
 from stages.ingest.sources.base import SPLITS, Listing, Missing, RawImage, Reference
 from stages.ingest.sources.class_archives import Archive, check_count, find_archives, find_tars, root_of
-from stages.ingest.sources.class_names import class_names
+from stages.ingest.sources.class_names import class_names, map_digest
 from stages.ingest.sources.files import digest_files
 from stages.ingest.sources.tar_members import Member, tar_members
 
@@ -64,7 +64,7 @@ class Archives:
         splits = [SPLITS.index("train"), SPLITS.index(self._config.validation_as)]
         listed = list(zip(archives, contents, strict=True))
         return Listing(
-            classes=class_names(self._names_file, names) if self._names_file else tuple(names),
+            classes=class_names(self._names_file, names),
             references=[_reference(archive, image) for archive, content in listed for image in content.images],
             labels=np.concatenate([labels, validation]).astype(np.int64),
             sizes=np.array([image.bytes for content in contents for image in content.images], dtype=np.int64),
@@ -77,11 +77,7 @@ class Archives:
         files = [self._root / name for name in self._tars]
         if self._has_validation:
             files += [self._root / imagenet.VALIDATION, imagenet.labels_file(self._root)]
-        try:
-            names = sha256(self._names_file.read_bytes()) if self._names_file else None
-        except OSError as error:
-            raise UserError(f"class_map={self._names_file} cannot be read: {error.strerror}") from error
-        return sha256(canonical_json([digest_files(self._root, files), names]))
+        return sha256(canonical_json([digest_files(self._root, files), map_digest(self._names_file)]))
 
     def read(self, references: Sequence[Reference]) -> Iterator[RawImage | Missing]:
         for file, places in groupby(map(_parse, references), key=lambda place: place[0]):

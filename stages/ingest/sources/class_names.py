@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.errors import UserError
+from stages.context import sha256
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def class_names(file: Path, classes: Sequence[str]) -> tuple[str, ...]:
-    """The name of each of `classes`, in their order. Raises UserError for one that the file does not have."""
+def class_names(file: Path | None, classes: Sequence[str]) -> tuple[str, ...]:
+    """The name of each of `classes`, in their order; itself without a file. Raises UserError for one that it lacks."""
+    if file is None:
+        return tuple(classes)
     names = read_class_names(file)
     missing = [name for name in classes if name not in names]
     if missing:
@@ -22,6 +25,14 @@ def class_names(file: Path, classes: Sequence[str]) -> tuple[str, ...]:
             f"expected a line for each, such as {missing[0]} and its name"
         )
     return tuple(names[name] for name in classes)
+
+
+def map_digest(file: Path | None) -> str | None:
+    """sha256 of a file of names, None where there is none. Raises UserError where it cannot be read."""
+    try:
+        return None if file is None else sha256(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"class_map={file} cannot be read: {error.strerror}") from error
 
 
 def read_class_names(file: Path) -> dict[str, str]:

@@ -11,15 +11,18 @@ import numpy as np
 
 from cluster.errors import UserError
 from stages.context import canonical_json, sha256
+from stages.ingest.config import FolderSource
 from stages.ingest.headers import SUFFIXES
 from stages.ingest.sources.base import SPLIT_NAMES, SPLITS, Listing, Missing, RawImage, Reference
+from stages.ingest.sources.class_names import class_names, map_digest
 
 
 class Folder:
     """A folder of images for each class; these may lie below `train`, `validation` (`val`, `valid`), and `test`."""
 
-    def __init__(self, folder: str) -> None:
-        self._root = Path(folder)
+    def __init__(self, config: FolderSource) -> None:
+        self._root = Path(config.path)
+        self._map = None if config.class_map is None else Path(config.class_map)
 
     def listing(self) -> Listing:
         files = self._files
@@ -31,7 +34,7 @@ class Folder:
                 f"{self._root}: class {unknown[0]} has no training images: add a folder of that name to them"
             )
         return Listing(
-            classes=tuple(classes),
+            classes=class_names(self._map, classes),
             references=[path for _, _, path, *_ in files],
             labels=np.array([numbers[name] for _, name, *_ in files], dtype=np.int64),
             sizes=np.array([size for *_, size, _ in files], dtype=np.int64),
@@ -39,7 +42,7 @@ class Folder:
         )
 
     def digest(self) -> str:
-        return sha256(canonical_json([entry[2:] for entry in self._files]))
+        return sha256(canonical_json([[entry[2:] for entry in self._files], map_digest(self._map)]))
 
     def read(self, references: Sequence[Reference]) -> Iterator[RawImage | Missing]:
         for reference in references:

@@ -14,6 +14,7 @@ from stages.context import canonical_json, sha256
 from stages.ingest.config import TableSource
 from stages.ingest.sources.addressed import read_addresses, resolve
 from stages.ingest.sources.base import SPLIT_NAMES, SPLITS, Listing, Missing, RawImage, Reference
+from stages.ingest.sources.class_names import class_names, map_digest
 from stages.ingest.sources.labels import Labels
 from stages.ingest.sources.parquet import ParquetTable
 from stages.ingest.sources.ranges import locate_object
@@ -32,6 +33,7 @@ class Table:
 
     def __init__(self, config: TableSource) -> None:
         self._config = config
+        self._map = None if config.class_map is None else Path(config.class_map)
 
     def listing(self) -> Listing:
         table, config, embedded = self._table, self._config, self._embedded
@@ -58,7 +60,7 @@ class Table:
             raise UserError(f"{config.path} has no row with an image and a label: expected one for each image")
         classes, numbers, starts = labels.finish()
         return Listing(
-            classes=classes,
+            classes=class_names(self._map, classes),
             references=rows if embedded else list(addresses),
             labels=numbers,
             starts=starts,
@@ -68,8 +70,8 @@ class Table:
         )
 
     def digest(self) -> str:
-        """sha256 over the table's name, size and time or tag, and over what its addresses are relative to."""
-        return sha256(canonical_json([*self._state(), None if self._embedded else self._base]))
+        """sha256 over the table's name, size and time or tag, what its addresses are relative to, and the class map."""
+        return sha256(canonical_json([*self._state(), None if self._embedded else self._base, map_digest(self._map)]))
 
     def read(self, references: Sequence[Reference]) -> Iterator[RawImage | Missing]:
         if references and isinstance(references[0], int):

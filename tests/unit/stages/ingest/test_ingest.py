@@ -382,3 +382,19 @@ def test_a_source_is_chosen_by_its_kind():
     assert isinstance(config.source, FolderSource)
     assert digits().function() is run
     assert digits().external_digest() == digits(samples_per_shard=7).external_digest()
+
+
+def test_a_class_map_names_the_folders(tmp_path):
+    for name in ("n01", "n02"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / "photos" / name / f"{number}.png")
+    (tmp_path / "names.json").write_text('{"n01": "tench", "n02": "crane"}')
+    source = FolderSource(path=str(tmp_path / "photos"), class_map=str(tmp_path / "names.json"))
+    config = IngestConfig(source=source)
+    assert dataset_meta(run(config, {}, context(tmp_path)).output).classes == ("tench", "crane")
+    before = config.external_digest()
+    (tmp_path / "names.json").write_text('{"n01": "tench", "n03": "crane"}')
+    assert config.external_digest() != before
+    with pytest.raises(UserError, match=r"names.json has no name for n02 \(1 of 2 classes\)"):
+        run(config, {}, context(tmp_path, attempt=2))

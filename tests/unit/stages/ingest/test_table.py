@@ -341,3 +341,14 @@ def test_mistakes_in_a_file_of_splits_are_named(tmp_path, content, message):
         ingest({"kind": "digits"}, splits_file=str(splits)).external_digest()
     with pytest.raises(ValidationError, match="splits_file: tars that are indexed in place"):
         ingest({"kind": "webdataset", "shards": {"train": "a.tar"}}, splits_file=str(splits), samples_per_shard=None)
+
+
+def test_a_class_map_names_the_tables_labels(tmp_path, images):
+    rows = [{"image": f"images/{number}.jpg", "label": digit(number)} for number in range(COUNT)]
+    path = write_table(images.parent / "t.csv", rows)
+    (tmp_path / "names.csv").write_text("".join(f"{number},{name}\n" for number, name in enumerate(NAMES)))
+    mapped = ingest(table(path, class_map=str(tmp_path / "names.csv")))
+    assert mapped.external_digest() != ingest(table(path)).external_digest()
+    meta, found = ingested(tmp_path, mapped)
+    assert meta.classes == NAMES
+    assert sorted(sample for split in found.values() for sample in split) == expected(digit)
