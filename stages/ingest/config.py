@@ -26,7 +26,7 @@ def _absolute_address(address: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_absolute_address)]
-"""A path on a disk that all workers see, `file:///…` or `s3://…`."""
+"""A path on a disk that all workers see, `file:///…`, `s3://…` or, to read from, `https://…`."""
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -60,7 +60,7 @@ class TableSource(Config):
     """
 
     kind: Literal["table"] = "table"
-    path: Address = placement(..., "the .csv, .tsv, .jsonl or .parquet: a path, file:///… or s3://…; seen by all")
+    path: Address = placement(..., "the .csv, .tsv, .jsonl or .parquet; all workers see it")
     base: Address | None = placement(None, "what relative addresses of images are meant of; the table's folder")
     image: str = Field("image", description="column with the images: addresses, or in Parquet bytes")
     label: str = Field("label", description="column with the labels")

@@ -1,4 +1,4 @@
-"""Images behind addresses: paths on a disk that all workers see, `file:///…` or `s3://…`."""
+"""Images behind addresses: paths on a disk that all workers see, `file:///…`, `s3://…` or `https://…`."""
 
 from __future__ import annotations
 
@@ -10,22 +10,31 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.storage import NotFound, open_storage
+from stages.data.cache import locate
 from stages.ingest.sources.base import Missing, RawImage
 
+STORED = ("s3://", "https://", "http://")
+"""Beginnings of addresses that are read over a network."""
 _THREADS = 16
 _AHEAD = 32
 """Images that are on their way while one is worked on: an answer of S3 takes longer than an image's work."""
 
 
+_NOWHERE = open_storage("file:///")
+"""What these addresses are relative to: they are absolute."""
+
+
 def resolve(address: str, base: str) -> str:
     """The absolute form of an address that may be relative to the folder `base`. Raises UserError."""
-    if address.startswith(("/", "s3://", "file:///")):
+    if address.startswith(("/", "file:///", *STORED)):
         return address
     if "://" in address:
-        raise UserError(f"image {address!r}: expected a path, file:///… or s3://BUCKET/KEY; fetch it to one of these")
+        raise UserError(
+            f"image {address!r}: expected a path, file:///…, s3://BUCKET/KEY or https://…; fetch it to one of these"
+        )
     scheme, separator, folder = base.rpartition("://")
-    # A bucket is no folder: `..` does not lead out of it.
-    bucket, _, prefix = folder.partition("/") if scheme == "s3" else ("", "", folder)
+    # A bucket or a host is no folder: `..` does not lead out of it.
+    bucket, _, prefix = folder.partition("/") if scheme else ("", "", folder)
     path = posixpath.normpath(f"/{prefix.strip('/')}/{address}")
     return f"{scheme}{separator}{bucket}/{path.lstrip('/')}"
 
@@ -44,7 +53,7 @@ def read_addresses(addresses: Iterable[str], base: str) -> Iterator[RawImage | M
 
 def _read(name: str, address: str) -> RawImage | Missing:
     try:
-        if address.startswith("s3://"):
+        if address.startswith(STORED):
             return _read_stored(name, address)
         return RawImage(name=name, data=Path(address.removeprefix("file://")).read_bytes())
     except FileNotFoundError:
@@ -62,9 +71,8 @@ def _read(name: str, address: str) -> RawImage | Missing:
 
 
 def _read_stored(name: str, address: str) -> RawImage | Missing:
-    bucket, _, key = address.removeprefix("s3://").partition("/")
     try:
-        storage = open_storage(f"s3://{bucket}")
+        storage, key = locate(_NOWHERE, "", address)
     except UserError as error:
         return Missing(name=name, reason=f"no address: {error}")
     try:

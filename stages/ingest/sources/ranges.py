@@ -41,7 +41,7 @@ class RangeFile(io.RawIOBase):
 
 
 def open_stored(address: str) -> RangeFile:
-    """The object at a path, `file:///…` or `s3://…`. Raises UserError where there is none."""
+    """The object at a path, `file:///…`, `s3://…` or `https://…`. Raises UserError where there is none."""
     storage, key = locate_object(address)
     stat = storage.stat(key)
     if stat is None:
@@ -50,6 +50,6 @@ def open_stored(address: str) -> RangeFile:
 
 
 def locate_object(address: str) -> tuple[Storage, str]:
-    """Storage and key of a path, `file:///…` or `s3://…`. Raises UserError for any other address."""
+    """Storage and key of a path, `file:///…`, `s3://…` or `https://…`. Raises UserError for any other address."""
     root, slash, name = (address if "://" in address else f"file://{address}").rpartition("/")
     return open_storage(root + slash), name

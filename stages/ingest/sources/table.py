@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from stages.context import canonical_json, sha256
 from stages.ingest.config import TableSource
-from stages.ingest.sources.addressed import read_addresses, resolve
+from stages.ingest.sources.addressed import STORED, read_addresses, resolve
 from stages.ingest.sources.base import SPLIT_NAMES, SPLITS, Listing, Missing, RawImage, Reference
 from stages.ingest.sources.class_names import class_names, map_digest
 from stages.ingest.sources.labels import Labels
@@ -130,7 +130,7 @@ class Table:
     def _state(self) -> tuple[str, int, int | str]:
         """Name, size, and time of change or tag."""
         path = self._config.path
-        if path.startswith("s3://"):
+        if path.startswith(STORED):
             storage, key = locate_object(path)
             stat = storage.stat(key)
             if stat is None:

@@ -258,7 +258,7 @@ MISTAKES = [
     ("t.jsonl", [{**A, "image": 3}], {}, r"row 0: image 3: expected an address"),
     ("t.parquet", [{**A, "image": 3}], {}, r"column image is int64: expected addresses, bytes, or a struct"),
     ("t.csv", [A, B, A], {}, r"image 'a.jpg' is in rows 0 and 2: expected one row"),
-    ("t.csv", [{**A, "image": "https://example.com/a.jpg"}], {}, r"'https://example.com/a.jpg': expected a path"),
+    ("t.csv", [{**A, "image": "ftp://example.com/a.jpg"}], {}, r"'ftp://example.com/a.jpg': expected a path"),
     ("t.csv", [{**A, "label": ""}], {}, r"no row with an image and a label"),
 ]
 
