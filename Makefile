@@ -13,8 +13,10 @@ install: .venv/installed
 demo: install
 	$(BIN)/patchline demo
 
+# Integration tests have the machine to themselves: each of them starts as many processes as there are cores.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit tests/contract
+	$(BIN)/python -m pytest tests/integration
 
 unit: install
 	$(BIN)/python -m pytest tests/unit

@@ -58,13 +58,16 @@ def run_gang(
     connect()
     os.environ.update(QUIET)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from cluster.rendezvous import Rendezvous
 
     resources = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
     with tempfile.TemporaryDirectory(prefix="patchline-gang-") as folder:
-        trainer = TorchTrainer(
+        trainer = DataParallelTrainer(
             _on_worker,
+            backend_config=Rendezvous(),
             train_loop_config={"function": function, "argument": argument},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
             run_config=RunConfig(
@@ -84,7 +87,10 @@ def run_gang(
 def _on_worker(config: dict[str, Any]) -> Any:
     from ray.train import get_context
 
+    from cluster.rendezvous import own_variables
+
     context = get_context()
+    os.environ.update(own_variables(context))
     place = Place(
         rank=context.get_world_rank(), world_size=context.get_world_size(), local_rank=context.get_local_rank()
     )

@@ -61,6 +61,8 @@ def import_deepspeed(device: torch.device) -> Any:
         warnings.simplefilter("ignore")
         import deepspeed
         import deepspeed.ops
+        with _without_compilation():
+            import deepspeed.runtime.zero.muon.original_muon
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # DeepSpeed would compile its shared-memory collective with ninja at the first use of gloo. Without a
     # toolchain that fails; gloo alone is enough. There is no public switch (0.19).
@@ -82,14 +84,35 @@ def _without_mlflow() -> Iterator[None]:
             del sys.modules["mlflow"]
 
 
+@contextmanager
+def _without_compilation() -> Iterator[None]:
+    # DeepSpeed decorates functions of its Muon optimizer, which we do not use, with torch.compile. That
+    # loads the whole compiler when the engine is made: two seconds in every worker.
+    original = torch.compile
+    torch.compile = lambda model, **_: model  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = original
+
+
 def initialize_distributed(device: torch.device) -> None:
-    """A process group for this process: the one that a launcher made, or a group of one."""
+    """A process group for this process: of the gang that its variables name (`env://`), or a group of one."""
     if not dist.is_initialized():
-        store = Path(tempfile.mkdtemp(prefix="patchline-")) / "store"
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group(backend, init_method="env://")
+        else:
+            store = Path(tempfile.mkdtemp(prefix="patchline-")) / "store"
+            dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
     for name, value in (("RANK", dist.get_rank()), ("WORLD_SIZE", dist.get_world_size()), ("LOCAL_RANK", 0)):
         os.environ.setdefault(name, str(value))
+
+
+def leave_distributed() -> None:
+    """End the process group of a gang, after its last collective. A group of one serves the next stage too."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.destroy_process_group()
 
 
 def deepspeed_config(config: TrainingConfig, micro_batch: int, accumulation: int, world_size: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from stages.models.store import adapt, model_bytes, read_state
 from stages.models.vit import VisionTransformer, initialize
 from stages.training.checkpoint import CheckpointWriter, drop_state, read_manifest, read_tensors
 from stages.training.config import TrainingConfig
-from stages.training.engine import Engine
+from stages.training.engine import Engine, leave_distributed
 from stages.training.evaluate import evaluate
 from stages.training.schedule import learning_rate
 
@@ -94,7 +94,9 @@ def train(job: Job, rank: Rank) -> dict[str, Any]:
     loader = _loader(job, rank, start.cursor)
     try:
         stopped = _updates(job, rank, start, engine, iter(loader), checkpoints, metrics, loader)
-        return {"stopped": True} if stopped else _finish(job, rank, engine)
+        outcome = {"stopped": True} if stopped else _finish(job, rank, engine)
+        leave_distributed()
+        return outcome
     finally:
         loader.close()
         checkpoints.settle()

@@ -1,0 +1,56 @@
+"""How the processes of a gang find each other: the variables that torchrun sets, for `init_method="env://"`.
+
+Ray's own TorchConfig does that too, and imports torch in the driver and in its controller for it: nine seconds
+of every gang's start on two cores, spent one after the other. Here the process group is left to the
+function that needs one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from ray.train.backend import Backend, BackendConfig
+
+
+class Rendezvous(BackendConfig):
+    """Tells each worker the address and a free port of rank 0."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _RendezvousBackend
+
+
+class _RendezvousBackend(Backend):
+    share_cuda_visible_devices = True
+    """So that the local rank is the number of a worker's GPU."""
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        address, port = worker_group.execute_single(0, _free_address)
+        worker_group.execute(_set, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
+
+
+def own_variables(context: Any) -> dict[str, str]:
+    """A worker's place, by the names that torchrun gives (`torch.distributed.elastic`)."""
+    return {
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
+    }
+
+
+def _free_address() -> tuple[str, int]:
+    from ray.util import get_node_ip_address
+
+    address = get_node_ip_address()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind(("", 0))
+        return address, probe.getsockname()[1]
+
+
+def _set(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
