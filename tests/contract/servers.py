@@ -234,7 +234,9 @@ class _Ranges(_Files):
         first, end = int(asked[1]), min(int(asked[2] or len(body)) + 1, len(body))
         if first >= len(body):
             return self.send(416, b"", **{"Content-Range": f"bytes */{len(body)}"})
-        return self.send(206, body[first:end], **{"ETag": etag, "Content-Range": f"bytes {first}-{end - 1}/{len(body)}"})
+        return self.send(
+            206, body[first:end], **{"ETag": etag, "Content-Range": f"bytes {first}-{end - 1}/{len(body)}"}
+        )
 
     def send(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)

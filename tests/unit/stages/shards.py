@@ -18,8 +18,9 @@ from stages.data.table import Shards
 
 def shards(storage: Storage, output: Output, *splits: str) -> Shards:
     """The shards of some splits."""
-    cache = ShardCache(storage, base_folder(output), Path(tempfile.mkdtemp(prefix="patchline-tables-")))
-    return open_shards(cache, output, splits)
+    # A table that is open stays readable when its file is gone.
+    with tempfile.TemporaryDirectory(prefix="patchline-tables-") as folder:
+        return open_shards(ShardCache(storage, base_folder(output), Path(folder)), output, splits)
 
 
 def stored(storage: Storage, output: Output, address: str) -> bytes:
