@@ -132,17 +132,17 @@ def pass_on(request: _Forward, answer: Answer) -> None:
         request.wfile.write(answer.body)
 
 
-def _instead(status: int, kind: str, text: str, **headers: str) -> Fault:
+def instead(status: int, kind: str, text: str, **headers: str) -> Fault:
     def fault(request: _Forward, answer: Answer) -> None:
         pass_on(request, Answer(status=status, headers={"Content-Type": kind, **headers}, body=text.encode()))
 
     return fault
 
 
-slow_down = _instead(503, "application/xml", ERROR.format(code="SlowDown"))
-internal_error = _instead(500, "application/xml", ERROR.format(code="InternalError"))
-bad_gateway = _instead(502, "text/plain", "upstream connect error")
-too_many_requests = _instead(429, "text/plain", "", **{"Retry-After": "0"})
+slow_down = instead(503, "application/xml", ERROR.format(code="SlowDown"))
+internal_error = instead(500, "application/xml", ERROR.format(code="InternalError"))
+bad_gateway = instead(502, "text/plain", "upstream connect error")
+too_many_requests = instead(429, "text/plain", "", **{"Retry-After": "0"})
 
 
 def reset(request: _Forward, answer: Answer) -> None:

@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -205,12 +206,15 @@ socket.socket.sendall, os.replace, os.link = sendall, halfway, halfway
 storage = open_storage(url)
 if how == "upload":
     storage.upload("killed/large", Path(path))
+elif how == "writer":
+    with storage.writer("killed/large") as writer:
+        writer.write(Path(path).read_bytes())
 else:
     storage.write("killed/large", Path(path).read_bytes())
 """
 
 
-@pytest.mark.parametrize("how", ["upload", "write"])
+@pytest.mark.parametrize("how", ["upload", "write", "writer"])
 def test_a_killed_writer_leaves_nothing_that_a_reader_sees(any_storage: Storage, tmp_path: Path, how: str):
     source = tmp_path / "large"
     source.write_bytes(os.urandom(2**20) * 64)
@@ -251,3 +255,52 @@ def test_wrong_credentials_and_missing_buckets_are_explained(s3_root: str, monke
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "unknown")
     with pytest.raises(UserError, match="check bucket, region, credentials and rights"):
         open_storage(s3_root).write("key", b"")
+
+
+def test_an_object_is_written_while_it_is_made(any_storage: Storage):
+    """Pieces of odd sizes, beyond several parts of a multipart upload."""
+    pieces = [os.urandom(2**20 + 7) * times for times in (1, 17, 3, 20)]
+    with any_storage.writer("made") as writer:
+        for piece in pieces:
+            writer.write(piece)
+        assert any_storage.stat("made") is None
+    body = b"".join(pieces)
+    assert writer.digest is not None
+    assert (writer.digest.bytes, writer.digest.sha256) == (len(body), hashlib.sha256(body).hexdigest())
+    assert any_storage.read("made") == body
+    with any_storage.writer("empty"):
+        pass
+    assert any_storage.read("empty") == b""
+
+
+def test_a_writer_that_fails_leaves_what_was_there(any_storage: Storage):
+    any_storage.write("kept", b"old")
+    for key in ("kept", "new"):
+        with pytest.raises(TypeError):
+            _write_and_fail(any_storage, key)
+    assert list(any_storage.list("")) == ["kept"]
+    assert any_storage.read("kept") == b"old"
+
+
+def test_a_writer_that_fails_leaves_no_parts_in_s3(s3_root: str):
+    from cluster.storage import s3
+
+    storage = open_storage(s3_root)
+    bucket, _, prefix = s3_root.removeprefix("s3://").partition("/")
+
+    def uploads() -> list[str]:
+        found = s3._client().list_multipart_uploads(Bucket=bucket, Prefix=prefix)
+        return [upload["Key"] for upload in found.get("Uploads", [])]
+
+    seen: list[str] = []
+    with pytest.raises(TypeError):
+        _write_and_fail(storage, "new", lambda: seen.extend(uploads()))
+    assert seen == [f"{prefix}/new"]
+    assert uploads() == []
+
+
+def _write_and_fail(storage: Storage, key: str, look: Callable[[], None] = lambda: None) -> None:
+    with storage.writer(key) as writer:
+        writer.write(os.urandom(2**20) * 40)
+        look()
+        writer.write(None)  # type: ignore[arg-type]
