@@ -9,8 +9,10 @@ from stages.config import StageConfig
 from stages.fewshot.config import FewshotConfig
 from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import IngestConfig
+from stages.mixture.config import MixtureConfig
 from stages.models.config import ModelConfig
 from stages.pretrain.config import PretrainConfig
+from stages.subset.config import SubsetConfig
 
 Stages = Mapping[str, StageConfig]
 
@@ -51,10 +53,18 @@ def _check_fewshot(stages: Stages, name: str, config: FewshotConfig) -> None:
             f"'{config.model}': fine-tune it to change it"
         )
     apart = [item for item in config.class_sets or () if item != "all"]
-    data = stages[config.data]
-    never_held_out = isinstance(data, IngestConfig) and data.held_out_classes == 0
-    if apart and (not isinstance(source, PretrainConfig) or never_held_out):
+    if apart and (not isinstance(source, PretrainConfig) or _never_holds_out(stages, config.data)):
         raise UserError(
             f"stages.{name}.class_sets: got {', '.join(apart)}, expected 'all' alone: '{config.model}' and "
             f"'{config.data}' leave no class out of the training"
         )
+
+
+def _never_holds_out(stages: Stages, name: str) -> bool:
+    """Whether a stage's data set certainly has no held-out classes."""
+    data = stages[name]
+    if isinstance(data, SubsetConfig):
+        return _never_holds_out(stages, data.data)
+    if isinstance(data, MixtureConfig):
+        return all(_never_holds_out(stages, one) for one in data.data)
+    return isinstance(data, IngestConfig) and data.held_out_classes == 0

@@ -8,7 +8,9 @@ from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import IngestConfig
 from stages.mixture.config import MixtureConfig
 from stages.pretrain.config import PretrainConfig
+from stages.subset.config import SubsetConfig
 
 KINDS: dict[str, type[StageConfig]] = {
-    config.kind: config for config in (IngestConfig, MixtureConfig, PretrainConfig, FinetuneConfig, FewshotConfig)
+    config.kind: config
+    for config in (IngestConfig, MixtureConfig, SubsetConfig, PretrainConfig, FinetuneConfig, FewshotConfig)
 }

@@ -10,6 +10,8 @@ import numpy as np
 
 from cluster.storage import Storage
 from stages.context import Context, Output, sha256
+from stages.data.cache import ShardCache
+from stages.data.dataset import open_shards
 from stages.data.index import Index
 from stages.data.manifest import Split, base_folder
 from stages.data.table import File, Shard, table_bytes
@@ -20,6 +22,15 @@ def absolute(storage: Storage, output: Output, file: File) -> File:
     if "://" in file.address:
         return file
     return File(address=f"{storage.url}/{base_folder(output)}/{file.address}", bytes=file.bytes, sha256=file.sha256)
+
+
+def absolute_shards(storage: Storage, output: Output, split: str) -> list[Shard]:
+    """The shards of a split, tar and index by addresses that hold everywhere."""
+    shards = open_shards(ShardCache(storage, base_folder(output)), output, [split])
+    return [
+        Shard(tar=absolute(storage, output, shard.tar), index=absolute(storage, output, shard.index), count=shard.count)
+        for shard in shards
+    ]
 
 
 def select(index: Index, kept: Sequence[int]) -> Index:

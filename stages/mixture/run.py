@@ -12,13 +12,12 @@ import numpy as np
 from cluster.errors import UserError
 from cluster.storage import Storage
 from stages.context import Context, Inputs, Output, Result
-from stages.data.cache import ShardCache, locate
-from stages.data.dataset import open_shards
+from stages.data.cache import locate
 from stages.data.index import read_index
-from stages.data.manifest import DatasetMeta, Part, Split, base_folder, dataset_meta
+from stages.data.manifest import DatasetMeta, Part, Split, dataset_meta
 from stages.data.mixed_order import turns
 from stages.data.table import Shard
-from stages.data.views import absolute, relabel, write_index, write_split
+from stages.data.views import absolute_shards, relabel, write_index, write_split
 from stages.mixture.classes import join_classes, join_held_out
 from stages.mixture.config import MixtureConfig
 
@@ -106,13 +105,7 @@ def _parts(splits: Sequence[Split], shares: Sequence[float] | None) -> tuple[Par
 
 def _shards(context: Context, source: _Source, name: str, multi_label: bool) -> Iterator[Shard]:
     """The shards of one data set's split, by absolute addresses and with the mixture's labels."""
-    cache = ShardCache(context.storage, base_folder(source.output))
-    found = [
-        replace(
-            shard, **{key: absolute(context.storage, source.output, getattr(shard, key)) for key in ("tar", "index")}
-        )
-        for shard in open_shards(cache, source.output, [name])
-    ]
+    found = absolute_shards(context.storage, source.output, name)
     if source.labels == list(range(len(source.labels))) and source.meta.multi_label == multi_label:
         yield from found
         return

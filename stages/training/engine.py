@@ -61,6 +61,7 @@ def import_deepspeed(device: torch.device) -> Any:
         warnings.simplefilter("ignore")
         import deepspeed
         import deepspeed.ops
+
         with _without_compilation():
             import deepspeed.runtime.zero.muon.original_muon
     deepspeed.utils.logger.setLevel(logging.ERROR)

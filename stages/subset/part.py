@@ -1,0 +1,50 @@
+"""What is left out of one shard because other data sets have it: the document that says that the shard is done."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from cluster.errors import check_format
+from cluster.storage import NotFound, Storage
+from stages.context import canonical_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """A sample that is left out, and the one that it is a copy of."""
+
+    index: int
+    """Within its shard."""
+    offset: int
+    """Of its image in the tar, in bytes."""
+    distance: int | None
+    """Differing bits of the perceptual hashes; None where the pixels are the same."""
+    other: str
+    """For example `evaluation/test-000003:17`: stage, split, shard and index of the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Of one shard."""
+
+    removed: tuple[Removed, ...]
+    unreadable: int
+    """Images that cannot be decoded; they are kept, since training counts and replaces them."""
+
+
+def read_part(storage: Storage, key: str) -> Part | None:
+    """A finished shard's, or None."""
+    try:
+        document = json.loads(storage.read(key))
+    except NotFound:
+        return None
+    check_format(document.pop("format"), FORMAT, key)
+    return Part(removed=tuple(Removed(**one) for one in document["removed"]), unreadable=document["unreadable"])
+
+
+def write_part(storage: Storage, key: str, part: Part) -> None:
+    """Store it, last of what its task does."""
+    storage.write(key, canonical_json({"format": FORMAT, **asdict(part)}))
