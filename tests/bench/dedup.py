@@ -2,12 +2,12 @@
 `python -m tests.bench.dedup`.
 
 Originals are 256 × 256 crops of the photographs that scikit-learn ships, far apart from each other, its
-handwritten digits, and Fashion-MNIST's test images where they are installed (Debian's `dataset-fashion-mnist`). *Recall* is the part of the
-originals that are found from a copy: encoded as JPEG of quality 50, made half as large, made 20 % brighter,
-or all of that. *False* is the part of images that are taken for one of the others though they are not: a
-crop for another, a digit for another, one of 20,000 of Fashion-MNIST's training images for a test image
-(some of which are copies, as far as the eye can tell). Then the time to compare a million images with
-100,000. The last line is JSON.
+handwritten digits, and Fashion-MNIST's test images where they are installed (Debian's
+`dataset-fashion-mnist`). *Recall* is the part of the originals that are found from a copy: encoded as JPEG
+of quality 50, made half as large, made 20 % brighter, or all of that. *False* is the part of images that are
+taken for one of the others though they are not: a crop for another, a digit for another, one of 20,000 of
+Fashion-MNIST's training images for a test image (some of which are copies, as far as the eye can tell).
+Then the time to compare a million images with 100,000. The last line is JSON.
 """
 
 from __future__ import annotations
