@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ class ShardCache:
     used files go, never the one just asked for; whoever has a file open keeps it.
     """
 
-    def __init__(self, storage: Storage, base: str, folder: Path | None = None, limit_bytes: int = 20 * 10**9):
+    def __init__(self, storage: Storage, base: str, folder: Path | None = None, limit_bytes: int = 40 * 10**9):
         self._storage, self._base = storage, base
         self._limit = limit_bytes
         self.folder = _private_folder(folder or default_folder())
@@ -118,7 +119,8 @@ class ShardCache:
                     files.append((file.stat(), file))
                 except FileNotFoundError:
                     continue  # Another process was faster.
-        excess = sum(status.st_size for status, _ in files) - self._limit
+        used = sum(status.st_size for status, _ in files)
+        excess = used - min(self._limit, int(0.8 * (used + shutil.disk_usage(self.folder).free)))
         for status, file in sorted(files, key=lambda pair: pair[0].st_mtime_ns):
             if excess <= 0:
                 return

@@ -63,9 +63,15 @@ class DataConfig(Config):
     fetch: Literal["shards", "samples"] = placement(
         "shards", "whole shards into the cache, or each sample by a range request, past the cache and its checks"
     )
+    fetch_ahead: bool = placement(True, "whether whole shards are fetched before they are needed")
+    corrupt_shards: Literal["stop", "skip"] = placement(
+        "stop", "what a shard with wrong bytes does: stop the run, or give way to the samples of the next shard"
+    )
     max_bad: float = placement(0.001, "part of the samples read that may be unreadable and replaced", ge=0, le=1)
     cache: str | None = placement(None, "folder for shards on each node; one below the temporary folder if absent")
-    cache_gigabytes: float = placement(20.0, "size that the folder is kept below, in 10^9 bytes", gt=0)
+    cache_gigabytes: float = placement(
+        40.0, "size that the folder is kept below, in 10^9 bytes, and below 80 % of the disk's free space", gt=0
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -23,6 +23,7 @@ from stages.data.cache import ShardCache
 from stages.data.config import DataConfig, RandAugment
 from stages.data.dataset import open_cache, open_order, open_shards
 from stages.data.evaluation import evaluation_image
+from stages.data.fetch_ahead import FetchAhead
 from stages.data.manifest import dataset_meta
 from stages.data.mixup import mixup_weights, partners
 from stages.data.order import in_turn, rank_rows
@@ -138,6 +139,9 @@ class TrainLoader(Iterator[Batch]):
         self._rows = rank_rows(global_batch, rank, world_size)
         self._order = open_order(shards, dataset, splits, config, seed)
         self._reader = _reader(cache, shards, config, classes)
+        self._fetch_ahead = None
+        if config.fetch == "shards" and config.fetch_ahead:
+            self._fetch_ahead = FetchAhead(cache, shards, self._order, start, int(config.cache_gigabytes * 1e9))
         self._config = config
         self._resolution = resolution
         self._seed = seed
@@ -162,6 +166,8 @@ class TrainLoader(Iterator[Batch]):
         """Stop the threads; what they have prepared is dropped."""
         self._workers.close()
         self._pending.clear()
+        if self._fetch_ahead is not None:
+            self._fetch_ahead.close()
 
     def __enter__(self) -> Self:
         return self
@@ -173,6 +179,8 @@ class TrainLoader(Iterator[Batch]):
         while len(self._pending) < pending:
             samples = self._with_partners(np.arange(self._next + self._rows[0], self._next + self._rows[1]))
             self._pending.append((samples, self._workers.submit(samples, len(samples))))
+            if self._fetch_ahead is not None:
+                self._fetch_ahead.look(samples)
             self._next += self._global_batch
 
     def _with_partners(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -274,6 +282,7 @@ def _reader(cache: ShardCache, shards: Shards, config: DataConfig, classes: Sequ
         classes,
         whole=config.fetch == "shards",
         max_bad=config.max_bad,
+        skip_corrupt=config.corrupt_shards == "skip",
         # Each stream reads from one block, whose samples may lie in several shards.
         open_shards=max(128, 4 * config.streams),
     )

@@ -37,6 +37,11 @@ class MixedOrder:
         """Turns of each part in a period, [parts]."""
         return turns(self.weights)
 
+    @cached_property
+    def ahead(self) -> int:
+        """Samples after which every stream of the part with the shortest turns is one window further."""
+        return min(int(part.ahead * PERIOD / turns) for part, turns in zip(self.parts, self.turns, strict=True))
+
     def locate(self, numbers: int | range | ArrayLike) -> tuple[Numbers, Numbers, Numbers]:
         """Epoch of its part, shard and index within the shard, each [n], of n global sample numbers."""
         flat = flat_numbers(numbers)

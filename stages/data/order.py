@@ -43,6 +43,11 @@ class Order:
         """N, the samples of an epoch."""
         return int(self.counts.sum())
 
+    @property
+    def ahead(self) -> int:
+        """Samples after which every stream is one window further; of a small data set, those of an epoch."""
+        return min(self.streams * self.window, self.total)
+
     def locate(self, numbers: int | range | ArrayLike) -> tuple[Numbers, Numbers, Numbers]:
         """Epoch, shard and index within the shard, each [n], of n global sample numbers.
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
-from stages.data.cache import ShardCache
+from stages.data.cache import CorruptShard, ShardCache
 from stages.data.decode import UnreadableImage, decode_rgb
 from stages.data.index import read_index
 from stages.data.table import Shard
@@ -70,11 +70,13 @@ class SampleReader:
         *,
         whole: bool = True,
         max_bad: float = 0.0,
+        skip_corrupt: bool = False,
         open_shards: int = 128,
     ) -> None:
         self._cache, self._shards, self._whole = cache, shards, whole
         self._positions = {label: position for position, label in enumerate(classes)}
         self._max_bad, self._bad, self._read = max_bad, set[tuple[int, int]](), 0
+        self._skip_corrupt, self._corrupt, self._skipped = skip_corrupt, set[int](), set[tuple[int, int]]()
         self._open_shards = open_shards
         self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
@@ -96,15 +98,17 @@ class SampleReader:
 
     @property
     def replaced(self) -> int:
-        """Unreadable samples that `read_or_replace` has met."""
-        return len(self._bad)
+        """Samples that `read_or_replace` has met which are unreadable, or in a shard that was skipped."""
+        return len(self._bad) + len(self._skipped)
 
     def read_or_replace(self, shard: int, index: int) -> Decoded:
         """One sample or, where it cannot be decoded, the next one of its shard that can, whoever asks.
 
         Raises UnreadableImage where more than `max_bad` of what was read, and more than FEW, is unreadable.
+        Raises CorruptShard; with `skip_corrupt` the next shard's samples stand in, which do not count as bad.
         """
         self._read += 1
+        shard, index = self._sound(shard, index)
         count = self._shards[shard].count
         for step in range(count):
             place = (shard, (index + step) % count)
@@ -121,6 +125,23 @@ class SampleReader:
                         f"ingest with verify: decode. The last one: {error}"
                     ) from error
         raise UnreadableImage(f"no sample of {self._shards[shard].tar.address} can be decoded")
+
+    def _sound(self, shard: int, index: int) -> tuple[int, int]:
+        """The place itself or, where its shard is corrupt and to be skipped, one in the next shard that is not."""
+        place = (shard, index)
+        for step in range(len(self._shards) if self._skip_corrupt else 0):
+            number = (shard + step) % len(self._shards)
+            if number not in self._corrupt:
+                try:
+                    self.open(number)
+                except CorruptShard as error:
+                    self._corrupt.add(number)
+                    print(f"skipped, since corrupt_shards is skip: {error}", flush=True)
+                    continue
+                if step:
+                    self._skipped.add(place)
+                return number, index % self._shards[number].count
+        return place
 
     def open(self, number: int) -> _OpenShard:
         """A shard and its index, fetched where needed."""

@@ -292,3 +292,35 @@ def test_as_a_process_a_mistake_is_one_line_and_exit_code_2(home: Path):
     (line,) = found.stderr.splitlines()
     assert line.startswith("error: ")
     assert line.endswith("did you mean 'epochs'?")
+
+
+def test_data_sets_are_mixed_and_reduced_in_a_workflow_file(patchline, home: Path, tmp_path: Path):
+    for name in ("cat", "7"):
+        for number in range(40):
+            path = tmp_path / "photos" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 90, len(name))).save(path)
+    workflow = {
+        "digits": {"kind": "ingest", "source": {"kind": "digits"}},
+        "photos": {"kind": "ingest", "source": {"kind": "folder", "path": str(tmp_path / "photos")}},
+        "both": {"kind": "mixture", "data": ["digits", "photos"], "weights": [1, 2]},
+        "part": {"kind": "subset", "data": "both", "fraction": 0.5, "without": ["digits"]},
+    }
+    file = tmp_path / "data.yaml"
+    file.write_text(json.dumps({"name": "data", "stages": workflow}))
+    planned = patchline("plan", str(file))
+    assert planned.code == 0, planned
+    answer = patchline("run", str(file))
+    assert answer.code == 0, answer
+    again = patchline("run", str(file))
+    assert again.out.count("reused") == 4
+    workflow["both"]["weights"] = [1, 3]
+    file.write_text(json.dumps({"name": "data", "stages": workflow}))
+    changed = patchline("plan", str(file))
+    assert changed.out.count("reuse") >= 2
+    workflow["both"]["data"] = ["digits", "part"]
+    file.write_text(json.dumps({"name": "data", "stages": workflow}))
+    refused(patchline("plan", str(file)), "stages refer to each other in a circle")
+    workflow["both"]["data"] = ["digits", "photo"]
+    file.write_text(json.dumps({"name": "data", "stages": workflow}))
+    refused(patchline("plan", str(file)), "stages.both.data.1: got 'photo', expected one of the stages")

@@ -1,12 +1,17 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
 from cluster.errors import UserError
+from cluster.storage import NotFound, open_storage
+from stages.data.cache import CorruptShard, ShardCache
 from stages.data.config import DataConfig
 from stages.data.decode import UnreadableImage
+from stages.data.fetch_ahead import FetchAhead
 from stages.data.loader import TrainLoader, evaluation_batches
-from stages.data.manifest import dataset_meta
+from stages.data.manifest import base_folder, dataset_meta
 from stages.data.mixup import mix_images
 from stages.data.order import Order
 from tests.unit.stages.shards import shards
@@ -285,3 +290,97 @@ def test_an_unreadable_sample_is_replaced_by_the_next_of_its_shard_and_counted(d
                 assert torch.equal(images[where[shard, index]], untouched[where[shard, index + 1]])
     with pytest.raises(UnreadableImage, match=r"unreadable, more than max_bad=0\.001"):
         take([loader(digits, tmp_path, global_batch=total, **plain)], 1)
+
+
+@pytest.fixture
+def spoiled(digits, tmp_path):
+    """The digits with a flipped byte in the second training tar."""
+    storage, output = digits
+    shutil.copytree(storage.url.removeprefix("file://"), tmp_path / "copy")
+    copy = open_storage(f"file://{tmp_path / 'copy'}")
+    tar = tmp_path / "copy" / base_folder(output) / shards(copy, output, "train")[1].tar.address
+    body = bytearray(tar.read_bytes())
+    body[1000] ^= 1
+    tar.chmod(0o644)
+    tar.write_bytes(body)
+    return copy, output
+
+
+def test_a_corrupt_shard_stops_the_run_by_its_name(spoiled, tmp_path):
+    with pytest.raises(CorruptShard, match=r"train-000001\.tar was fetched twice"):
+        take([loader(spoiled, tmp_path, global_batch=600)], 1)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_corrupt_shard_that_is_skipped_gives_way_to_the_next(digits, spoiled, tmp_path, world_size):
+    plain = {"crop_area": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": False}
+    total = dataset_meta(digits[1]).splits["train"].count // 3 * 3
+    untouched, labels, samples = take([loader(digits, tmp_path / "whole", global_batch=total, **plain)], 1)
+    ranks = [
+        loader(
+            spoiled,
+            tmp_path,
+            rank=rank,
+            world_size=world_size,
+            global_batch=total,
+            corrupt_shards="skip",
+            max_bad=0.0,
+            loader_threads=0,
+            **plain,
+        )
+        for rank in range(world_size)
+    ]
+    images, found, _ = take(ranks, 1)
+    counts = shards(*digits, "train").counts
+    order = Order(counts=counts, seed=SEED, streams=3, window=50)
+    _, tars, indices = order.locate(samples)
+    where = {(s, i): row for row, (s, i) in enumerate(zip(tars.tolist(), indices.tolist(), strict=True))}
+    for (tar, index), row in where.items():
+        stand_in = where.get((2, index % counts[2]) if tar == 1 else (tar, index))
+        if stand_in is not None:
+            assert torch.equal(images[row], untouched[stand_in])
+            assert found[row] == labels[stand_in]
+    assert sum(own.replaced for own in ranks) == (tars == 1).sum()
+
+
+def cached(folder):
+    return {path.stem for path in folder.glob("*.cached")}
+
+
+def test_shards_are_fetched_one_window_ahead(digits, tmp_path):
+    storage, output = digits
+    cache = ShardCache(storage, base_folder(output), tmp_path / "cache")
+    own = shards(storage, output, "train")
+    order = Order(counts=own.counts, seed=SEED, streams=2, window=50)
+    assert order.ahead == 100
+
+    def used(start, stop):
+        _, numbers, _ = order.locate(range(start, stop))
+        return {own[number].tar.sha256 for number in set(numbers.tolist())}
+
+    ahead = FetchAhead(cache, own, order, start=0, limit_bytes=10**9)
+    ahead.look(np.arange(0, 30))
+    ahead._pool.shutdown(wait=True)
+    expected = used(0, 100) | used(100, 130)
+    assert expected < used(0, order.total), "or nothing would be shown"
+    tars = {shard.tar.sha256 for shard in own}
+    assert cached(tmp_path / "cache") & tars == expected
+
+
+def test_nothing_is_fetched_ahead_that_the_cache_would_not_hold(digits, tmp_path, capsys):
+    batches = loader(digits, tmp_path, cache_gigabytes=1e-4, loader_threads=0)
+    batches.close()
+    assert "two windows need 0 GB of cache; set cache_gigabytes" in capsys.readouterr().out
+    assert not cached(tmp_path / "cache") & {shard.tar.sha256 for shard in shards(*digits, "train")}
+
+
+def test_what_fails_ahead_is_told_when_it_is_needed(digits, tmp_path, capsys):
+    storage, output = digits
+    shutil.copytree(storage.url.removeprefix("file://"), tmp_path / "copy")
+    copy = open_storage(f"file://{tmp_path / 'copy'}")
+    for tar in (tmp_path / "copy").rglob("train-*.tar"):
+        tar.unlink()
+    batches = loader((copy, output), tmp_path)
+    with pytest.raises(NotFound):
+        next(batches)
+    batches.close()

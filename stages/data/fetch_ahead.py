@@ -1,0 +1,83 @@
+"""Fetches whole shards into the node's cache before their samples are asked for.
+
+All samples of a window are mixed, so all of its shards are needed when it begins. The order is known: the
+shards that are looked at are those of the samples one window further in every stream.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+
+from stages.data.cache import ShardCache
+from stages.data.mixed_order import MixedOrder
+from stages.data.order import Numbers, Order
+from stages.data.table import Shard
+
+THREADS = 4
+"""Shards that are fetched at once; each comes in several parts at once."""
+_REMEMBERED = 4096
+
+
+class FetchAhead:
+    """Keeps the shards of this window and of the next one on this node, in background threads.
+
+    What fails here is fetched again, and told, when it is needed. Nothing is fetched ahead where `limit_bytes`,
+    the size of the cache, would not hold both windows: then one would push the other out.
+    """
+
+    def __init__(
+        self, cache: ShardCache, shards: Sequence[Shard], order: Order | MixedOrder, start: int, limit_bytes: int
+    ) -> None:
+        self._cache, self._shards, self._order = cache, shards, order
+        self._wanted: OrderedDict[int, None] = OrderedDict()
+        self._pool: ThreadPoolExecutor | None = None
+        first, second = (self._numbers(order, start + turn * order.ahead, order.ahead) for turn in range(2))
+        needed = sum(shards[number].tar.bytes for number in {*first, *second})
+        if needed > limit_bytes:
+            print(
+                f"shards are not fetched ahead: two windows need {needed / 1e9:.0f} GB of cache; set cache_gigabytes",
+                flush=True,
+            )
+            return
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch-ahead")
+        self._want(first)
+
+    def look(self, samples: Numbers) -> None:
+        """Fetch the shards of the samples that come one window after these global sample numbers [n]."""
+        if self._pool is not None:
+            _, shards, _ = self._order.locate(samples + self._order.ahead)
+            self._want(np.unique(shards).tolist())
+
+    def close(self) -> None:
+        """Begin no other fetch, and wait for those under way."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    @staticmethod
+    def _numbers(order: Order | MixedOrder, start: int, count: int) -> list[int]:
+        """Shards of some samples, each once, in the order of their first use."""
+        _, shards, _ = order.locate(range(start, start + count))
+        found, places = np.unique(shards, return_index=True)
+        return found[np.argsort(places)].tolist()
+
+    def _want(self, numbers: Iterable[int]) -> None:
+        assert self._pool is not None
+        for number in numbers:
+            if number not in self._wanted:
+                self._pool.submit(self._fetch, number)
+            self._wanted[number] = None
+            self._wanted.move_to_end(number)
+            if len(self._wanted) > _REMEMBERED:
+                self._wanted.popitem(last=False)
+
+    def _fetch(self, number: int) -> None:
+        shard = self._shards[number]
+        with suppress(Exception):
+            for file in (shard.index, shard.tar):
+                os.close(self._cache.open(file))
