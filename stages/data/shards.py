@@ -55,9 +55,7 @@ class ShardWriter:
         self._write(bytes(-self._place % _RECORD))
 
     def _member(self, name: str, data: bytes) -> None:
-        info = tarfile.TarInfo(name)
-        info.size, info.mode = len(data), 0o444
-        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        self._write(_header(name, len(data)))
         self._write(data)
         if padding := -len(data) % _BLOCK:
             self._write(bytes(padding))
@@ -65,6 +63,38 @@ class ShardWriter:
     def _write(self, data: bytes) -> None:
         self._sink.write(data)
         self._place += len(data)
+
+
+def _header(name: str, size: int) -> bytes:
+    """A file's header in ustar form (POSIX.1-1988): mode 0444, and zero for owner and time.
+
+    tarfile makes the same bytes; its general way takes a fifth of the time of ingestion.
+    """
+    encoded = name.encode()
+    if len(encoded) > _NAME or size >= 8**11:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = size, 0o444
+        return info.tobuf(tarfile.USTAR_FORMAT)
+    header = bytearray(_TEMPLATE)
+    header[: len(encoded)] = encoded
+    header[_SIZE] = b"%011o" % size
+    # The sum of all bytes, with the field itself taken as spaces.
+    header[_CHECKSUM] = b"%06o\0" % sum(header)
+    return bytes(header)
+
+
+def _template() -> bytes:
+    """The header of an empty file without a name, with spaces for the checksum."""
+    info = tarfile.TarInfo("")
+    info.mode = 0o444
+    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    header[148:156] = b" " * 8
+    return bytes(header)
+
+
+_NAME, _SIZE, _CHECKSUM = 100, slice(124, 135), slice(148, 155)
+"""Longest name, and the places of size and checksum in a header."""
+_TEMPLATE = _template()
 
 
 def _json_labels(labels: Sequence[int]) -> bytes:

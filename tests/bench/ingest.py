@@ -132,13 +132,13 @@ def ingest(folder: Path, turn: int) -> tuple[float, float]:
 
 @contextmanager
 def peak_of_workers() -> Iterator[list[float]]:
-    """The largest resident size of a Ray worker that runs tasks, looked at ten times a second."""
+    """The largest resident size of a Ray worker that runs tasks, looked at twice a second."""
     import psutil
 
     peak, closed = [0.0], threading.Event()
 
     def watch() -> None:
-        while not closed.wait(0.1):
+        while not closed.wait(0.5):
             for process in psutil.process_iter(["name", "memory_info"]):
                 if (process.info["name"] or "").startswith("ray::") and process.info["memory_info"]:
                     peak[0] = max(peak[0], process.info["memory_info"].rss / 1e6)

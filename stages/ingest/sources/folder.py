@@ -45,10 +45,13 @@ class Folder:
         return sha256(canonical_json([[entry[2:] for entry in self._files], map_digest(self._map)]))
 
     def read(self, references: Sequence[Reference]) -> Iterator[RawImage | Missing]:
+        root = str(self._root)
         for reference in references:
             name = str(reference)
             try:
-                yield RawImage(name=name, data=(self._root / name).read_bytes())
+                # Unbuffered: a file is read at once.
+                with open(f"{root}/{name}", "rb", buffering=0) as file:
+                    yield RawImage(name=name, data=file.readall())
             except OSError as error:
                 yield Missing(name=name, reason=f"cannot be read: {error.strerror}")
 
