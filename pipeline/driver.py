@@ -18,6 +18,7 @@ from types import FrameType
 from cluster.connect import disconnect
 from cluster.errors import UserError
 from cluster.storage import NotFound, Storage
+from cluster.tasks import warm_up
 from pipeline.config import Workflow, parse_workflow
 from pipeline.head import LeaseLost
 from pipeline.logs import LogShipper
@@ -56,6 +57,8 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
     `number` counts the drivers that were submitted for it.
     """
     workflow = read_workflow(storage, workflow_id)
+    if ray:
+        warm_up(_import_for_tasks)
     owner = f"{workflow_id}/{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     with (
         LogShipper(storage, f"workflows/{workflow_id}/logs/driver-{owner.rsplit('/', 1)[1]}"),
@@ -76,6 +79,14 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
             state = runner.run()
         tracker.workflow_ended(state)
     return state
+
+
+def _import_for_tasks(_: None) -> None:
+    """What most tasks need: images, their shards and the storage."""
+    import stages.ingest.shard  # noqa: F401
+    from cluster.storage import open_storage
+
+    open_storage("s3://patchline")
 
 
 @contextmanager
