@@ -47,7 +47,7 @@ def start_s3(home: Path, secrets: Secrets) -> tuple[Process, dict[str, int]]:
     data = home / "s3"
     data.mkdir(exist_ok=True, mode=0o700)
     command = [
-        *(binary, f"-logdir={home / 'logs'}", "server", f"-dir={data}"),
+        *(binary, "-logtostderr=true", "server", f"-dir={data}"),
         *(f"-ip={HOST}", f"-ip.bind={HOST}", "-filer", "-s3"),
         *(f"-s3.config={config}", f"-s3.ip.bind={HOST}", "-s3.iam=false", "-s3.autoCreateBucket=false"),
         # Volumes grow as they fill; many small ones suit a folder that holds anything from megabytes up.

@@ -62,7 +62,8 @@ class FetchAhead:
     @staticmethod
     def _numbers(order: Order | MixedOrder, start: int, count: int) -> list[int]:
         """Shards of some samples, each once, in the order of their first use."""
-        _, shards, _ = order.locate(range(start, start + count))
+        # Of windows of many millions, one sample in so many finds the shards too.
+        _, shards, _ = order.locate(range(start, start + count, max(1, count >> 20)))
         found, places = np.unique(shards, return_index=True)
         return found[np.argsort(places)].tolist()
 
