@@ -103,7 +103,7 @@ def test_the_help_of_a_command_shows_how_to_use_it(patchline, name: str):
         (["pretrain.model.depht=3"], "stages.pretrain.model.depht: unknown field; did you mean 'depth'?"),
         (["pretrain.zero_stage=7"], "stages.pretrain.zero_stage: got 7, expected 0, 1, 2 or 3"),
         (["pretrain.lr=fast"], "stages.pretrain.lr: got 'fast', expected a valid number"),
-        (["pretrain.updates=5"], "stages.pretrain: give one of epochs and updates, got epochs=60.0 and updates=5"),
+        (["pretrain.updates=5"], "stages.pretrain: give one of epochs and updates, got epochs=80.0 and updates=5"),
         (["pretrain.workers=3"], "global_batch=128 is not a multiple of workers=3: try workers=2"),
         (["finetune.from=ingest"], "stages.finetune.from: stage 'ingest' makes a dataset, expected one that makes a m"),
         (["pretrain.lr"], "-o pretrain.lr: expected a field and a value, for example -o pretrain.epochs=3"),
