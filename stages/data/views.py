@@ -10,9 +10,9 @@ import numpy as np
 
 from cluster.storage import Storage
 from stages.context import Context, Output, sha256
-from stages.data.cache import ShardCache
+from stages.data.cache import CorruptShard, ShardCache, locate
 from stages.data.dataset import open_shards
-from stages.data.index import Index
+from stages.data.index import Index, read_index
 from stages.data.manifest import Split, base_folder
 from stages.data.table import File, Shard, table_bytes
 
@@ -31,6 +31,18 @@ def absolute_shards(storage: Storage, output: Output, split: str) -> list[Shard]
         Shard(tar=absolute(storage, output, shard.tar), index=absolute(storage, output, shard.index), count=shard.count)
         for shard in shards
     ]
+
+
+def shard_index(storage: Storage, shard: Shard) -> Index:
+    """The index of a shard with absolute addresses, past the cache: views read each one once.
+
+    Raises CorruptShard where its bytes are not those of its table.
+    """
+    place, key = locate(storage, "", shard.index.address)
+    body = place.read(key)
+    if sha256(body) != shard.index.sha256:
+        raise CorruptShard(f"{shard.index.address} has not the sha256 {shard.index.sha256} of its table")
+    return read_index(body)
 
 
 def select(index: Index, kept: Sequence[int]) -> Index:

@@ -18,6 +18,11 @@ def sample_hashes(index: Index, tar: File, seed: int) -> NDArray[np.float64]:
     return uniform(seed, f"subset {tar.sha256}", index.offsets.astype(np.int64), 1)[:, 0]
 
 
+def strata(index: Index) -> NDArray[np.int32]:
+    """What samples are chosen within, [n]: their class, or 0 for all where samples have several."""
+    return index.labels if index.starts is None else np.zeros(len(index), dtype=np.int32)
+
+
 def kept_of(count: int, fraction: float, per_class: int | None) -> int:
     """How many of a class of `count` samples are kept: rounded, and one at least."""
     kept = max(1, int(fraction * count + 0.5)) if count else 0
@@ -33,7 +38,7 @@ def thresholds(
     """
     found = np.full(classes, -1.0)
     order = np.argsort(labels, kind="stable")
-    edges = np.searchsorted(labels[order], np.arange(classes + 1))
+    edges = np.cumsum([0, *np.bincount(labels, minlength=classes)])
     for label in range(classes):
         own = hashes[order[edges[label] : edges[label + 1]]]
         if len(own):

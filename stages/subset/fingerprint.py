@@ -9,7 +9,7 @@ one kind of thing in one pose share it; so a small thumbnail is kept beside it, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +21,12 @@ from scipy.fft import dctn
 SIDE, LOW, THUMBNAIL = 32, 8, 16
 LEAST_CONTRAST = 4.0
 """Standard deviation of the luminance, in grey levels, below which an image is compared exactly alone: the
-frequencies of a flat image are noise of its encoding."""
+frequencies of a flat image are mostly noise of its encoding, and all blank ones have one hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprints:
-    """Of n images."""
+    """Of n images. One that cannot be decoded matches nothing: its digest is zero, and it counts as flat."""
 
     exact: NDArray[np.uint8]
     """sha256 of height, width and decoded RGB pixels, [n, 32]."""
@@ -36,9 +36,16 @@ class Fingerprints:
     """Luminance [n, THUMBNAIL²], each with mean 0 and standard deviation 32."""
     flat: NDArray[np.bool_]
     """Whether an image has too little contrast for the last two, [n]."""
+    small: NDArray[np.bool_]
+    """Whether a side is shorter than the SIDE pixels that the last three are made from, [n]."""
 
     def __len__(self) -> int:
         return len(self.looks)
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """Whether an image could be decoded, [n]."""
+        return np.any(self.exact, axis=1, keepdims=True)[:, 0]
 
     def to_bytes(self) -> bytes:
         """The stored form, which `read_fingerprints` takes."""
@@ -55,15 +62,20 @@ def join(parts: Sequence[Fingerprints]) -> Fingerprints:
     return Fingerprints(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
-def fingerprints(images: Sequence[Image.Image]) -> Fingerprints:
-    """Of RGB images."""
-    looks, thumbnails, flat = zip(*(_look(image) for image in images), strict=True) if images else ((), (), ())
+def fingerprints(images: Iterable[Image.Image | None]) -> Fingerprints:
+    """Of RGB images, taken one by one; None stands for one that cannot be decoded."""
+    rows = [_UNREADABLE if image is None else (_exact(image), *_look(image)) for image in images]
+    exact, looks, thumbnails, flat, small = zip(*rows, strict=True) if rows else ((), (), (), (), ())
     return Fingerprints(
-        exact=np.frombuffer(b"".join(map(_exact, images)), np.uint8).reshape(-1, 32),
+        exact=np.frombuffer(b"".join(exact), np.uint8).reshape(-1, 32),
         looks=np.array(looks, dtype=np.uint64),
         thumbnails=np.array(thumbnails, dtype=np.int8).reshape(-1, THUMBNAIL**2),
         flat=np.array(flat, dtype=bool),
+        small=np.array(small, dtype=bool),
     )
+
+
+_UNREADABLE = (bytes(32), 0, np.zeros(THUMBNAIL**2, dtype=np.int8), True, True)
 
 
 def _exact(image: Image.Image) -> bytes:
@@ -71,15 +83,15 @@ def _exact(image: Image.Image) -> bytes:
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
 
 
-def _look(image: Image.Image) -> tuple[int, NDArray[np.int8], bool]:
-    small = image.convert("L").resize(
-        (SIDE, SIDE), Image.Resampling.BOX if min(image.size) >= SIDE else Image.Resampling.BILINEAR
-    )
-    luminance = np.asarray(small, dtype=np.float64)
-    frequencies = np.asarray(dctn(luminance))[:LOW, :LOW]
+def _look(image: Image.Image) -> tuple[int, NDArray[np.int8], bool, bool]:
+    small = min(image.size) < SIDE
+    reduced = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR if small else Image.Resampling.BOX)
+    luminance = np.asarray(reduced, dtype=np.float64)
+    # Rounded, so that what symmetry makes zero is zero on every machine, not the noise of its sums.
+    frequencies = np.round(np.asarray(dctn(luminance))[:LOW, :LOW], 3)
     bits = frequencies > np.median(frequencies)
     look = int.from_bytes(np.packbits(bits).tobytes(), "big")
     blocks = luminance.reshape(THUMBNAIL, SIDE // THUMBNAIL, THUMBNAIL, SIDE // THUMBNAIL).mean(axis=(1, 3))
-    contrast = float(luminance.std())
     normal = (blocks - blocks.mean()) / max(float(blocks.std()), 1e-9) * 32
-    return look, np.clip(np.rint(normal), -127, 127).astype(np.int8).reshape(-1), contrast < LEAST_CONTRAST
+    thumbnail = np.clip(np.rint(normal), -127, 127).astype(np.int8).reshape(-1)
+    return look, thumbnail, float(luminance.std()) < LEAST_CONTRAST, small

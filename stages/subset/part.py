@@ -9,7 +9,7 @@ from cluster.errors import check_format
 from cluster.storage import NotFound, Storage
 from stages.context import canonical_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,16 @@ class Removed:
     """Of its image in the tar, in bytes."""
     distance: int | None
     """Differing bits of the perceptual hashes; None where the pixels are the same."""
-    other: str
-    """For example `evaluation/test-000003:17`: stage, split, shard and index of the other."""
+    other: int
+    """Number of the evaluation image that it is a copy of (see `stages.subset.others`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """A sample that cannot be decoded, and so is kept without a comparison: training counts and replaces it."""
+
+    index: int
+    offset: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +39,7 @@ class Part:
     """Of one shard."""
 
     removed: tuple[Removed, ...]
-    unreadable: int
-    """Images that cannot be decoded; they are kept, since training counts and replaces them."""
+    unreadable: tuple[Unreadable, ...]
 
 
 def read_part(storage: Storage, key: str) -> Part | None:
@@ -41,8 +48,11 @@ def read_part(storage: Storage, key: str) -> Part | None:
         document = json.loads(storage.read(key))
     except NotFound:
         return None
-    check_format(document.pop("format"), FORMAT, key)
-    return Part(removed=tuple(Removed(**one) for one in document["removed"]), unreadable=document["unreadable"])
+    check_format(document["format"], FORMAT, key)
+    return Part(
+        removed=tuple(Removed(**one) for one in document["removed"]),
+        unreadable=tuple(Unreadable(**one) for one in document["unreadable"]),
+    )
 
 
 def write_part(storage: Storage, key: str, part: Part) -> None:

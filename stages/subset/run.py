@@ -2,55 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.errors import UserError
-from stages.context import Context, Inputs, Output, Result, sha256
+from stages.context import Context, Inputs, Result, sha256
 from stages.data.manifest import DatasetMeta, Split, dataset_meta
-from stages.data.table import Shard
+from stages.data.table import File, Shard
 from stages.data.views import absolute_shards, write_split
-from stages.subset.choice import thresholds
 from stages.subset.config import SubsetConfig
 from stages.subset.fingerprint import join, read_fingerprints
+from stages.subset.others import Others, find_others
 from stages.subset.part import Part
-from stages.subset.tasks import (
-    ChoiceTask,
-    MatchTask,
-    SelectTask,
-    ShardTask,
-    hash_shard,
-    match_shard,
-    print_shard,
-    select_shard,
-)
+from stages.subset.report import Found, table, write_report
+from stages.subset.selection import choose
+from stages.subset.tasks import MatchTask, ShardTask, match_shard, print_shard
 
-NOTHING = Part(removed=(), unreadable=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """One run of the stage."""
-
-    config: SubsetConfig
-    context: Context
-    meta: DatasetMeta
-
-    def task(self, name: str, number: int, shard: Shard) -> dict[str, Any]:
-        """What every task over the shard with this number of a split is told."""
-        context = self.context
-        return {
-            "storage": context.storage,
-            "folder": context.folder,
-            "name": f"{name}-{number:06d}",
-            "shard": shard,
-        }
+NOTHING = Part(removed=(), unreadable=())
 
 
 def run(config: SubsetConfig, inputs: Inputs, context: Context) -> Result:
@@ -58,143 +30,99 @@ def run(config: SubsetConfig, inputs: Inputs, context: Context) -> Result:
     meta = dataset_meta(inputs["data"])
     if config.per_class is not None and meta.multi_label:
         raise UserError(f"per_class={config.per_class}: samples of {meta.name!r} have several labels; use fraction")
-    this = _Run(config=config, context=context, meta=meta)
     shards = {name: absolute_shards(context.storage, inputs["data"], name) for name in meta.splits}
     reduced = {name: shards[name] for name in dict.fromkeys(config.splits) if meta.split(name)}
-    parts = _find_copies(this, inputs, reduced)
-    files, splits = [_write_report(context, reduced, parts)], {}
+    others = find_others(config, inputs, context.storage)
+    found, unreadable = _find_copies(config, context, reduced, others)
+    files, splits = write_report(context, config.data, found, others, unreadable), {}
     for name, split in meta.splits.items():
-        kept, counts = shards[name], list(split.class_counts)
         if name in reduced:
-            chosen, counts = _choose(this, name, shards[name], parts[name])
-            split, kept = _without_empty(split, chosen)
-        entry, written = write_split(context, name, kept, counts)
+            split, kept = _reduce(config, context, name, meta, found[name])
+        else:
+            kept = shards[name]
+        entry, written = write_split(context, name, kept, split.class_counts)
         files.append(entry)
         splits[name] = replace(written, parts=split.parts)
-    made = replace(meta, name=config.name or meta.name, splits=splits)
+    made = replace(meta, name=config.name or _name(config, meta.name), splits=splits)
     output = context.commit("dataset", files, made.to_meta())
-    rows = [_row(name, meta.split(name), splits[name], parts[name]) for name in reduced]
-    names = ("images", "equal", "near", "kept")
-    metrics = {name: float(sum(row[name] for row in rows)) for name in names}
-    unreadable = sum(part.unreadable for own in parts.values() for part in own)
-    return Result(output=output, metrics={**metrics, "unreadable": float(unreadable)}, tables={"subset": rows})
+    rows = table(found, meta.splits, splits)
+    return Result(output=output, metrics=_metrics(rows, len(unreadable)), tables={"subset": rows})
 
 
-def _find_copies(this: _Run, inputs: Inputs, shards: dict[str, list[Shard]]) -> dict[str, list[Part]]:
-    """What other data sets have too, of each shard of each split."""
-    config, context = this.config, this.context
+def _find_copies(
+    config: SubsetConfig, context: Context, reduced: Mapping[str, Sequence[Shard]], others: Others
+) -> tuple[Found, list[int]]:
+    """What others have too, of each shard of each split; and the numbers of others' images that are unreadable."""
     if not config.without:
-        return {name: [NOTHING] * len(own) for name, own in shards.items()}
-    others = [
-        (f"{stage}/{split}-{number:06d}", shard)
-        for place, stage in enumerate(config.without)
-        for split in _evaluation_splits(config, stage, inputs[f"without.{place}"])
-        for number, shard in enumerate(absolute_shards(context.storage, inputs[f"without.{place}"], split))
-    ]
+        return {name: [(shard, NOTHING) for shard in own] for name, own in reduced.items()}, []
+    prints, unreadable = _print_others(context, others)
     tasks = (
-        ShardTask(storage=context.storage, folder=context.folder, name=name, shard=shard) for name, shard in others
+        MatchTask(storage=context.storage, folder=context.folder, shard=shard, prints=prints, near=config.near)
+        for own in reduced.values()
+        for shard in own
     )
+    parts = iter(context.tasks(match_shard, tasks, label="copies"))
+    return {name: [(shard, next(parts)) for shard in own] for name, own in reduced.items()}, unreadable
+
+
+def _print_others(context: Context, others: Others) -> tuple[File, list[int]]:
+    """Store the fingerprints of all of the others' images as one file; and which of them are unreadable."""
+    tasks = (ShardTask(storage=context.storage, folder=context.folder, shard=row.shard) for row in others.rows)
     keys = list(context.tasks(print_shard, tasks, label="fingerprints"))
     everything = join([read_fingerprints(context.storage.read(key)) for key in keys])
     body = everything.to_bytes()
-    prints = f"{context.folder}/prints/all-{sha256(body)[:20]}.safetensors"
-    context.storage.write(prints, body)
-    names = tuple((name, shard.count) for name, shard in others)
-    matching = (
-        MatchTask(**this.task(name, number, shard), prints=prints, names=names, near=config.near)
-        for name, own in shards.items()
-        for number, shard in enumerate(own)
-    )
-    found = iter(context.tasks(match_shard, matching, label="copies"))
-    return {name: [next(found) for _ in own] for name, own in shards.items()}
+    file = File(address=f"prints/all-{sha256(body)[:20]}.safetensors", bytes=len(body), sha256=sha256(body))
+    context.storage.write(f"{context.folder}/{file.address}", body)
+    return file, np.flatnonzero(~everything.readable).tolist()
 
 
-def _evaluation_splits(config: SubsetConfig, stage: str, output: Output) -> list[str]:
-    meta = dataset_meta(output)
-    found = [name for name in config.without_splits if name in meta.splits]
-    if not found:
-        raise UserError(
-            f"without: data set {meta.name!r} of {stage} has none of without_splits={list(config.without_splits)}: "
-            f"it has {', '.join(meta.splits)}"
-        )
-    return found
-
-
-def _choose(
-    this: _Run, name: str, shards: Sequence[Shard], parts: Sequence[Part]
-) -> tuple[list[Shard | None], list[int]]:
-    """The shards of what is kept of a split, and its samples by label."""
-    common = [
-        {
-            **this.task(name, number, shard),
-            "removed": tuple(removed.index for removed in part.removed),
-            "seed": this.context.seed,
-        }
-        for number, (shard, part) in enumerate(zip(shards, parts, strict=True))
-    ]
-    limits = _limits(this, common)
-    tasks = (SelectTask(**fields, thresholds=limits) for fields in common)
+def _reduce(
+    config: SubsetConfig, context: Context, name: str, meta: DatasetMeta, found: Sequence[tuple[Shard, Part]]
+) -> tuple[Split, list[Shard]]:
+    """What is kept of a split: its description, with the new class counts, and its shards."""
+    classes = 1 if meta.multi_label else len(meta.classes)
     chosen: list[Shard | None] = []
     counts: Counter[int] = Counter()
-    for shard, own in this.context.tasks(select_shard, tasks, label="indexes"):
+    for shard, own in choose(config, context, name, classes, found):
         chosen.append(shard)
         counts.update(own)
     if not any(chosen):
-        raise UserError(f"split {name}: nothing is left of it; see removed.jsonl, or raise fraction")
-    return chosen, [counts[label] for label in range(len(this.meta.classes))]
+        raise UserError(
+            f"split {name}: nothing is left, since all of its {meta.split(name).count} images are in "
+            f"{', '.join(config.without)}; see {context.storage.url}/{context.prefix}/removed.jsonl"
+        )
+    split = replace(meta.split(name), class_counts=tuple(counts[label] for label in range(len(meta.classes))))
+    return _without_empty(name, split, chosen)
 
 
-def _limits(this: _Run, common: Sequence[dict[str, Any]]) -> NDArray[np.float64] | None:
-    """The largest hash to keep, of each class or, where samples have several labels, of all samples together."""
-    config = this.config
-    if config.fraction == 1 and config.per_class is None:
-        return None
-    tasks = (ChoiceTask(**fields) for fields in common)
-    hashes, labels = zip(*this.context.tasks(hash_shard, tasks, label="hashes"), strict=True)
-    together = np.concatenate(hashes)
-    if this.meta.multi_label:
-        return thresholds(together, np.zeros(len(together), dtype=np.int32), 1, config.fraction, None)
-    return thresholds(together, np.concatenate(labels), len(this.meta.classes), config.fraction, config.per_class)
-
-
-def _without_empty(split: Split, chosen: Sequence[Shard | None]) -> tuple[Split, list[Shard]]:
+def _without_empty(name: str, split: Split, chosen: Sequence[Shard | None]) -> tuple[Split, list[Shard]]:
     """The shards that have samples; of a mixture, its parts with as many shards as they still have."""
     parts, start = [], 0
-    for part in split.parts:
+    for number, part in enumerate(split.parts):
         left = sum(shard is not None for shard in chosen[start : start + part.shards])
         start += part.shards
         if not left:
-            raise UserError("nothing is left of one of the data sets that are mixed: leave it out of the mixture")
+            raise UserError(
+                f"split {name}: nothing is left of number {number + 1} of the {len(split.parts)} data sets that are "
+                "mixed: leave it out of the mixture"
+            )
         parts.append(replace(part, shards=left))
     return replace(split, parts=tuple(parts)), [shard for shard in chosen if shard is not None]
 
 
-def _write_report(context: Context, shards: dict[str, list[Shard]], parts: dict[str, list[Part]]) -> dict[str, Any]:
-    """Store what was left out as a copy, and of what; returns the file's entry for the manifest."""
-    lines = [
-        {
-            "split": name,
-            "shard": shard.tar.address,
-            "index": removed.index,
-            "offset": removed.offset,
-            "reason": "equal pixels" if removed.distance is None else "near",
-            "distance": removed.distance,
-            "copy_of": removed.other,
-        }
-        for name, own in parts.items()
-        for shard, part in zip(shards[name], own, strict=True)
-        for removed in part.removed
-    ]
-    return context.write("removed.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines).encode())
+def _name(config: SubsetConfig, name: str) -> str:
+    """For example `photos deduplicated 10%`."""
+    words = [name]
+    if config.without:
+        words.append("deduplicated")
+    if config.fraction < 1:
+        words.append(f"{100 * config.fraction:g}%")
+    if config.per_class is not None:
+        words.append(f"{config.per_class} a class")
+    return " ".join(words)
 
 
-def _row(name: str, before: Split, after: Split, parts: Sequence[Part]) -> dict[str, Any]:
-    distances = [removed.distance for part in parts for removed in part.removed]
-    equal = sum(distance is None for distance in distances)
-    return {
-        "split": name,
-        "images": before.count,
-        "equal": equal,
-        "near": len(distances) - equal,
-        "kept": after.count,
-    }
+def _metrics(rows: Sequence[dict[str, Any]], unreadable_others: int) -> dict[str, float]:
+    names = ("images", "removed_exact", "removed_near", "unreadable", "kept")
+    totals = {name: float(sum(row[name] for row in rows)) for name in names}
+    return {**totals, "unreadable_others": float(unreadable_others)}

@@ -70,9 +70,10 @@ def main() -> None:
         for how, copy in COPIES.items()
     }
     train = fingerprints(training)
-    for least in (0.0, matches.LEAST_LIKENESS):
-        matches.LEAST_LIKENESS = least
-        print(f"\nlikeness of thumbnails at least {least}\n{'':>24}" + "".join(f"{d:>8}" for d in DISTANCES))
+    for least, of_small in ((0.0, 0.0), (matches.LEAST_LIKENESS, matches.LEAST_LIKENESS_OF_SMALL)):
+        matches.LEAST_LIKENESS, matches.LEAST_LIKENESS_OF_SMALL = least, of_small
+        print(f"\nlikeness of thumbnails at least {least}, of small images {of_small}")
+        print(" " * 24 + "".join(f"{distance:>8}" for distance in DISTANCES))
         for name, own in prints.items():
             for how in COPIES:
                 row = [recall(own, copies[name, how], near) for near in DISTANCES]
@@ -145,6 +146,7 @@ def speed() -> float:
             looks=looks,
             thumbnails=random.integers(-90, 90, (count, 256), dtype=np.int8),
             flat=np.zeros(count, dtype=bool),
+            small=np.zeros(count, dtype=bool),
         )
 
     matcher, images = Matcher(made(100_000), DEFAULT_NEAR), made(10_000)
