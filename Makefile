@@ -13,10 +13,9 @@ install: .venv/installed
 demo: install
 	$(BIN)/patchline demo
 
-# Integration tests have the machine to themselves: each of them starts as many processes as there are cores.
+# The long files first, so that the short ones fill the gaps between them.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit tests/contract
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration tests/unit tests/contract
 
 unit: install
 	$(BIN)/python -m pytest tests/unit
