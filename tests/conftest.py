@@ -10,11 +10,16 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from cluster import local
 from cluster.local.stack import Stack
 from cluster.storage import Storage, open_storage
+
+# A slow machine is no defect of what is tested.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -63,7 +63,6 @@ specs = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(shapes, specs, st.integers(1, 9))
 def test_every_size_of_image_comes_to_the_resolution_and_flat_ones_stay_flat(shape, spec, resolution):
     for grey in (0, 1, 77, 200, 255):
@@ -73,7 +72,6 @@ def test_every_size_of_image_comes_to_the_resolution_and_flat_ones_stay_flat(sha
         assert np.array_equal(found, np.full((resolution, resolution, 3), grey))
 
 
-@settings(deadline=None)
 @given(shapes, specs, st.integers(1, 9))
 def test_the_image_is_not_written_to(shape, spec, resolution):
     image = noise(*shape)
@@ -82,7 +80,6 @@ def test_the_image_is_not_written_to(shape, spec, resolution):
     assert np.array_equal(image, noise(*shape))
 
 
-@settings(deadline=None)
 @given(shapes, specs, st.integers(1, 9))
 def test_channels_are_treated_alike_and_apart(shape, spec, resolution):
     image = noise(*shape)
@@ -91,7 +88,6 @@ def test_channels_are_treated_alike_and_apart(shape, spec, resolution):
     assert np.array_equal(turned, found[..., [2, 0, 1]])
 
 
-@settings(deadline=None)
 @given(shapes, st.integers(1, 30))
 def test_resize_takes_the_whole_image_and_rounds(shape, resolution):
     image = noise(*shape)
@@ -99,7 +95,6 @@ def test_resize_takes_the_whole_image_and_rounds(shape, resolution):
     assert abs(evaluation_image(image, RESIZE, resolution) - exact).max() < 1.01
 
 
-@settings(deadline=None)
 @given(shapes, st.integers(1, 30), st.integers(0, 20))
 def test_resize_then_crop_ignores_proportions_and_cuts_fractions_off(shape, resolution, more):
     size = resolution + more
@@ -110,7 +105,6 @@ def test_resize_then_crop_ignores_proportions_and_cuts_fractions_off(shape, reso
     assert_cut_off(evaluation_image(image, resize_then_crop(size), resolution), exact)
 
 
-@settings(deadline=None)
 @given(shapes, st.integers(1, 30), st.integers(0, 20))
 def test_resize_small_then_crop_keeps_proportions_and_takes_means_over_areas(shape, resolution, more):
     size = resolution + more

@@ -92,7 +92,7 @@ def whole(layouts, cache):
     accumulation=st.sampled_from([1, 2, 5]),
     start=st.integers(0, 4 * GLOBAL_BATCH),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_row_is_the_same_on_any_machines_from_any_place(
     layouts, whole, cache, layout, world_size, threads, accumulation, start
 ):
@@ -126,7 +126,7 @@ def test_an_epoch_holds_each_picture_once_and_the_next_one_in_another_order(whol
     threads=st.sampled_from([0, 1, 3]),
     batch=st.integers(1, 100),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_evaluation_reads_each_picture_once_in_equal_steps(layouts, cache, layout, world_size, threads, batch):
     storage, output = layouts[layout]
     labels, steps = [], set()

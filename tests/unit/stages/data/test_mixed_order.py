@@ -23,7 +23,6 @@ def mixture(weights, counts=((40, 7), (3, 3, 3), (500,)), seed=5):
 
 
 @given(WEIGHTS)
-@settings(deadline=None)
 def test_a_period_has_as_many_turns_of_each_part_as_its_weight_says(weights):
     found = turns(weights)
     assert found.sum() == PERIOD
@@ -41,7 +40,7 @@ def test_each_period_holds_the_exact_shares_in_an_arrangement_of_its_own():
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=3), st.integers(0, 3 * PERIOD), st.integers(0, 2**40))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_part_goes_through_its_own_order_without_a_gap(weights, start, seed):
     order = mixture(weights, seed=seed)
     parts, positions = order.turn(np.arange(start + 300))
@@ -57,7 +56,7 @@ def test_every_part_goes_through_its_own_order_without_a_gap(weights, start, see
 
 
 @given(st.integers(0, 2 * PERIOD), st.sampled_from([1, 2, 3, 5, 6, 8]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_number_of_ranks_from_any_place_reads_the_same(start, world_size):
     order, batch = mixture([1, 2, 4]), 240
     expected = places(order, range(start, start + batch))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.data.mixup import mix_classes, mix_images, mix_multi_hot, mixup_weights, partners
@@ -15,7 +15,6 @@ def weights(samples, global_batch=8, seed=1, alpha=0.2):
     return mixup_weights(np.asarray(samples, dtype=np.int64), seed=seed, global_batch=global_batch, alpha=alpha)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**40), batches)
 def test_partners_come_in_pairs_within_the_global_batch(start, global_batch):
     samples = np.arange(start, start + 3 * global_batch)
@@ -33,7 +32,6 @@ def test_rows_of_an_even_and_of_an_odd_batch_have_these_partners():
     assert partners(np.arange(3), 1).tolist() == [0, 1, 2]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 16), st.integers(1, 16))
 def test_no_rank_needs_another_ones_samples_where_it_has_an_even_number_of_rows(batch, pairs, world_size):
     global_batch = 2 * pairs * world_size
@@ -43,7 +41,6 @@ def test_no_rank_needs_another_ones_samples_where_it_has_an_even_number_of_rows(
         assert set(partners(mine, global_batch)) == set(mine)
 
 
-@settings(deadline=None)
 @given(st.permutations(range(24)), st.integers(0, 24))
 def test_what_a_sample_gets_depends_on_its_number_alone(order, cut):
     parts = torch.cat([weights(part) for part in (order[:cut], order[cut:])])
@@ -103,7 +100,6 @@ def test_images_are_mixed_by_their_own_shares():
     assert images.tolist() == [[[[0, 100, 255]]], [[[200, 0, 255]]]]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**30))
 def test_mixing_is_a_straight_line_between_two_images(n, height, width, seed):
     rng = np.random.default_rng(seed)
@@ -133,7 +129,6 @@ def test_classes_become_soft_targets():
     assert found.tolist() == [[0.75, 0, 0.25], [0.5, 0, 0.5], [0, 1, 0]]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 30), st.integers(1, 9), st.integers(0, 2**30))
 def test_soft_targets_are_those_of_rows_of_zeros_and_ones_and_sum_to_one(n, classes, seed):
     rng = np.random.default_rng(seed)

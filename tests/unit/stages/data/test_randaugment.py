@@ -54,7 +54,7 @@ def apply(name, image, magnitude, drawn=POSITIVE):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shapes, st.floats(0, 30), numbers)
 def test_images_of_any_size_stay_uint8_and_are_not_written_to(name, shape, magnitude, drawn):
     image = noise(*shape)
@@ -90,7 +90,7 @@ def test_magnitude_5_leaves_colours_alone(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=shapes, magnitude=st.floats(0, 22), drawn=numbers, grey=st.integers(0, 255))
 def test_flat_images_stay_flat_unless_the_outside_comes_in(name, shape, magnitude, drawn, grey):
     found = apply(name, np.full((*shape, 3), grey, dtype=np.uint8), magnitude, drawn)
@@ -103,7 +103,6 @@ def test_flat_images_stay_flat_unless_the_outside_comes_in(name, shape, magnitud
         assert len(np.unique(found)) == 1
 
 
-@settings(deadline=None)
 @given(shapes, st.integers(0, 2**30))
 def test_equalize_and_invert_are_pillows(shape, seed):
     image = noise(*shape, seed=seed)
@@ -111,7 +110,6 @@ def test_equalize_and_invert_are_pillows(shape, seed):
         assert np.array_equal(apply(name, image, 10), np.asarray(expected(Image.fromarray(image))))
 
 
-@settings(deadline=None)
 @given(st.integers(4, 24), st.integers(4, 24), st.integers(0, 60), st.integers(1, 195))
 def test_auto_contrast_stretches_each_channel_as_pillow_does_up_to_rounding(height, width, low, spread):
     image = (low + noise(height, width).astype(int) * spread // 255).astype(np.uint8)
@@ -232,7 +230,6 @@ def test_geometry_is_exact_where_it_moves_by_whole_pixels():
     assert np.array_equal(apply("Rotate", image, 60), image[::-1, ::-1])
 
 
-@settings(deadline=None)
 @given(shapes, st.integers(0, 30), numbers)
 def test_cutout_greys_out_a_square_about_a_pixel_of_the_image(shape, magnitude, drawn):
     image = np.zeros((*shape, 3), dtype=np.uint8)
@@ -250,7 +247,7 @@ def test_a_cutout_in_a_large_image_is_80_pixels_wide_at_magnitude_10():
     assert np.array_equal(cut, expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 3), st.integers(0, 22), st.integers(0, 2**30))
 def test_layers_are_applied_one_after_the_other(layers, magnitude, seed):
     image = noise()

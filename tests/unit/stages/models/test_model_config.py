@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -36,7 +36,6 @@ def test_heads_must_share_the_width():
         small_config(num_heads=3)
 
 
-@settings(deadline=None)
 @given(patch_size=st.integers(1, 64), resolution=st.integers(1, 2048))
 def test_a_resolution_that_does_not_fit_is_refused_with_its_nearest_neighbours(patch_size, resolution):
     config = small_config(patch_size=patch_size)

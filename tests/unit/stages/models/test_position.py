@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import zoom
 
@@ -36,7 +36,6 @@ def test_the_papers_mode_is_scipys_zoom_of_order_1(old, new):
     assert_zoomed(old, new)
 
 
-@settings(deadline=None)
 @given(old=st.integers(1, 40), new=st.integers(1, 40))
 def test_the_papers_mode_is_scipys_zoom_for_all_grids(old, new):
     # Not in scipy's default mode: where the last place is rounded to beyond the border, as from 8 to 26 or from 28 to

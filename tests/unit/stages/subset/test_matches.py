@@ -47,7 +47,7 @@ def by_hand(others, images, near):
 
 
 @given(st.integers(0, 2**32), st.sampled_from([None, 0, 1, 3, 6, 16]), st.integers(1, 300))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_it_finds_what_comparing_everything_finds(seed, near, at_once):
     random = np.random.default_rng(seed)
     base = random.integers(0, 2**64, 2, dtype=np.uint64)
