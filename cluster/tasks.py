@@ -18,8 +18,8 @@ def map_tasks(
     """`function` over `items`, which are taken as they are needed; yields results in order.
 
     With `ray`, each item is a task with one CPU, tried again elsewhere `retries` times when its worker
-    dies. `label` names the tasks on Ray's page. A UserError of a task is raised as such; the tasks after
-    it are cancelled.
+    dies. `label` names the tasks on Ray's page. A UserError of a task is raised as such, and no further
+    task is submitted.
     """
     if not ray:
         yield from map(function, items)
@@ -31,19 +31,17 @@ def map_tasks(
     ahead = max(AHEAD, AHEAD * int(handle.cluster_resources().get("CPU", 1)))
     pending: deque[Any] = deque()
     remaining = iter(items)
-    try:
-        while True:
-            while len(pending) < ahead and (item := next(remaining, _END)) is not _END:
-                pending.append(task.remote(function, item))
-            if not pending:
-                return
-            outcome, value = handle.get(pending.popleft())
-            if outcome == "user error":
-                raise UserError(value)
-            yield value
-    finally:
-        for reference in pending:
-            handle.cancel(reference)
+    # What is submitted when a task or the caller gives up runs on, or ends with the driver: cancelling a task
+    # just as it finishes makes Ray (2.60) abort the driver's process.
+    while True:
+        while len(pending) < ahead and (item := next(remaining, _END)) is not _END:
+            pending.append(task.remote(function, item))
+        if not pending:
+            return
+        outcome, value = handle.get(pending.popleft())
+        if outcome == "user error":
+            raise UserError(value)
+        yield value
 
 
 WARM = 4

@@ -55,15 +55,15 @@ def start(command: Sequence[str], *, environment: Mapping[str, str], log: Path, 
 def stop(*processes: Process) -> list[Process]:
     """End process groups: SIGTERM, then SIGKILL. Returns those that were running. Never another's process."""
     running = [process for process in processes if process.alive]
-    members = {pid: began for process in running for pid, began in _group(process.pid).items()}
+    members = _family({process.pid: process.started for process in running})
     for process in running:
         _signal(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
     while time.monotonic() < deadline and any(_started(pid) == began for pid, began in members.items()):
         for process in running:
             _reap(process.pid)
-            # What a server starts while it ends belongs to it too.
-            members |= _group(process.pid)
+        # What a server starts while it ends belongs to it too.
+        members = _family(members)
         time.sleep(0.1)
     for pid, began in members.items():
         if _started(pid) == began:
@@ -114,15 +114,26 @@ def _started(pid: int) -> str | None:
     return None if fields is None or fields[0] == "Z" else fields[19]
 
 
-def _group(session: int) -> dict[int, str]:
-    """Start times of all processes of a session, children that made groups of their own included."""
-    members = {}
+def _family(known: Mapping[int, str]) -> dict[int, str]:
+    """Start times of known processes and of all that came of them, those in sessions of their own included.
+
+    A process whose parents have ended is found by its session, which bears the id of a known one: an id is
+    not given again while a session has it.
+    """
+    running = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            fields = _stat(int(entry.name))
-            if fields is not None and fields[0] != "Z" and int(fields[3]) == session:
-                members[int(entry.name)] = fields[19]
-    return members
+        fields = _stat(int(entry.name)) if entry.name.isdigit() else None
+        if fields is not None and fields[0] != "Z":
+            running[int(entry.name)] = fields
+    # Not those whose id has been given to somebody else since.
+    found = {pid: began for pid, began in known.items() if pid not in running or running[pid][19] == began}
+    size = 0
+    while len(found) > size:
+        size = len(found)
+        for pid, (_, parent, _, session, *rest) in running.items():
+            if int(parent) in found or int(session) in found:
+                found.setdefault(pid, rest[15])
+    return found
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -62,7 +62,9 @@ def written(path: Path) -> str:
     return path.read_text()
 
 
-@pytest.mark.parametrize("more", ["", "os.setpgid(0, 0)"], ids=["same group", "group of its own"])
+@pytest.mark.parametrize(
+    "more", ["", "os.setpgid(0, 0)", "os.setsid()"], ids=["same group", "its own group", "its own session"]
+)
 def test_stopping_a_server_ends_its_children_too_though_they_ignore_sigterm(tmp_path: Path, more: str):
     command = [sys.executable, "-c", FAMILY.format(more=more), str(tmp_path / "child")]
     server = start(command, environment={}, log=tmp_path / "log", folder=tmp_path)
