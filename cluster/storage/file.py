@@ -1,17 +1,21 @@
-"""Storage in a local folder. Conditional writes hold between processes of one machine."""
+"""Storage in a local folder, or on a file system that machines share.
+
+There are no locks: a process that is paused while it holds one would keep all others out. A key is a plain
+file until its first compare-and-swap; from then on its bodies are numbered files in a hidden folder, each made
+by a hard link, which only one process can make. The highest number counts, and a copy of it stays at the
+key's own place for people to read.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from stat import S_ISREG
 from typing import BinaryIO
 
 from cluster.errors import UserError
@@ -19,12 +23,15 @@ from cluster.storage.base import Conflict, Digest, NotFound, ObjectWriter, Stat,
 from cluster.storage.keys import HIDDEN, check_key, check_prefix
 
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+VERSIONS_KEPT = 64
+"""Of a key that is swapped. A process that was paused for more swaps than that cannot tell whether it won."""
 
 
 class FileStorage:
     """Keys are paths below a folder; the tag is made of the file's inode, time of change and size.
 
-    Every write makes a new file, so every write makes a new tag.
+    Every write makes a new file, so every write makes a new tag. A key that is swapped is not to be written
+    in other ways while processes may swap it for the first time.
     """
 
     def __init__(self, url: str) -> None:
@@ -51,13 +58,14 @@ class FileStorage:
 
     def stat(self, key: str) -> Stat | None:
         try:
-            found = self._path(key).stat()
-        except ABSENT:
+            with self._opened(key) as file:
+                found = os.fstat(file.fileno())
+        except NotFound:
             return None
-        return Stat(bytes=found.st_size, tag=_tag(found)) if S_ISREG(found.st_mode) else None
+        return Stat(bytes=found.st_size, tag=_tag(found))
 
     def write(self, key: str, data: bytes) -> str:
-        with self._temporary(data) as temporary, self._lock(key):
+        with self._temporary(data) as temporary:
             return self._publish(temporary, key)
 
     def write_if_absent(self, key: str, data: bytes) -> str:
@@ -72,11 +80,13 @@ class FileStorage:
             return tag
 
     def compare_and_swap(self, key: str, data: bytes, tag: str) -> str:
-        with self._temporary(data) as temporary, self._lock(key):
-            found = self.stat(key)
-            if found is None or found.tag != tag:
-                return self._own(key, data)
-            return self._publish(temporary, key)
+        number = self._newest(key)
+        found = self.stat(key)
+        if found is None or found.tag != tag:
+            return self._own(key, data)
+        with self._temporary(data) as temporary:
+            swapped = self._link(temporary, key, number + 1)
+            return swapped if swapped is not None else self._own(key, data)
 
     def upload(self, key: str, path: Path) -> Digest:
         with self._temporary() as temporary:
@@ -85,8 +95,7 @@ class FileStorage:
             digest = file_digest(temporary)
             if digest.bytes != path.stat().st_size:
                 raise OSError(f"{path} changed while it was stored as {key}")
-            with self._lock(key):
-                self._publish(temporary, key)
+            self._publish(temporary, key)
         return digest
 
     @contextmanager
@@ -95,8 +104,7 @@ class FileStorage:
             with open(temporary, "wb") as file:
                 yield (written := _FileWriter(file))
             _finish(temporary)
-            with self._lock(key):
-                self._publish(temporary, key)
+            self._publish(temporary, key)
         written.digest = Digest(bytes=written.bytes, sha256=written.sha256.hexdigest())
 
     def download(self, key: str, path: Path) -> None:
@@ -121,11 +129,9 @@ class FileStorage:
         return [name for name in names if (prefix or name != HIDDEN) and any(self._keys(f"{prefix}{name}"))]
 
     def delete(self, key: str) -> None:
-        try:
-            with self._lock(key):
-                self._path(key).unlink()
-        except ABSENT:
-            return
+        with suppress(*ABSENT):
+            self._path(key).unlink()
+        shutil.rmtree(self._versions(key), ignore_errors=True)
 
     def _keys(self, folder: str) -> Iterator[str]:
         """All keys below a folder, in no order, as they are found."""
@@ -159,10 +165,15 @@ class FileStorage:
         return folder
 
     def _opened(self, key: str) -> BinaryIO:
-        try:
-            return open(self._path(key), "rb")
-        except ABSENT:
-            raise NotFound(key) from None
+        path = self._path(key)
+        while True:
+            number = self._newest(key)
+            try:
+                return open(self._version(key, number) if number else path, "rb")
+            except ABSENT:
+                # Between the two looks others may have swapped so often that the version has been removed.
+                if self._newest(key) == number:
+                    raise NotFound(key) from None
 
     @contextmanager
     def _temporary(self, data: bytes = b"") -> Iterator[Path]:
@@ -176,19 +187,64 @@ class FileStorage:
             path.unlink(missing_ok=True)
 
     def _publish(self, temporary: Path, key: str) -> str:
+        while number := self._newest(key):
+            if (tag := self._link(temporary, key, number + 1)) is not None:
+                return tag
         tag, path = _tag(temporary.stat()), self._made(key)
         os.replace(temporary, path)
         _sync_folder(path.parent)
         return tag
 
-    @contextmanager
-    def _lock(self, key: str) -> Iterator[None]:
-        """Keeps every other writer that replaces or removes the key out, in this process and in others."""
-        # One of 64 lock files, so that their number stays small however many keys there are.
-        number = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 64
-        with open(self._hidden("locks") / str(number), "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    # The versions of a key that is swapped
+
+    def _versions(self, key: str) -> Path:
+        """The folder of a key's versions: its name is a hash, since a key may begin with another one."""
+        return self._root / HIDDEN / "versions" / hashlib.sha256(check_key(key).encode()).hexdigest()[:32]
+
+    def _version(self, key: str, number: int) -> Path:
+        return self._versions(key) / str(number)
+
+    def _numbers(self, key: str) -> list[int]:
+        try:
+            return sorted(int(name) for name in os.listdir(self._versions(key)))
+        except FileNotFoundError:
+            return []
+
+    def _newest(self, key: str) -> int:
+        """The version that counts; 0 for the plain file, or where there is nothing."""
+        return max(self._numbers(key), default=0)
+
+    def _link(self, temporary: Path, key: str, number: int) -> str | None:
+        """Make a file the key's version of this number; its tag, or None where somebody else's is there."""
+        versions, version = self._versions(key), self._version(key, number)
+        if not versions.is_dir():
+            versions.mkdir(parents=True, exist_ok=True)
+            _sync_folder(versions.parent)
+        tag = _tag(temporary.stat())
+        try:
+            os.link(temporary, version)
+        except (FileExistsError, FileNotFoundError):
+            # There is one, or the key has just been removed.
+            return None
+        _sync_folder(versions)
+        numbers = self._numbers(key)
+        if max(numbers, default=0) >= number + VERSIONS_KEPT:
+            # Others went on for so long that this number may have been theirs before, and removed.
+            version.unlink(missing_ok=True)
+            return None
+        self._show(version, key)
+        for old in numbers:
+            if old <= number - VERSIONS_KEPT:
+                self._version(key, old).unlink(missing_ok=True)
+        return tag
+
+    def _show(self, version: Path, key: str) -> None:
+        """Put a copy at the key's own place. A late one may show an older body there, which nobody acts on."""
+        copy = self._hidden("tmp") / secrets.token_hex(16)
+        with suppress(FileNotFoundError):
+            os.link(version, copy)
+            os.replace(copy, self._made(key))
+        copy.unlink(missing_ok=True)
 
 
 class _FileWriter:

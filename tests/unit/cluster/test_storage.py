@@ -28,7 +28,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     return open_storage(f"file://{tmp_path}/root" if request.param == "file" else "s3://bucket/prefix")
 
 
-@pytest.mark.parametrize("key", ["", "/etc/passwd", "a/../../b", "..", "a//b", "a/", "./a", ".patchline/locks/1"])
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "a/../../b", "..", "a//b", "a/", "./a", ".patchline/versions/1"])
 def test_no_key_leads_out_of_the_root_or_into_what_is_the_storages_own(storage: Storage, key: str):
     for act in ACTS:
         with pytest.raises(ValueError, match="is no storage key: expected parts with names"):
