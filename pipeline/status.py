@@ -50,11 +50,9 @@ class WorkflowStatus:
         if event.type == "workflow_started":
             self.state, self.message = "running", ""
         elif event.type == "workflow_ended":
-            self.state = str(event.data["state"])
-        elif event.type == "waiting":
-            self.message = (
-                f"waiting for {event.data['holder']} to end or to be silent for {event.data['ttl_seconds']} s"
-            )
+            self.state, self.message = str(event.data["state"]), ""
+        elif event.type == "waiting" and event.stage is None:
+            self.message = _waiting(event.data)
         if event.stage is not None:
             _apply(self.stages.setdefault(event.stage, StageStatus(name=event.stage)), event)
 
@@ -67,6 +65,8 @@ def _apply(stage: StageStatus, event: Event) -> None:
     elif event.type == "attempt_started":
         stage.attempt, stage.folder = data["attempt"], data["folder"]
         stage.message = origin(data)
+    elif event.type == "waiting":
+        stage.message = _waiting(data)
     elif event.type == "stage_length":
         stage.updates = data["updates"]
     elif event.type == "attempt_ended":
@@ -80,6 +80,10 @@ def _apply(stage: StageStatus, event: Event) -> None:
     elif event.type in ("stage_failed", "stage_skipped", "stage_stopped"):
         stage.outcome, stage.ended_ms = event.type.removeprefix("stage_"), event.time_ms
         stage.message = data.get("message") or data.get("reason") or stage.message
+
+
+def _waiting(data: Mapping[str, Any]) -> str:
+    return f"waiting for {data['holder']} to end or to be silent for {data['ttl_seconds']} s"
 
 
 def origin(data: Mapping[str, Any]) -> str:

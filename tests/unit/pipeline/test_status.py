@@ -118,3 +118,20 @@ def test_events_fold_into_a_status(storage):
     assert reader.status.state == "failed"
     assert reader.status.stages["first"].outcome == "done"
     assert reader.status.stages["second"].message == "lr=-1"
+
+
+def test_a_wait_is_told_until_it_is_over(storage):
+    log, reader = EventLog(storage, "digits-1"), StatusReader(storage, "digits-1", ["ingest"])
+    log.append("waiting", None, holder="first", ttl_seconds=15.0)
+    reader.update()
+    assert reader.status.message == "waiting for first to end or to be silent for 15.0 s"
+    log.append("workflow_started", None)
+    log.append("waiting", "ingest", holder="second", ttl_seconds=15.0)
+    reader.update()
+    assert reader.status.message == ""
+    assert reader.status.stages["ingest"].message == "waiting for second to end or to be silent for 15.0 s"
+    log.append("stage_done", "ingest", metrics={}, seconds=1.0)
+    log.append("workflow_ended", None, state="done")
+    reader.update()
+    assert (reader.status.state, reader.status.message) == ("done", "")
+    assert reader.status.stages["ingest"].message == ""
