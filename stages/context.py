@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,37 @@ FORMAT = 1
 
 class Stopped(Exception):
     """The stage saved its state and ended early because it was asked to stop."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"saved a checkpoint and stopped: {reason}")
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """Training went back, and leaves the samples [start, stop) of its data out from then on."""
+
+    update: int
+    """At which the trouble was found."""
+    start: int
+    stop: int
+    reason: str
+
+
+class RollbackWanted(Exception):
+    """The attempt ended because its loss or gradients cannot be used: go back, and leave the data out."""
+
+    def __init__(self, rollback: Rollback) -> None:
+        super().__init__(f"update {rollback.update}: {rollback.reason}")
+        self.rollback = rollback
+
+
+class CheckpointDamaged(Exception):
+    """The attempt's checkpoint is not what its manifest promises: the one before it is to be used."""
+
+    def __init__(self, prefix: str, reason: str) -> None:
+        super().__init__(reason)
+        self.prefix, self.reason = prefix, reason
 
 
 def canonical_json(document: Any) -> bytes:
@@ -76,6 +107,10 @@ class Result:
     tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
+Keep = Callable[[Sequence[int]], Collection[int]]
+"""Of these updates, in rising order, those whose checkpoints stay."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rank:
     """One worker of a gang, and what it may do with the stage's state in storage."""
@@ -88,10 +123,16 @@ class Rank:
     attempt: int
     checkpoint: str | None
     """Key prefix of the newest committed checkpoint at the start of this attempt."""
-    commit_checkpoint: Callable[[str, int], None]
-    """Make a fully written checkpoint (its key prefix, its update) the stage's newest. Rank 0 only."""
-    stop_requested: Callable[[], bool]
-    """Whether this rank has been asked to stop. Cheap: it may be called at every update."""
+    commit_checkpoint: Callable[[str, int, Keep], Sequence[str]]
+    """Make a fully written checkpoint (its key prefix, its update) the stage's newest. Rank 0 only.
+
+    Given the updates of all committed ones, `Keep` says which stay. The key prefixes of the others are returned:
+    they are no longer reachable, and the caller deletes what lies there.
+    """
+    stop_requested: Callable[[], str | None]
+    """Why this rank has been asked to stop, or None. Cheap: it may be called at every update."""
+    rollbacks: tuple[Rollback, ...] = ()
+    """Those before this attempt."""
 
 
 class MapTasks(Protocol):
@@ -102,11 +143,19 @@ class MapTasks(Protocol):
 
 class RunGang(Protocol):
     def __call__(
-        self, function: Callable[[Any, Rank], Any], argument: Any, *, workers: int, cpus: float, gpus: float
+        self,
+        function: Callable[[Any, Rank], Any],
+        argument: Any,
+        *,
+        workers: int | tuple[int, int],
+        cpus: float,
+        gpus: float,
+        usable: Callable[[int], int] = lambda ranks: ranks,
     ) -> Any:
         """`function(argument, rank)` on `workers` ranks at once; returns rank 0's value.
 
-        `workers=0` runs in this process as a gang of one.
+        `workers=0` runs in this process as a gang of one. A pair is the fewest and the most: as many as the
+        cluster has room for. `usable` says how many of a number of ranks have work; the others idle.
         """
         ...
 
@@ -124,6 +173,8 @@ class Context:
     gang: RunGang
     expect: Callable[[int], None] = lambda total: None
     """Told the number of updates that the stage will make, for progress displays."""
+    rollbacks: tuple[Rollback, ...] = ()
+    """Those of the attempts before this one."""
 
     @property
     def prefix(self) -> str:

@@ -115,8 +115,9 @@ class _Workers:
 class TrainLoader(Iterator[Batch]):
     """Endless batches of one rank, from global sample number `start` on. Close it, or use it in a `with`.
 
-    `classes` are the data set's labels in the order of the network's outputs. Raises UserError where
-    `world_size` does not divide `global_batch`. What goes wrong in a thread is raised by `next`.
+    `classes` are the data set's labels in the order of the network's outputs. No batch begins in a range
+    [start, stop) of global sample numbers that is `left_out`. Raises UserError where `world_size` does not divide
+    `global_batch`. What goes wrong in a thread is raised by `next`.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class TrainLoader(Iterator[Batch]):
         world_size: int,
         start: int,
         classes: Sequence[int],
+        left_out: Sequence[tuple[int, int]] = (),
     ) -> None:
         cache = open_cache(storage, dataset, config)
         shards = open_shards(cache, dataset, splits)
@@ -149,9 +151,10 @@ class TrainLoader(Iterator[Batch]):
         self._workers = _Workers(config.loader_threads, self._fill, resolution, _label_shape(dataset, classes))
         self._ahead = config.read_ahead if config.loader_threads else 0
         self._pending: deque[tuple[NDArray[np.int64], Callable[[], tuple[Tensor, Tensor]]]] = deque()
-        self._next = start
-        self.cursor = start
-        """The next global sample number after the last batch that was handed out."""
+        self._left_out = left_out
+        self._next = self._after_what_is_left_out(start)
+        self.cursor = self._next
+        """The first global sample number of the next batch."""
 
     def __next__(self) -> Batch:
         self._submit_up_to(1)
@@ -159,7 +162,7 @@ class TrainLoader(Iterator[Batch]):
         # Before waiting, so that the threads go on while this batch is used.
         self._submit_up_to(self._ahead)
         images, labels = wait()
-        self.cursor += self._global_batch
+        self.cursor = self._after_what_is_left_out(self.cursor + self._global_batch)
         return self._batch(samples, images, labels)
 
     def close(self) -> None:
@@ -181,7 +184,14 @@ class TrainLoader(Iterator[Batch]):
             self._pending.append((samples, self._workers.submit(samples, len(samples))))
             if self._fetch_ahead is not None:
                 self._fetch_ahead.look(samples)
-            self._next += self._global_batch
+            self._next = self._after_what_is_left_out(self._next + self._global_batch)
+
+    def _after_what_is_left_out(self, number: int) -> int:
+        """The first global sample number from this one on at which a batch may begin."""
+        for start, stop in sorted(self._left_out):
+            if start <= number < stop:
+                number = stop
+        return number
 
     def _with_partners(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """This rank's samples and, after them, the partners that other ranks have."""

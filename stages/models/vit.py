@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from stages.models.config import ModelConfig
 
@@ -114,6 +115,8 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
         self.pre_logits = HiddenLayer(config.width) if config.head == "mlp_tanh" else nn.Identity()
         self.head = nn.Linear(config.width, num_classes)
+        self.activation_checkpointing = False
+        """Whether training keeps the blocks' inputs alone, and computes each block again in the backward pass."""
 
     def features(self, images: Tensor) -> Tensor:
         """What the last linear layer is given [B, D]: after the final norm, pooling and the hidden layer."""
@@ -122,7 +125,10 @@ class VisionTransformer(nn.Module):
             x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = functional.dropout(x + self.pos_embed, self.config.dropout, self.training)
         for block in self.blocks:
-            x = block(x)
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
         x = self.norm(x)
         return self.pre_logits(x[:, 0] if self.config.pool == "token" else x.mean(dim=1))
 

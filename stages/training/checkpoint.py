@@ -1,10 +1,10 @@
-"""Checkpoints: parameter by parameter, each rank writing its share, committed last.
+"""Writing checkpoints: parameter by parameter, each rank its share, committed last.
 
 Below `checkpoints/<update>-a<attempt>/`:
 - `rank-<r>.safetensors`: the fp32 weights and optimizer tensors of the parameters that rank r was given,
   as `<parameter>/weight`, `<parameter>/exp_avg`, ...;
 - `part-<r>.json`: that rank's file with its size and sha256, written after it;
-- `MANIFEST.json`: all parts, the update and the data cursor, written by rank 0 when every part is there.
+- `MANIFEST.json`: all parts and the position of the run, written by rank 0 when every part is there.
 
 Only then is the checkpoint committed (a change of HEAD), so a reader that follows HEAD never sees half
 of one. Nothing is pickled. Any world size, ZeRO stage and optimizer reads the same form.
@@ -16,23 +16,39 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cluster.errors import check_format
-from cluster.storage.base import NotFound, Storage, file_digest
+from cluster.storage.base import NotFound, Storage
 from stages.context import Rank, canonical_json
 from stages.metrics import MetricWriter
 from stages.training.engine import Engine
 
-FORMAT = 1
+FORMAT = 2
+PART_FORMAT = 1
 PART_TIMEOUT = 1800.0
 """Seconds that rank 0 waits for the other ranks' parts before it gives the attempt up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands after an update, beside its tensors."""
+
+    data: str
+    """Digest of the data set's manifest."""
+    update: int = 0
+    cursor: int = 0
+    """The next global sample number."""
+    counters: dict[str, Any] = field(default_factory=dict)
+    """The engine's."""
+    recent_losses: list[float] = field(default_factory=list)
+    """The guard's."""
 
 
 def share(sizes: list[int], ranks: int) -> list[int]:
@@ -45,28 +61,32 @@ def share(sizes: list[int], ranks: int) -> list[int]:
     return owners
 
 
+def kept(updates: Sequence[int], *, last: int, every: int) -> set[int]:
+    """Of the updates that have checkpoints, in rising order, those whose checkpoints stay."""
+    return {*updates[-last:], *(update for update in updates if every and update % every == 0)}
+
+
 class CheckpointWriter:
     """Saves checkpoints of one attempt. One upload at a time is outstanding; its errors surface at `wait`."""
 
-    def __init__(self, rank: Rank, metrics: MetricWriter | None) -> None:
+    def __init__(self, rank: Rank, metrics: MetricWriter | None, *, keep_last: int, keep_every: int) -> None:
         self._rank, self._metrics = rank, metrics
+        self._keep = lambda updates: kept(updates, last=keep_last, every=keep_every)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self.seconds_stored = 0.0
+        """How long the newest checkpoint took from its snapshot to its commit, on rank 0."""
 
-    def save(self, engine: Engine, update: int, cursor: int) -> None:
+    def save(self, engine: Engine, position: Position) -> None:
         """Copy this rank's share out of the engine, then store and commit it in the background.
 
-        Collective, and called only when every update up to this one is known to be finite.
+        Collective, and called only when every update up to this one is known to be finite. Waits for the
+        checkpoint before it, so that snapshots never pile up.
         """
         self.wait()
-        owners = share([engine.size(name) for name in engine.names], self._rank.world_size)
-        tensors: dict[str, Tensor] = {}
-        for name, owner in zip(engine.names, owners, strict=True):
-            for key, value in engine.read(name):
-                if owner == self._rank.rank:
-                    tensors[f"{name}/{key}"] = value
-        prefix = f"{self._rank.folder}/checkpoints/{update:08d}-a{self._rank.attempt}"
-        self._thread = threading.Thread(target=self._store, args=(prefix, update, cursor, tensors), daemon=True)
+        tensors = snapshot(engine, self._rank)
+        prefix = f"{self._rank.folder}/checkpoints/{position.update:08d}-a{self._rank.attempt}"
+        self._thread = threading.Thread(target=self._store, args=(prefix, position, tensors), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -81,24 +101,13 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _store(self, prefix: str, update: int, cursor: int, tensors: dict[str, Tensor]) -> None:
+    def _store(self, prefix: str, position: Position, tensors: dict[str, Tensor]) -> None:
+        began = time.monotonic()
         try:
             self._write_part(prefix, tensors)
             if self._rank.rank == 0:
-                parts = self._wait_for_parts(prefix)
-                manifest = {
-                    "format": FORMAT,
-                    "kind": "checkpoint",
-                    "update": update,
-                    "cursor": cursor,
-                    "attempt": self._rank.attempt,
-                    "parts": parts,
-                }
-                self._rank.storage.write(f"{prefix}/MANIFEST.json", canonical_json(manifest))
-                if self._metrics is not None:
-                    # A committed checkpoint promises that the curves up to it are stored as well.
-                    self._metrics.flush()
-                self._rank.commit_checkpoint(prefix, update)
+                self._commit(prefix, position)
+                self.seconds_stored = time.monotonic() - began
         except BaseException as error:
             self._error = error
 
@@ -107,49 +116,57 @@ class CheckpointWriter:
         with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
             path = Path(folder) / name
             save_file(tensors, path)
+            tensors.clear()
             digest = self._rank.storage.upload(f"{prefix}/{name}", path)
-        part = {"path": name, "bytes": digest.bytes, "sha256": digest.sha256}
+        part = {"format": PART_FORMAT, "path": name, "bytes": digest.bytes, "sha256": digest.sha256}
         self._rank.storage.write(f"{prefix}/part-{self._rank.rank:04d}.json", canonical_json(part))
 
-    def _wait_for_parts(self, prefix: str) -> list[dict[str, Any]]:
-        deadline, parts = time.monotonic() + PART_TIMEOUT, []
-        for rank in range(self._rank.world_size):
-            while True:
-                try:
-                    parts.append(json.loads(self._rank.storage.read(f"{prefix}/part-{rank:04d}.json")))
-                    break
-                except NotFound:
-                    if time.monotonic() > deadline:
-                        raise TimeoutError(f"rank {rank} did not store its part of {prefix}") from None
-                    time.sleep(0.05)
-        return parts
+    def _commit(self, prefix: str, position: Position) -> None:
+        parts = [self._wait_for_part(f"{prefix}/part-{rank:04d}.json") for rank in range(self._rank.world_size)]
+        manifest = {
+            "format": FORMAT,
+            "kind": "checkpoint",
+            **asdict(position),
+            "attempt": self._rank.attempt,
+            "world_size": self._rank.world_size,
+            "parts": parts,
+        }
+        self._rank.storage.write(f"{prefix}/MANIFEST.json", canonical_json(manifest))
+        if self._metrics is not None:
+            # A committed checkpoint promises that the curves up to it are stored as well.
+            self._metrics.flush()
+        for dropped in self._rank.commit_checkpoint(prefix, position.update, self._keep):
+            delete_checkpoint(self._rank.storage, dropped)
+
+    def _wait_for_part(self, key: str) -> dict[str, Any]:
+        deadline = time.monotonic() + PART_TIMEOUT
+        while True:
+            try:
+                part = json.loads(self._rank.storage.read(key))
+            except NotFound:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{key} was not stored within {PART_TIMEOUT:.0f} s") from None
+                time.sleep(0.05)
+                continue
+            check_format(part.pop("format", PART_FORMAT), PART_FORMAT, key)
+            return part
 
 
-def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:
-    """The manifest of a committed checkpoint. Raises UserError for a newer format."""
-    manifest = json.loads(storage.read(f"{prefix}/MANIFEST.json"))
-    check_format(manifest["format"], FORMAT, prefix)
-    return manifest
+def snapshot(engine: Engine, rank: Rank) -> dict[str, Tensor]:
+    """This rank's share of all tensors, in the machine's memory, as `<parameter>/<key>`. Collective."""
+    tensors = engine.tensors
+    owners = share([tensors.size(name) for name in tensors.names], rank.world_size)
+    found: dict[str, Tensor] = {}
+    for name, owner in zip(tensors.names, owners, strict=True):
+        for key in tensors.keys():  # noqa: SIM118 (it is no mapping)
+            whole = tensors.read(name, key)
+            if owner == rank.rank:
+                found[f"{name}/{key}"] = whole.to("cpu", copy=True)
+    return found
 
 
-def read_tensors(storage: Storage, prefix: str, manifest: dict[str, Any]) -> Iterator[tuple[str, str, Tensor]]:
-    """All tensors as (parameter, "weight" or state name, fp32 tensor), one part in memory at a time.
-
-    Raises ValueError where a part is not the one that the manifest lists.
-    """
-    for part in manifest["parts"]:
-        with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
-            path = Path(folder) / part["path"]
-            storage.download(f"{prefix}/{part['path']}", path)
-            found = file_digest(path).sha256
-            if found != part["sha256"]:
-                raise ValueError(f"{prefix}/{part['path']} has sha256 {found}; its manifest says {part['sha256']}")
-            with safe_open(path, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    name, _, state = key.rpartition("/")
-                    yield name, state, tensors.get_tensor(key)
-
-
-def drop_state(tensors: Iterator[tuple[str, str, Tensor]]) -> dict[str, Tensor]:
-    """The weights alone, by parameter."""
-    return {name: value for name, state, value in tensors if state == "weight"}
+def delete_checkpoint(storage: Storage, prefix: str) -> None:
+    """Remove a checkpoint that HEAD does not name: its manifest first, so that what is left is no checkpoint."""
+    storage.delete(f"{prefix}/MANIFEST.json")
+    for key in list(storage.list(f"{prefix}/")):
+        storage.delete(key)

@@ -11,10 +11,24 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cluster.errors import UserError
-from stages.config import StageConfig, placement
+from stages.config import Config, StageConfig, placement
 from stages.data.config import DataConfig
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class GuardConfig(Config):
+    """What is done about losses and gradients that are no numbers, and about losses that jump.
+
+    Training goes back to the newest checkpoint and leaves the samples of that update out.
+    """
+
+    max_rollbacks: int = Field(default=3, ge=0, description="how often training goes back before it is given up")
+    spike: float = Field(
+        default=0.0, ge=0, description="a loss this many times the recent ones' median is a spike; 0 looks for none"
+    )
+    recent: int = Field(default=100, ge=2, description="updates whose losses are recent; none is a spike before")
+    skip_batches: int = Field(default=1, ge=1, description="global batches to leave out, from the offending one on")
 
 
 class TrainingConfig(StageConfig):
@@ -37,11 +51,19 @@ class TrainingConfig(StageConfig):
     clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 turns clipping off")
     loss: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy; sigmoid sums over classes")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="softmax only")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of forward and backward; masters are fp32")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of forward and backward; masters are fp32; fp16 scales the loss, and needs GPUs"
+    )
+    polyak_decay: DecayRate = Field(
+        0.0, description="decay of the weights' moving average, the paper's is 0.9999; 0 keeps none"
+    )
+    guards: GuardConfig = Field(default_factory=GuardConfig, description="losses that are no numbers, or jump")
     input: DataConfig = Field(default_factory=DataConfig, description="order of the samples and augmentation")
 
-    workers: int = placement(
-        1, "processes that train together; 0 trains in the runner's own process", rounding=True, ge=0
+    workers: int | tuple[int, int] = placement(
+        1,
+        "processes that train together, or the fewest and the most; 0 trains in the runner's own process",
+        rounding=True,
     )
     cpus_per_worker: float = placement(1, "CPU cores that each worker reserves", gt=0)
     gpus_per_worker: Literal[0, 1] = placement(0, "1 trains on GPUs, one for each worker; 0 on CPUs", rounding=True)
@@ -50,7 +72,21 @@ class TrainingConfig(StageConfig):
         None, "images per forward pass and worker; all of its rows if absent", rounding=True, ge=1
     )
     zero_stage: Literal[0, 1, 2, 3] = placement(2, "DeepSpeed ZeRO stage", rounding=True)
+    offload: Literal["none", "optimizer", "parameters"] = placement(
+        "none",
+        "what GPUs leave in the machine's memory: nothing, optimizer, or with zero_stage=3 weights too",
+        rounding=True,
+    )
+    activation_checkpointing: bool = placement(False, "compute each block again in the backward pass, to save memory")
+    overlap_communication: bool = placement(True, "GPUs reduce gradients while the backward pass goes on")
+    compile: bool = placement(False, "compile the network's blocks with torch.compile", rounding=True)
+    peak_tflops: float | None = placement(
+        None, "TFLOP/s that a device could reach, for MFU; the rate of a matrix product if absent", gt=0
+    )
+    hang_seconds: float = placement(600.0, "how long a worker may stay in one place before it counts as hung", gt=0)
     save_every: int = placement(100, "updates between checkpoints", ge=1)
+    keep_last: int = placement(2, "newest checkpoints that are kept; two, so that a damaged one is no loss", ge=1)
+    keep_every: int = placement(0, "checkpoints at multiples of this update are kept for good; 0 keeps none", ge=0)
     log_every: int = placement(10, "updates between metric points", ge=1)
     evaluate_every: int = placement(0, "updates between evaluations; 0 evaluates at the end alone", ge=0)
 
@@ -68,26 +104,55 @@ class TrainingConfig(StageConfig):
             )
         if self.updates is not None:
             self.warmup(self.updates)
+        self._check_workers()
+        self._check_numerics()
+        return self
+
+    def _check_workers(self) -> None:
+        if isinstance(self.workers, tuple):
+            fewest, most = self.workers
+            if not 1 <= fewest <= most:
+                raise ValueError(f"workers={list(self.workers)}: the fewest must be 1 or more, and not above the most")
+            return
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers}: expected 0 or more, or a pair such as [1, 8]")
         ranks = max(1, self.workers)
-        if self.global_batch % ranks:
-            largest = max(n for n in range(1, ranks + 1) if self.global_batch % n == 0)
+        if usable_ranks(self.global_batch, ranks) < ranks:
             raise ValueError(
-                f"global_batch={self.global_batch} is not a multiple of workers={self.workers}: try workers={largest}"
+                f"global_batch={self.global_batch} is not a multiple of workers={self.workers}: "
+                f"try workers={usable_ranks(self.global_batch, ranks)}"
             )
         rows = self.global_batch // ranks
         if self.micro_batch is not None and rows % self.micro_batch:
-            fitting = max(n for n in range(1, min(self.micro_batch, rows) + 1) if rows % n == 0)
             raise ValueError(
                 f"global_batch={self.global_batch} is not a multiple of micro_batch={self.micro_batch} × "
-                f"workers={self.workers}: try micro_batch={fitting}"
+                f"workers={self.workers}: try micro_batch={self.micro_batch_for(ranks)}"
             )
+
+    def _check_numerics(self) -> None:
         if self.zero_stage == 0 and self.precision != "fp32":
             raise ValueError(f"zero_stage=0 keeps no fp32 masters for precision={self.precision}: use zero_stage=1")
+        if self.precision == "fp16" and not self.gpus_per_worker:
+            raise ValueError("precision=fp16 needs gpus_per_worker=1: CPUs compute in fp32 and bf16")
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise ValueError(f"offload=parameters needs zero_stage=3, got {self.zero_stage}")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload=optimizer needs zero_stage=1, 2 or 3, got 0")
         if self.optimizer == "sgd" and self.weight_decay:
             raise ValueError(f"weight_decay={self.weight_decay} is for adamw; optimizer is sgd: set it to 0")
         if self.loss == "sigmoid" and self.label_smoothing:
             raise ValueError(f"label_smoothing={self.label_smoothing} is for the softmax loss; loss is sigmoid")
-        return self
+
+    @property
+    def most_workers(self) -> int:
+        """Processes that train together where the cluster has room for all of them."""
+        return max(1, self.workers[1] if isinstance(self.workers, tuple) else self.workers)
+
+    def micro_batch_for(self, ranks: int) -> int:
+        """Images of a forward pass on each of `ranks`: at most `micro_batch`, and a part of the rank's rows."""
+        rows = self.global_batch // ranks
+        most = min(self.micro_batch or rows, rows)
+        return max(n for n in range(1, most + 1) if rows % n == 0)
 
     def total_updates(self, images: int) -> int:
         """Optimizer steps of the whole run over a training set of `images` samples.
@@ -103,3 +168,8 @@ class TrainingConfig(StageConfig):
         if self.warmup_updates >= total:
             raise UserError(f"warmup_updates={self.warmup_updates} is not below the run's {total} updates: lower it")
         return self.warmup_updates or int(self.warmup_fraction * total)
+
+
+def usable_ranks(global_batch: int, ranks: int) -> int:
+    """The most of `ranks` workers that can share a global batch in equal parts; the others idle."""
+    return max(n for n in range(1, ranks + 1) if global_batch % n == 0)

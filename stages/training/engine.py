@@ -1,4 +1,4 @@
-"""DeepSpeed, behind the few operations that the training loop needs. The only importer of deepspeed.
+"""DeepSpeed, behind the few operations that the training loop needs. With `tensors.py`, its only importer.
 
 One engine serves ZeRO 0 to 3, on GPUs and CPUs, under Ray Train and in a single process.
 """
@@ -7,51 +7,33 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from cluster.errors import UserError
 from stages.data.loader import Batch
 from stages.data.mixup import mix_classes, mix_images, mix_multi_hot
 from stages.data.pixels import normalise
+from stages.models.vit import VisionTransformer
+from stages.training.collectives import Collectives
 from stages.training.config import TrainingConfig
+from stages.training.devices import DTYPES, choose_device, initialize_distributed
 from stages.training.objectives import correct, cross_entropy
-from stages.training.optimizer import make_optimizer
+from stages.training.optimizer import make_optimizer, state_names
+from stages.training.report import Pending
+from stages.training.settings import deepspeed_config
+from stages.training.tensors import Tensors
 
-
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """What one update measured, over all ranks."""
-
-    loss: float
-    accuracy: float
-    gradient_norm: float
-    stop: bool
-    """Whether any rank was asked to stop: all ranks read the same answer at the same update."""
-    replaced: int
-    """Unreadable samples that this attempt has met so far."""
-
-
-def choose_device(config: TrainingConfig, local_rank: int) -> torch.device:
-    """The device of a rank: what the placement says, whatever else the machine has. Raises UserError."""
-    if not config.gpus_per_worker:
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"gpus_per_worker=1: worker {local_rank} of this machine finds {torch.cuda.device_count()} GPUs; "
-            "set it to 0 to train on CPUs"
-        )
-    return torch.device("cuda", local_rank)
+SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What DeepSpeed's loss scaler remembers from one update to the next (`runtime/fp16/loss_scaler.py`)."""
 
 
 def import_deepspeed(device: torch.device) -> Any:
@@ -97,71 +79,59 @@ def _without_compilation() -> Iterator[None]:
         torch.compile = original
 
 
-def initialize_distributed(device: torch.device) -> None:
-    """A process group for this process: of the gang that its variables name (`env://`), or a group of one."""
-    if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group(backend, init_method="env://")
-        else:
-            store = Path(tempfile.mkdtemp(prefix="patchline-")) / "store"
-            dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
-    for name, value in (("RANK", dist.get_rank()), ("WORLD_SIZE", dist.get_world_size()), ("LOCAL_RANK", 0)):
-        os.environ.setdefault(name, str(value))
-
-
-def leave_distributed() -> None:
-    """End the process group of a gang, after its last collective. A group of one serves the next stage too."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.destroy_process_group()
-
-
-def deepspeed_config(config: TrainingConfig, micro_batch: int, accumulation: int, world_size: int) -> dict[str, Any]:
-    """The engine's settings. The optimizer and the learning rate are ours and do not appear."""
-    return {
-        "train_batch_size": micro_batch * accumulation * world_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.clip,
-        "zero_optimization": {"stage": config.zero_stage},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "steps_per_print": 2**31,
-    }
-
-
 class Engine:
     """A model and its optimizer, spread over the ranks by ZeRO."""
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, world_size: int, local_rank: int) -> None:
+    def __init__(self, model: VisionTransformer, config: TrainingConfig, world_size: int, local_rank: int) -> None:
         self.device = choose_device(config, local_rank)
         deepspeed = import_deepspeed(self.device)
-        initialize_distributed(self.device)
+        initialize_distributed(self.device, timeout=2 * config.hang_seconds)
         self.config, self.world_size = config, world_size
-        rows = config.global_batch // world_size
-        self.micro_batch = min(config.micro_batch or rows, rows)
-        self.accumulation = rows // self.micro_batch
+        self.micro_batch = config.micro_batch_for(world_size)
+        self.accumulation = config.global_batch // (world_size * self.micro_batch)
+        model.activation_checkpointing = config.activation_checkpointing
+        if config.compile:
+            _compile_blocks(model, self.device)
+        # DeepSpeed would make its fp32 weights of ones that it has rounded to the precision.
+        exact = {name: p.detach().clone() for name, p in model.named_parameters()} if config.precision != "fp32" else {}
         self._optimizer = make_optimizer(model, config)
-        settings = deepspeed_config(config, self.micro_batch, self.accumulation, world_size)
+        parameters = sum(p.numel() for p in model.parameters())
+        settings = deepspeed_config(config, self.micro_batch, world_size, parameters)
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
         )
+        self.lag = 1 if self.device.type == "cuda" else 0
+        """Updates that are best in flight before anybody asks for their figures: a GPU goes on meanwhile."""
+        self.collectives = Collectives.of(deepspeed.comm.comm.cdb)
+        self.tensors = Tensors(self._engine.module, self._optimizer, config)
+        for name, value in exact.items():
+            self.tensors.set_weight(name, value)
         self._create_optimizer_state()
-        self._plain_norm = float("nan")
-        self._parameters = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
+        self._plain_norm: Tensor | float = float("nan")
+        self._steps_before = 0
+        """Steps that the optimizer made before this engine's own."""
 
     # Training
 
-    def step(self, batch: Batch, lr: float, *, seed: Sequence[int], stop: bool, replaced: int = 0) -> StepReport:
+    def step(
+        self,
+        batch: Batch,
+        lr: float,
+        *,
+        seed: Sequence[int],
+        signal: bool = False,
+        replaced: int = 0,
+        with_norm: bool = False,
+    ) -> Pending:
         """One update from this rank's rows of the global batch. `seed` keys dropout, with the micro-step.
 
-        `stop` and `replaced` are this rank's own; the report has those of all.
+        `signal` and `replaced` are this rank's own; the report has those of all. On a GPU the figures come later.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.train()
-        totals = torch.zeros(4, dtype=torch.float64)
+        totals = torch.zeros(5, dtype=torch.float64, device=self.device)
+        skipped_before = self._engine.skipped_steps
         for micro in range(self.accumulation):
             rows = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
             torch.manual_seed(_mix(*seed, micro))
@@ -173,17 +143,21 @@ class Engine:
                 self._plain_norm = self._norm_of_gradients()
             self._engine.step()
             with torch.no_grad():
-                totals[0] += float(loss)
-                totals[1] += float(correct(logits, labels).float().mean())
+                totals[0] += loss.detach()
+                totals[1] += correct(logits, labels).double().mean()
         totals[:2] /= self.accumulation
-        totals[2], totals[3] = float(stop), float(replaced)
-        totals = self.sum_over_ranks(totals)
-        return StepReport(
-            loss=float(totals[0]) / self.world_size,
-            accuracy=float(totals[1]) / self.world_size,
-            gradient_norm=self._gradient_norm(),
-            stop=bool(totals[2] > 0),
-            replaced=int(totals[3]),
+        totals[2] += float(signal)
+        totals[3] += float(replaced)
+        if with_norm:
+            totals[4] += self._squares_of_weights()
+        with self.collectives.timed():
+            dist.all_reduce(totals)
+        return Pending(
+            totals,
+            self._gradient_norm(),
+            ranks=self.world_size,
+            with_norm=with_norm,
+            skipped=self._engine.skipped_steps > skipped_before,
         )
 
     @torch.no_grad()
@@ -197,6 +171,14 @@ class Engine:
         values = values.to(self.device)
         dist.all_reduce(values)
         return values.cpu()
+
+    @torch.no_grad()
+    def _squares_of_weights(self) -> Tensor:
+        """This rank's part of the sum of the squares of all weights."""
+        held = [p for group in self._optimizer.param_groups for p in group["params"]]
+        squares = sum((p.detach().square().sum(dtype=torch.float64) for p in held), torch.zeros(()))
+        # Without ZeRO every rank holds everything.
+        return squares / (self.world_size if self.config.zero_stage == 0 else 1)
 
     def _examples(self, batch: Batch, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """The network's input of some rows, their own labels, and the targets, which mixing makes of the labels."""
@@ -213,61 +195,31 @@ class Engine:
 
     def _inputs(self, images: Tensor) -> Tensor:
         """The network's input on its device, from the loader's bytes."""
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-        return normalise(images.to(self.device)).to(dtype)
+        return normalise(images.to(self.device)).to(DTYPES[self.config.precision])
 
-    # State, parameter by parameter: one form for any world size, ZeRO stage and optimizer
+    # State
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the trained parameters, in the model's order."""
-        return list(self._parameters)
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the tensors: steps of the optimizer, and fp16's loss scale. JSON."""
+        found: dict[str, Any] = {"optimizer_steps": self._steps_before + self._own_steps()}
+        if self.config.precision == "fp16":
+            scaler = self._engine.optimizer.loss_scaler
+            found["loss_scale"] = {name: getattr(scaler, name) for name in SCALER if hasattr(scaler, name)}
+        return found
 
-    def size(self, name: str) -> int:
-        """Number of elements of a parameter, also where ZeRO 3 holds only a part of it here."""
-        parameter = self._parameters[name]
-        return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-    def read(self, name: str) -> Iterator[tuple[str, Tensor]]:
-        """The whole fp32 weight and optimizer tensors of one parameter, as ("weight" or state name, tensor).
-
-        Collective: every rank calls it for the same parameter.
-        """
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        parameter = self._parameters[name]
-        for key in ("weight", *self._state_names()):
-            if self.config.zero_stage == 0:
-                tensor = parameter.data if key == "weight" else self._optimizer.state[parameter][key]
-            elif key == "weight":
-                tensor = safe_get_full_fp32_param(parameter)
-            else:
-                tensor = safe_get_full_optimizer_state(parameter, key)
-            assert tensor is not None, f"{name} has no {key}"
-            yield key, tensor.detach().to("cpu", torch.float32, copy=True)
-
-    def restore(self, update: int, tensors: Iterator[tuple[str, str, Tensor]]) -> None:
-        """Set weights and optimizer tensors, given as (parameter, "weight" or state name, whole tensor)."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
+    def restore(self, counters: dict[str, Any], tensors: Iterable[tuple[str, str, Tensor]]) -> None:
+        """Go on from another engine's counters and tensors, whatever its ZeRO stage and world size were."""
         self._link_optimizer_state()
-        for name, key, value in tensors:
-            parameter, value = self._parameters[name], value.to(self.device)
-            if self.config.zero_stage == 0:
-                target = parameter.data if key == "weight" else self._optimizer.state[parameter][key]
-                target.copy_(value)
-            elif key == "weight":
-                safe_set_full_fp32_param(parameter, value)
-            else:
-                safe_set_full_optimizer_state(parameter, value, key)
+        self.tensors.restore(tensors)
+        self._steps_before = counters["optimizer_steps"] - self._own_steps()
         for state in self._optimizer.state.values():
             if "step" in state:
-                state["step"].fill_(update)
+                state["step"].fill_(counters["optimizer_steps"])
+        for name, value in counters.get("loss_scale", {}).items():
+            setattr(self._engine.optimizer.loss_scaler, name, value)
 
-    def _state_names(self) -> tuple[str, ...]:
-        if self.config.optimizer == "sgd":
-            return ("momentum_buffer",)
-        return ("exp_avg", "exp_avg_sq")
+    def _own_steps(self) -> int:
+        return self._engine.global_steps - self._engine.skipped_steps
 
     def _create_optimizer_state(self) -> None:
         # ZeRO 1 and 2 link every parameter to its optimizer tensors after the step of the *first* group,
@@ -275,10 +227,11 @@ class Engine:
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 state = self._optimizer.state[parameter]
-                for key in self._state_names():
-                    state[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                for key in state_names(self.config):
+                    empty = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                    state[key] = parameter.detach().clone() if key == "average" else empty
                 if self.config.optimizer == "adamw":
-                    state["step"] = torch.zeros(())
+                    state["step"] = torch.zeros((), device=parameter.device)
 
     def _link_optimizer_state(self) -> None:
         # ZeRO hands out its fragments of optimizer tensors after a first step only. One with zero
@@ -292,14 +245,24 @@ class Engine:
             self._engine.backward(logits.float().sum() * 0.0)
             self._engine.step()
 
-    def _norm_of_gradients(self) -> float:
+    def _norm_of_gradients(self) -> Tensor:
         # Without ZeRO, DeepSpeed averages the gradients in place and does not report their norm.
-        norms = [p.grad.norm() for p in self._parameters.values() if p.grad is not None]
-        return float(torch.linalg.vector_norm(torch.stack(norms)))
+        norms = [p.grad.norm() for p in self._engine.module.parameters() if p.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(norms))
 
-    def _gradient_norm(self) -> float:
+    def _gradient_norm(self) -> Tensor | float:
         norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else self._plain_norm
+        return norm if norm is not None else self._plain_norm
+
+
+def _compile_blocks(model: VisionTransformer, device: torch.device) -> None:
+    """Compile the blocks where they are, so that parameters keep their names. Raises UserError without a compiler."""
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        raise UserError(
+            "compile=true needs a C++ compiler on machines without GPUs, and none was found: set it to false"
+        )
+    for block in model.blocks:
+        block.compile()
 
 
 def _mix(*values: int) -> int:

@@ -10,6 +10,7 @@ from stages.context import Rank
 from stages.data.loader import evaluation_batches
 from stages.training.engine import Engine
 from stages.training.objectives import correct, per_image_loss
+from stages.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from stages.training.loop import Job
@@ -18,7 +19,7 @@ BATCH = 256
 """Images per forward pass and rank."""
 
 
-def evaluate(job: Job, rank: Rank, engine: Engine, splits: tuple[str, ...]) -> dict[str, float]:
+def evaluate(job: Job, rank: Rank, engine: Engine, splits: tuple[str, ...], watchdog: Watchdog) -> dict[str, float]:
     """Mean loss and accuracy over `splits`. Collective: every rank makes the same number of forward passes."""
     totals = torch.zeros(3, dtype=torch.float64)
     batches = evaluation_batches(
@@ -32,7 +33,8 @@ def evaluate(job: Job, rank: Rank, engine: Engine, splits: tuple[str, ...]) -> d
         classes=job.class_ids,
         config=job.config.input,
     )
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        watchdog.at(f"evaluation, batch {number}")
         logits = engine.logits(batch.images)
         losses = per_image_loss(logits, batch.labels, loss=job.config.loss)
         hits = correct(logits, batch.labels)

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import math
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from stages.context import Output, Rank
+from stages.context import CheckpointDamaged, Output, Rank, Rollback, RollbackWanted
 from stages.data.loader import TrainLoader
 from stages.metrics import MetricWriter
 from stages.models.config import ModelConfig
+from stages.models.flops import forward_macs
 from stages.models.position import Mode
-from stages.models.store import adapt, model_bytes, read_state
+from stages.models.store import WEIGHTS, adapt, read_state
 from stages.models.vit import VisionTransformer, initialize
-from stages.training.checkpoint import CheckpointWriter, drop_state, read_manifest, read_tensors
-from stages.training.config import TrainingConfig
-from stages.training.engine import Engine, leave_distributed
+from stages.training.checkpoint import CheckpointWriter, Position
+from stages.training.config import TrainingConfig, usable_ranks
+from stages.training.devices import choose_device, initialize_distributed, leave_distributed
+from stages.training.engine import Engine
 from stages.training.evaluate import evaluate
+from stages.training.export import export_weights
+from stages.training.faults import agreed, end_process, explained_memory
+from stages.training.guard import Guard
+from stages.training.meters import Meters
+from stages.training.report import Pending, StepReport
+from stages.training.restore import CheckpointFiles, Damaged, load_weights
 from stages.training.schedule import learning_rate
+from stages.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,31 +53,201 @@ class Job:
     resampling: Mode = "scipy_bilinear"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Where a run begins: the last finished update, the next sample, and the state to go on from."""
+def train(job: Job, rank: Rank) -> dict[str, Any] | None:
+    """Train on one rank of a gang; rank 0 returns how it ended. Ranks without work return None.
 
-    update: int
-    cursor: int
-    tensors: list[tuple[str, str, Tensor]]
+    `outcome` is `done` (with the models' files and the final metrics), `stopped` (with the reason), `rollback`
+    (with what to leave out), or `damaged` (with what is wrong with the checkpoint).
+    """
+    rank = _among_those_with_work(job.config, rank)
+    if rank.rank >= rank.world_size:
+        print(f"idle: global_batch={job.config.global_batch} has equal parts for {rank.world_size} ranks", flush=True)
+        return None
+    torch.set_num_threads(job.config.threads)
+    initialize_distributed(choose_device(job.config, rank.local_rank), timeout=2 * job.config.hang_seconds)
+    with explained_memory(job, rank), ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(job.config.hang_seconds, lambda found: end_process(rank, found)))
+        try:
+            run = _Run(job, rank, watchdog, stack)
+            outcome = run.updates() or run.finish()
+        except RollbackWanted as wanted:
+            outcome = {"outcome": "rollback", **asdict(wanted.rollback)}
+        except CheckpointDamaged as damage:
+            outcome = {"outcome": "damaged", "prefix": damage.prefix, "reason": damage.reason}
+    leave_distributed()
+    return outcome
 
 
-class NotFinite(RuntimeError):
-    """The loss or the gradient norm stopped being a number."""
+def _among_those_with_work(config: TrainingConfig, rank: Rank) -> Rank:
+    """The rank, in a world of those among which the global batch can be divided."""
+    ranks = usable_ranks(config.global_batch, rank.world_size)
+    if "WORLD_SIZE" in os.environ:
+        os.environ["WORLD_SIZE"] = str(ranks)
+    return replace(rank, world_size=ranks)
 
 
-def find_start(job: Job, model: VisionTransformer, rank: Rank) -> Start:
-    """Fill the model and say where to go on. The storage decides, in this order:
+class _Run:
+    """One rank's training: what an update needs, and how far it has come.
+
+    Storage decides where it starts:
 
     1. a committed checkpoint of this stage: its weights, optimizer, update and cursor;
     2. a pretrained model: its weights, position embeddings resampled, head fresh; update 0;
     3. nothing: initialised from the seed; update 0.
+
+    Raises CheckpointDamaged, on all ranks alike, where the first is not what its manifest promises.
     """
-    if rank.checkpoint is not None:
-        manifest = read_manifest(rank.storage, rank.checkpoint)
-        tensors = list(read_tensors(rank.storage, rank.checkpoint, manifest))
-        model.load_state_dict(drop_state(iter(tensors)))
-        return Start(update=manifest["update"], cursor=manifest["cursor"], tensors=tensors)
+
+    def __init__(self, job: Job, rank: Rank, watchdog: Watchdog, stack: ExitStack) -> None:
+        self.job, self.rank, self.watchdog = job, rank, watchdog
+        model = VisionTransformer(job.model, job.resolution, len(job.class_ids))
+        files = _fetch(rank) if rank.checkpoint is not None else nullcontext()
+        with files as checkpoint:
+            if checkpoint is not None:
+                position = checkpoint.position
+                load_weights(model, checkpoint)
+            else:
+                position = Position(data=job.dataset.digest)
+                _initialize(model, job, rank)
+            self.engine = Engine(model, job.config, rank.world_size, rank.local_rank)
+            if checkpoint is not None:
+                self.engine.restore(position.counters, checkpoint.tensors())
+        self.start = position.update
+        self.guard = Guard(job.config.guards, position.recent_losses)
+        self.loader = stack.enter_context(_loader(job, rank, position.cursor))
+        # Closed in the opposite order: an outstanding checkpoint flushes the metrics.
+        self.metrics = None
+        if rank.rank == 0:
+            writer = MetricWriter(rank.storage, f"{rank.folder}/attempts/{rank.attempt}")
+            self.metrics = stack.enter_context(closing(writer))
+        keep = {"keep_last": job.config.keep_last, "keep_every": job.config.keep_every}
+        self.checkpoints = CheckpointWriter(rank, self.metrics, **keep)
+        stack.callback(self.checkpoints.settle)
+        flops = 6.0 * forward_macs(job.model, job.resolution, len(job.class_ids))
+        self.meters = Meters(self.engine, job.config, update=position.update, flops_per_image=flops)
+        self.pending: deque[tuple[int, int, Pending]] = deque()
+
+    def updates(self) -> dict[str, Any] | None:
+        """All updates that are left; returns how the attempt ends where it is asked to stop before the last one."""
+        job, config = self.job, self.job.config
+        for update in range(self.start + 1, job.updates + 1):
+            begin, last = self.loader.cursor, update == job.updates
+            self.watchdog.at(f"update {update} waits for images")
+            with self.meters.waiting_for_data():
+                batch = next(self.loader)
+            self.watchdog.at(f"update {update} computes")
+            pending = self.engine.step(
+                batch,
+                learning_rate(config, update, job.updates),
+                seed=(job.seed, update, self.rank.rank),
+                signal=self.rank.stop_requested() is not None,
+                replaced=self.loader.replaced,
+                with_norm=self._logs(update),
+            )
+            self.pending.append((update, begin, pending))
+            due = update % config.save_every == 0 or last
+            stop = self._settle(keep=0 if due else self.engine.lag)
+            if config.evaluate_every and update % config.evaluate_every == 0 and not last:
+                self._evaluate(("validation",), update)
+            if due or stop:
+                self._save(update)
+            if stop and not last:
+                self.checkpoints.wait()
+                return {"outcome": "stopped", "reason": agreed(self.rank.stop_requested())}
+        self.checkpoints.wait()
+        return None
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluate, and export the weights. Every rank takes part."""
+        # Not logged as points of this attempt: an attempt that was killed after its last checkpoint may have
+        # come this far before. The record has these figures, once.
+        names = tuple(self.job.evaluation)
+        figures, files = self._evaluate(names, None), []
+        if self.job.config.polyak_decay:
+            figures = {f"raw/{name}": value for name, value in figures.items()}
+            files = [self._export("weight", "raw.safetensors")]
+            with self.engine.tensors.averaged():
+                figures |= self._evaluate(names, None)
+        files.append(self._export("average" if self.job.config.polyak_decay else "weight", WEIGHTS))
+        return {"outcome": "done", "files": files, "metrics": figures}
+
+    def _settle(self, *, keep: int) -> bool:
+        """Look at what the updates measured, all but the newest `keep`. Returns whether training is to stop now."""
+        stop = False
+        while len(self.pending) > (0 if stop else keep):
+            update, begin, pending = self.pending.popleft()
+            report = pending.report()
+            if trouble := self.guard.trouble(report):
+                samples = self.job.config.guards.skip_batches * self.job.config.global_batch
+                raise RollbackWanted(Rollback(update=update, start=begin, stop=begin + samples, reason=trouble))
+            if self._logs(update):
+                self._log(update, report)
+            stop |= report.signals > 0
+        return stop
+
+    def _save(self, update: int) -> None:
+        self.watchdog.at(f"update {update} is saved")
+        with self.meters.saving():
+            position = Position(
+                update=update,
+                cursor=self.loader.cursor,
+                counters=self.engine.counters(),
+                recent_losses=self.guard.recent,
+                data=self.job.dataset.digest,
+            )
+            self.checkpoints.save(self.engine, position)
+
+    def _logs(self, update: int) -> bool:
+        return update % self.job.config.log_every == 0 or update == self.job.updates
+
+    def _log(self, update: int, report: StepReport) -> None:
+        if self.metrics is None:
+            return
+        values = {
+            "loss": report.loss,
+            "accuracy": report.accuracy,
+            "gradient_norm": report.gradient_norm,
+            "parameter_norm": report.parameter_norm,
+            "lr": learning_rate(self.job.config, update, self.job.updates),
+            **self.meters.report(update),
+            "checkpoint_seconds": self.checkpoints.seconds_stored or None,
+            "replaced": report.replaced or None,
+        }
+        self.metrics.log({f"train/{name}": value for name, value in values.items() if value is not None}, update)
+
+    def _evaluate(self, names: Sequence[str], update: int | None) -> dict[str, float]:
+        """Loss and accuracy on splits by their names; logged as points of an update where one is given."""
+        figures: dict[str, float] = {}
+        for name in names:
+            if name in self.job.evaluation:
+                self.watchdog.at(f"evaluation of {name} after update {update or self.job.updates}")
+                found = evaluate(self.job, self.rank, self.engine, self.job.evaluation[name], self.watchdog)
+                figures |= {f"{name}/{key}": value for key, value in found.items()}
+        if self.metrics is not None and update is not None:
+            self.metrics.log(figures, update)
+        return figures
+
+    def _export(self, key: str, name: str) -> dict[str, Any] | None:
+        self.watchdog.at(f"{name} is exported")
+        return export_weights(self.engine, self.rank, key, name)
+
+
+def _fetch(rank: Rank) -> CheckpointFiles:
+    """The checkpoint's files, on this machine. Raises CheckpointDamaged on all ranks where one finds it damaged."""
+    assert rank.checkpoint is not None
+    files, problem = CheckpointFiles(rank.storage, rank.checkpoint), None
+    try:
+        files.fetch()
+    except Damaged as error:
+        problem = str(error)
+    if problem := agreed(problem):
+        files.close()
+        raise CheckpointDamaged(rank.checkpoint, problem)
+    return files
+
+
+def _initialize(model: VisionTransformer, job: Job, rank: Rank) -> None:
+    """Draw the weights, and put those of a pretrained model in their places."""
     initialize(model, job.seed)
     if job.pretrained is not None:
         source = job.pretrained.meta
@@ -78,95 +255,6 @@ def find_start(job: Job, model: VisionTransformer, rank: Rank) -> Start:
         config = ModelConfig.model_validate(source["model"])
         adaptation = adapt(state, config, source["resolution"], model, job.resampling)
         print(f"from {job.pretrained.prefix}: {adaptation}", flush=True)
-    return Start(update=0, cursor=0, tensors=[])
-
-
-def train(job: Job, rank: Rank) -> dict[str, Any]:
-    """Train on one rank of a gang; on rank 0 returns the exported model's file and the final metrics."""
-    torch.set_num_threads(job.config.threads)
-    model = VisionTransformer(job.model, job.resolution, len(job.class_ids))
-    start = find_start(job, model, rank)
-    engine = Engine(model, job.config, rank.world_size, rank.local_rank)
-    if start.tensors:
-        engine.restore(start.update, iter(start.tensors))
-    metrics = MetricWriter(rank.storage, f"{rank.folder}/attempts/{rank.attempt}") if rank.rank == 0 else None
-    checkpoints = CheckpointWriter(rank, metrics)
-    loader = _loader(job, rank, start.cursor)
-    try:
-        stopped = _updates(job, rank, start, engine, iter(loader), checkpoints, metrics, loader)
-        outcome = {"stopped": True} if stopped else _finish(job, rank, engine)
-        leave_distributed()
-        return outcome
-    finally:
-        loader.close()
-        checkpoints.settle()
-        if metrics is not None:
-            metrics.close()
-
-
-def _updates(
-    job: Job,
-    rank: Rank,
-    start: Start,
-    engine: Engine,
-    batches: Iterator[Any],
-    checkpoints: CheckpointWriter,
-    metrics: MetricWriter | None,
-    loader: TrainLoader,
-) -> bool:
-    """All updates from `start` on. Returns whether the run was asked to stop before its end."""
-    config, timer = job.config, _Timer(start.update)
-    for update in range(start.update + 1, job.updates + 1):
-        lr = learning_rate(config, update, job.updates)
-        batch, seed = next(batches), (job.seed, update, rank.rank)
-        report = engine.step(batch, lr, seed=seed, stop=rank.stop_requested(), replaced=loader.replaced)
-        _check_finite(report.loss, report.gradient_norm, update)
-        last = update == job.updates
-        if metrics is not None and (update % config.log_every == 0 or last):
-            values = {"loss": report.loss, "accuracy": report.accuracy, "gradient_norm": report.gradient_norm}
-            speed = {"lr": lr, "images_per_s": timer.rate(update) * config.global_batch}
-            replaced = {"replaced": report.replaced} if report.replaced else {}
-            metrics.log({f"train/{name}": value for name, value in (values | speed | replaced).items()}, update)
-        if not last and config.evaluate_every and update % config.evaluate_every == 0:
-            _evaluate(job, rank, engine, metrics, ("validation",), update)
-        if update % config.save_every == 0 or last or report.stop:
-            checkpoints.save(engine, update, loader.cursor)
-        if report.stop and not last:
-            checkpoints.wait()
-            return True
-    checkpoints.wait()
-    return False
-
-
-def _finish(job: Job, rank: Rank, engine: Engine) -> dict[str, Any]:
-    """Evaluate, and export the weights as one file. Every rank takes part."""
-    # Not logged as points of this attempt: an attempt that was killed after its last checkpoint may have
-    # come this far before. The record has these figures, once.
-    figures = _evaluate(job, rank, engine, None, tuple(job.evaluation), job.updates)
-    state = {name: next(value for key, value in engine.read(name) if key == "weight") for name in engine.names}
-    return {"file": _export(rank, state) if rank.rank == 0 else None, "metrics": figures, "stopped": False}
-
-
-def _export(rank: Rank, state: dict[str, Tensor]) -> dict[str, Any]:
-    """Store the whole model as one file of this attempt; returns its entry for the manifest."""
-    with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
-        path = Path(folder) / "model.safetensors"
-        path.write_bytes(model_bytes(state))
-        digest = rank.storage.upload(f"{rank.folder}/attempts/{rank.attempt}/{path.name}", path)
-    return {"path": path.name, "bytes": digest.bytes, "sha256": digest.sha256}
-
-
-def _evaluate(
-    job: Job, rank: Rank, engine: Engine, metrics: MetricWriter | None, names: Sequence[str], update: int
-) -> dict[str, float]:
-    figures: dict[str, float] = {}
-    for name in names:
-        if name in job.evaluation:
-            found = evaluate(job, rank, engine, job.evaluation[name])
-            figures |= {f"{name}/{key}": value for key, value in found.items()}
-    if metrics is not None:
-        metrics.log(figures, update)
-    return figures
 
 
 def _loader(job: Job, rank: Rank, start: int) -> TrainLoader:
@@ -182,22 +270,5 @@ def _loader(job: Job, rank: Rank, start: int) -> TrainLoader:
         world_size=rank.world_size,
         start=start,
         classes=job.class_ids,
+        left_out=[(rollback.start, rollback.stop) for rollback in rank.rollbacks],
     )
-
-
-def _check_finite(loss: float, norm: float, update: int) -> None:
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise NotFinite(f"update {update}: loss {loss}, gradient norm {norm}")
-
-
-class _Timer:
-    """Updates per second since the last question."""
-
-    def __init__(self, update: int) -> None:
-        self._update, self._time = update, time.monotonic()
-
-    def rate(self, update: int) -> float:
-        now = time.monotonic()
-        rate = (update - self._update) / max(now - self._time, 1e-9)
-        self._update, self._time = update, now
-        return rate

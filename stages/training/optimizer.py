@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.training.config import TrainingConfig
 
@@ -25,6 +27,45 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     ]
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    # The paper's Adam is this one: its reference code adds the decay after Adam's scaling.
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.epsilon)
+        kind = AveragedSGD if config.polyak_decay else torch.optim.SGD
+        optimizer = kind(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    else:
+        # The paper's Adam is this one: its reference code adds the decay after Adam's scaling.
+        kind = AveragedAdamW if config.polyak_decay else torch.optim.AdamW
+        optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True)
+    if isinstance(optimizer, Averaging):
+        optimizer.polyak_decay = config.polyak_decay
+    return optimizer
+
+
+def state_names(config: TrainingConfig) -> tuple[str, ...]:
+    """The optimizer's tensors for each parameter, of its shape."""
+    moments = ("momentum_buffer",) if config.optimizer == "sgd" else ("exp_avg", "exp_avg_sq")
+    return (*moments, "average") if config.polyak_decay else moments
+
+
+class Averaging(torch.optim.Optimizer):
+    """Keeps Polyak's average of the weights, average ← d · average + (1 - d) · weight after each step (paper, 4.1).
+
+    It is one more state tensor of each parameter, so ZeRO shards it, and checkpoints hold it, as the others.
+    """
+
+    polyak_decay: float
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        outcome = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    average: Tensor = self.state[parameter]["average"]
+                    average.lerp_(parameter, 1.0 - self.polyak_decay)
+        return outcome
+
+
+class AveragedAdamW(Averaging, torch.optim.AdamW):
+    """AdamW that also averages."""
+
+
+class AveragedSGD(Averaging, torch.optim.SGD):
+    """SGD that also averages."""

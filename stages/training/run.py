@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from stages.context import Context, Result, Stopped
+from dataclasses import asdict
+
+from stages.context import CheckpointDamaged, Context, Result, Rollback, RollbackWanted, Stopped
 from stages.data.manifest import dataset_meta
+from stages.training.config import usable_ranks
 from stages.training.loop import Job, train
 
 
 def run_training(job: Job, context: Context) -> Result:
-    """Train on a gang; the result is a committed model. Raises Stopped where the run was asked to stop."""
+    """Train on a gang; the result is a committed model.
+
+    Raises Stopped where the run was asked to stop, RollbackWanted where it has to go back, CheckpointDamaged where
+    it cannot start from its checkpoint.
+    """
     config = job.config
     context.expect(job.updates)
-    outcome = context.gang(
-        train, job, workers=config.workers, cpus=config.cpus_per_worker, gpus=float(config.gpus_per_worker)
+    ended = context.gang(
+        train,
+        job,
+        workers=config.workers,
+        cpus=config.cpus_per_worker,
+        gpus=float(config.gpus_per_worker),
+        usable=lambda ranks: usable_ranks(config.global_batch, ranks),
     )
-    if outcome["stopped"]:
-        raise Stopped("saved a checkpoint and stopped as asked")
+    match ended.pop("outcome"):
+        case "stopped":
+            raise Stopped(ended["reason"])
+        case "rollback":
+            raise RollbackWanted(Rollback(**ended))
+        case "damaged":
+            raise CheckpointDamaged(**ended)
     classes = dataset_meta(job.dataset).classes
     meta = {
         "format": 1,
@@ -28,6 +45,8 @@ def run_training(job: Job, context: Context) -> Result:
         "trained_on": job.dataset.digest,
         "update": job.updates,
         "images_seen": job.updates * config.global_batch,
+        "averaged": config.polyak_decay > 0,
+        "left_out": [asdict(rollback) for rollback in context.rollbacks],
     }
-    figures = {**outcome["metrics"], "updates": float(job.updates)}
-    return Result(output=context.commit("model", [outcome["file"]], meta), metrics=figures)
+    figures = {**ended["metrics"], "updates": float(job.updates), "rollbacks": float(len(context.rollbacks))}
+    return Result(output=context.commit("model", ended["files"], meta), metrics=figures)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import Storage, open_storage
-from stages.context import Context, Output, Rank
+from stages.context import Context, Keep, Output, Rank, Rollback
 from stages.ingest.config import DigitsSource, IngestConfig
 from stages.ingest.run import run as run_ingest
 from stages.models.config import ModelConfig
@@ -33,7 +33,8 @@ class Stage:
 
     def __init__(self, storage: Storage, dataset: Output, folder: str) -> None:
         self.storage, self.dataset, self.folder = storage, dataset, folder
-        self.checkpoint: str | None = None
+        self.kept: dict[int, str] = {}
+        self.rollbacks: tuple[Rollback, ...] = ()
         self.commits: list[int] = []
         self.attempt = 0
 
@@ -55,16 +56,23 @@ class Stage:
             seed=5,
         )
 
+    @property
+    def checkpoint(self) -> str | None:
+        """The newest committed one."""
+        return self.kept[max(self.kept)] if self.kept else None
+
     def rank(self, stop: Callable[[], bool] = lambda: False) -> Rank:
         self.attempt += 1
 
-        def commit(prefix: str, update: int) -> None:
-            self.checkpoint = prefix
+        def commit(prefix: str, update: int, keep: Keep) -> list[str]:
             self.commits.append(update)
+            self.kept[update] = prefix
+            return [self.kept.pop(other) for other in set(self.kept) - set(keep(sorted(self.kept)))]
 
         return Rank(
             rank=0, world_size=1, local_rank=0, storage=self.storage, folder=self.folder, attempt=self.attempt,
-            checkpoint=self.checkpoint, commit_checkpoint=commit, stop_requested=stop,
+            checkpoint=self.checkpoint, commit_checkpoint=commit, rollbacks=self.rollbacks,
+            stop_requested=lambda: "asked to" if stop() else None,
         )  # fmt: skip
 
     def losses(self, attempt: int) -> dict[int, float]:

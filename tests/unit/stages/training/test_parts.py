@@ -10,12 +10,13 @@ from cluster.storage import open_storage
 from stages.metrics import MetricReader, MetricWriter
 from stages.models.config import ModelConfig
 from stages.models.vit import VisionTransformer
-from stages.training.checkpoint import read_manifest, read_tensors, share
+from stages.training.checkpoint import share
 from stages.training.config import TrainingConfig
-from stages.training.engine import choose_device
+from stages.training.devices import choose_device
 from stages.training.loop import train
 from stages.training.objectives import cross_entropy, per_image_loss
 from stages.training.optimizer import decayed
+from stages.training.restore import CheckpointFiles, read_manifest
 from stages.training.schedule import learning_rate
 
 
@@ -93,15 +94,17 @@ def test_a_damaged_checkpoint_is_refused(make_stage):
     body = bytearray(stage.storage.read(key))
     body[-1] ^= 1
     stage.storage.write(key, bytes(body))
-    with pytest.raises(ValueError, match="its manifest says"):
-        train(stage.job(updates=3), stage.rank())
+    outcome = train(stage.job(updates=3), stage.rank())
+    assert (outcome["outcome"], outcome["prefix"]) == ("damaged", stage.checkpoint)
+    assert "rank-0000.safetensors has sha256" in outcome["reason"]
 
 
 def test_a_checkpoint_holds_every_weight_and_optimizer_tensor_in_fp32(make_stage):
     stage = make_stage("whole")
     train(stage.job(updates=3), stage.rank())
-    manifest = read_manifest(stage.storage, stage.checkpoint)
-    tensors = list(read_tensors(stage.storage, stage.checkpoint, manifest))
+    with CheckpointFiles(stage.storage, stage.checkpoint) as files:
+        files.fetch()
+        tensors = list(files.tensors())
     model = VisionTransformer(stage.job().model, 16, 7)
     expected = {(name, key) for name, _ in model.named_parameters() for key in ("weight", "exp_avg", "exp_avg_sq")}
     assert {(name, key) for name, key, _ in tensors} == expected
@@ -112,7 +115,7 @@ def test_a_newer_checkpoint_format_is_refused(make_stage):
     stage = make_stage("newer")
     train(stage.job(updates=3), stage.rank())
     key = f"{stage.checkpoint}/MANIFEST.json"
-    stage.storage.write(key, stage.storage.read(key).replace(b'"format":1', b'"format":2'))
+    stage.storage.write(key, stage.storage.read(key).replace(b'"format":2', b'"format":3'))
     with pytest.raises(UserError, match="install a newer patchline"):
         read_manifest(stage.storage, stage.checkpoint)
 

@@ -1,0 +1,77 @@
+"""The device of a rank, and the process group that ranks share."""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cluster.errors import UserError
+from stages.training.config import TrainingConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What forward and backward passes compute in, by `precision`."""
+
+
+def choose_device(config: TrainingConfig, local_rank: int) -> torch.device:
+    """The device of a rank: what the placement says, whatever else the machine has. Raises UserError."""
+    if not config.gpus_per_worker:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"gpus_per_worker=1: worker {local_rank} of this machine finds {torch.cuda.device_count()} GPUs; "
+            "set it to 0 to train on CPUs"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def initialize_distributed(device: torch.device, timeout: float) -> None:
+    """A process group for this process: of the gang that its variables name (`env://`), or a group of one.
+
+    `timeout` is how long a collective waits for the other ranks, in seconds.
+    """
+    if not dist.is_initialized():
+        backend, patience = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group(backend, init_method="env://", timeout=patience)
+        else:
+            store = Path(tempfile.mkdtemp(prefix="patchline-")) / "store"
+            dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
+    for name, value in (("RANK", dist.get_rank()), ("WORLD_SIZE", dist.get_world_size()), ("LOCAL_RANK", 0)):
+        os.environ.setdefault(name, str(value))
+
+
+def leave_distributed() -> None:
+    """End the process group of a gang, after its last collective. A group of one serves the next stage too."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.destroy_process_group()
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of a product of two square matrices on this device: the rate that MFU is a share of.
+
+    The best of a few products, since a busy machine can only make it slower.
+    """
+    size, tries = (8192, 8) if device.type == "cuda" else (1024, 4)
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(tries + 1):
+        began = time.perf_counter()
+        torch.mm(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds[1:]) / 1e12
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: of the GPU's memory or, on a CPU, of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

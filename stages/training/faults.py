@@ -1,0 +1,66 @@
+"""What a rank does about trouble that is not its own code's: tells all ranks, tells the driver, ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from cluster.errors import UserError
+from stages.context import Rank, canonical_json
+
+if TYPE_CHECKING:
+    from stages.training.loop import Job
+
+FORMAT = 1
+EXIT_CODE = 75
+"""Of a process that ends itself because the gang cannot go on (EX_TEMPFAIL of sysexits.h)."""
+
+
+def agreed(text: str | None) -> str | None:
+    """The first rank's text that is not None: every rank gets the same answer. Collective."""
+    texts: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(texts, text)
+    return next((found for found in texts if found is not None), None)
+
+
+def end_process(rank: Rank, found: str) -> None:
+    """Leave a note of what was found, for the driver, and end this process, whatever it waits for."""
+    print(f"rank {rank.rank} ends the attempt: {found}", flush=True)
+    try:
+        note = {"format": FORMAT, "rank": rank.rank, "message": found}
+        rank.storage.write(f"{fault_prefix(rank.folder, rank.attempt)}{rank.rank:04d}.json", canonical_json(note))
+    finally:
+        os._exit(EXIT_CODE)
+
+
+def fault_prefix(folder: str, attempt: int) -> str:
+    """Beginning of the keys of an attempt's notes."""
+    return f"{folder}/attempts/{attempt}/fault-"
+
+
+@contextmanager
+def explained_memory(job: Job, rank: Rank) -> Iterator[None]:
+    """Turns a lack of memory into an error that says what to change."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(_advice(job, rank, str(error).splitlines()[0])) from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise UserError(_advice(job, rank, str(error).splitlines()[0])) from None
+
+
+def _advice(job: Job, rank: Rank, found: str) -> str:
+    config = job.config
+    moves = [f"micro_batch={max(1, config.micro_batch_for(rank.world_size) // 2)}"]
+    if not config.activation_checkpointing:
+        moves.append("activation_checkpointing=true")
+    if config.zero_stage < 3:
+        moves.append(f"zero_stage={config.zero_stage + 1}")
+    return f"rank {rank.rank} ran out of memory ({found}): try {', '.join(moves[:-1])} or {moves[-1]}"

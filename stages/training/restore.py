@@ -1,0 +1,103 @@
+"""Reading checkpoints: what the manifest promises is what is there, or the checkpoint is refused by name."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from cluster.errors import check_format
+from cluster.storage.base import NotFound, Storage, file_digest
+from stages.training.checkpoint import FORMAT, Position
+
+
+class Damaged(Exception):
+    """A checkpoint is not what its manifest promises. The message names the file, what it is, and what it should be."""
+
+
+def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:
+    """The manifest of a committed checkpoint. Raises Damaged where it is gone; UserError for a newer format."""
+    try:
+        manifest = json.loads(storage.read(f"{prefix}/MANIFEST.json"))
+    except NotFound:
+        raise Damaged(f"{prefix}/MANIFEST.json is missing") from None
+    except ValueError as error:
+        raise Damaged(f"{prefix}/MANIFEST.json is no JSON: {error}") from None
+    check_format(manifest["format"], FORMAT, prefix)
+    if manifest["format"] == 1:
+        # Before there was fp16, every update was a step of the optimizer.
+        counters = {"optimizer_steps": manifest["update"]}
+        manifest = {**manifest, "counters": counters, "recent_losses": [], "data": ""}
+    return manifest
+
+
+class CheckpointFiles:
+    """A checkpoint's files on this machine, checked against the manifest. A context manager, which removes them.
+
+    Tensors come one at a time, straight from the files, so memory does not grow with the model.
+    """
+
+    def __init__(self, storage: Storage, prefix: str) -> None:
+        self._storage, self._prefix = storage, prefix
+        self._folder = tempfile.TemporaryDirectory(prefix="patchline-")
+        self.manifest: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    @property
+    def position(self) -> Position:
+        """Where the run stood."""
+        return Position(**{field.name: self.manifest[field.name] for field in fields(Position)})
+
+    def fetch(self) -> None:
+        """Bring manifest and files here. Raises Damaged."""
+        self.manifest = read_manifest(self._storage, self._prefix)
+        for part in self.manifest["parts"]:
+            key, path = f"{self._prefix}/{part['path']}", Path(self._folder.name) / part["path"]
+            check_stored(self._storage, key, part)
+            self._storage.download(key, path)
+            found = file_digest(path)
+            if found.sha256 != part["sha256"]:
+                raise Damaged(f"{key} has sha256 {found.sha256}; its manifest says {part['sha256']}")
+
+    def tensors(self, *, keys: frozenset[str] | None = None) -> Iterator[tuple[str, str, Tensor]]:
+        """The tensors as (parameter, "weight" or state name, fp32 tensor), all or those of these names."""
+        for part in self.manifest["parts"]:
+            with safe_open(Path(self._folder.name) / part["path"], framework="pt") as tensors:
+                for full in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    name, _, key = full.rpartition("/")
+                    if keys is None or key in keys:
+                        yield name, key, tensors.get_tensor(full)
+
+
+def load_weights(model: nn.Module, files: CheckpointFiles) -> None:
+    """Put a checkpoint's weights into a model. Raises Damaged where it does not have exactly the model's."""
+    own = model.state_dict()
+    for name, _, value in files.tensors(keys=frozenset({"weight"})):
+        if name not in own or own[name].shape != value.shape:
+            raise Damaged(f"the checkpoint has {name} {tuple(value.shape)}, which the model has not")
+        own.pop(name).copy_(value)
+    if own:
+        raise Damaged(f"the checkpoint lacks {', '.join(own)}")
+
+
+def check_stored(storage: Storage, key: str, part: dict[str, Any]) -> None:
+    """Raises Damaged where the object is not there, or not of the size that the manifest has."""
+    stat = storage.stat(key)
+    if stat is None:
+        raise Damaged(f"{key} is missing; its manifest promises {part['bytes']} bytes")
+    if stat.bytes != part["bytes"]:
+        raise Damaged(f"{key} has {stat.bytes} bytes; its manifest says {part['bytes']}")

@@ -1,0 +1,115 @@
+"""Weights and optimizer tensors by parameter: one form for any world size, ZeRO stage and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stages.training.config import TrainingConfig
+from stages.training.optimizer import state_names
+
+
+class Tensors:
+    """The fp32 weights and optimizer tensors of a network that ZeRO has spread over the ranks.
+
+    Made after the engine. All methods but `names` and `size` are collective: every rank calls them alike.
+    """
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> None:
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._optimizer, self._config = optimizer, config
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the trained parameters, in the model's order."""
+        return list(self._parameters)
+
+    def size(self, name: str) -> int:
+        """Number of elements of a parameter, also where ZeRO 3 holds only a part of it here."""
+        parameter = self._parameters[name]
+        return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+    def keys(self) -> tuple[str, ...]:
+        """What there is of each parameter: "weight", and the names of the optimizer's tensors."""
+        return ("weight", *state_names(self._config))
+
+    def read(self, name: str, key: str) -> Tensor:
+        """The whole fp32 weight, or optimizer tensor, of one parameter, where the engine computes. Do not change it."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        parameter = self._parameters[name]
+        if self._config.zero_stage == 0:
+            tensor = parameter.data if key == "weight" else self._optimizer.state[parameter][key]
+        elif key == "weight":
+            tensor = safe_get_full_fp32_param(parameter)
+        else:
+            tensor = safe_get_full_optimizer_state(parameter, key)
+        assert tensor is not None, f"{name} has no {key}"
+        return tensor.detach()
+
+    def restore(self, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
+        """Set what is given, as (parameter, key, whole tensor).
+
+        Tensors that this optimizer does not have are left out. An average that is not among them begins with
+        the weights.
+        """
+        known, averaged = set(self.keys()), False
+        for name, key, value in tensors:
+            averaged |= key == "average"
+            if key == "weight":
+                self.set_weight(name, value)
+            elif key in known:
+                self._set_state(name, key, value)
+        if "average" in known and not averaged:
+            for name in self.names:
+                self._set_state(name, "average", self.read(name, "weight"))
+
+    def set_weight(self, name: str, value: Tensor) -> None:
+        """Set the fp32 weight. The network's own, which may be of another precision, has to have its value already."""
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        parameter = self._parameters[name]
+        value = value.to(parameter.device)
+        if self._config.zero_stage == 0:
+            parameter.data.copy_(value)
+        else:
+            safe_set_full_fp32_param(parameter, value)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the network computes with Polyak's average in place of the weights."""
+        # Without ZeRO the network's own weights are the only ones.
+        kept = {n: p.data.clone() for n, p in self._parameters.items()} if self._config.zero_stage == 0 else {}
+        for name in self.names:
+            self._show(name, self.read(name, "average"))
+        try:
+            yield
+        finally:
+            for name in self.names:
+                self._show(name, kept[name] if kept else self.read(name, "weight"))
+
+    def _show(self, name: str, value: Tensor) -> None:
+        """Let the network compute with this value. The optimizer's fp32 weight stays what it is."""
+        import deepspeed
+
+        parameter = self._parameters[name]
+        if self._config.zero_stage != 3:
+            parameter.data.copy_(value)
+            return
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if dist.get_rank() == 0:
+                parameter.data.copy_(value)
+
+    def _set_state(self, name: str, key: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        parameter = self._parameters[name]
+        value = value.to(parameter.device)
+        if self._config.zero_stage == 0:
+            self._optimizer.state[parameter][key].copy_(value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)

@@ -1,0 +1,106 @@
+"""Finds a rank that hangs, names it, and ends the attempt: the others would wait for it for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+BEAT_SECONDS = 1.0
+
+
+class Watchdog:
+    """Every rank tells the group where it stands; each looks for ranks that stand in one place for too long.
+
+    Ranks keep in step, so one that hangs stops all of them. It is the one that gives no sign of life (its
+    process is stopped, or its machine is gone), or else the one that has come least far. `found` is told
+    on the ranks that notice, from a thread. Made after the process group; a context manager.
+    """
+
+    def __init__(self, seconds: float, found: Callable[[str], None]) -> None:
+        self._seconds, self._found = seconds, found
+        self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
+        self._store = _store() if self._ranks > 1 else None
+        self._place, self._moves, self._beats = "starts", 0, 0
+        self._since: dict[int, tuple[str, float]] = {}
+        self._beaten: dict[int, tuple[int, float]] = {}
+        self._answered = time.monotonic()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Never waits for the thread, which may be waiting for a rank that has left already.
+        self._closed.set()
+
+    def at(self, place: str) -> None:
+        """This rank has come to a new place, for example `update 7 computes`. Costs nothing."""
+        self._place, self._moves = place, self._moves + 1
+
+    def _run(self) -> None:
+        while not self._closed.wait(BEAT_SECONDS):
+            try:
+                trouble = self._look()
+            except Exception:
+                # The store is in rank 0: where it does not answer, rank 0 is what has gone.
+                silent = time.monotonic() - self._answered
+                trouble = f"rank 0 has not answered for {silent:.0f} s" if silent > self._seconds else None
+            if trouble and not self._closed.is_set():
+                self._found(trouble)
+                return
+
+    def _look(self) -> str | None:
+        self._beats += 1
+        own = {"beats": self._beats, "moves": self._moves, "place": self._place}
+        reports = {self._rank: own}
+        if self._store is not None:
+            self._store.set(f"patchline/{self._rank}", json.dumps(own))
+            for rank in range(self._ranks):
+                with suppress(dist.DistStoreError):
+                    reports[rank] = json.loads(self._store.get(f"patchline/{rank}"))
+        self._answered = time.monotonic()
+        return self._trouble(reports, self._answered)
+
+    def _trouble(self, reports: dict[int, dict], now: float) -> str | None:
+        for rank, report in reports.items():
+            if self._since.get(rank, ("", 0.0))[0] != (mark := f"{report['moves']} {report['place']}"):
+                self._since[rank] = (mark, now)
+            if self._beaten.get(rank, (-1, 0.0))[0] != report["beats"]:
+                self._beaten[rank] = (report["beats"], now)
+        silent = [rank for rank in reports if now - self._beaten[rank][1] > self._seconds]
+        if silent:
+            return f"{_names(silent)} gave no sign of life for {self._seconds:.0f} s: {reports[silent[0]]['place']}"
+        if any(now - self._since[rank][1] <= self._seconds for rank in reports):
+            return None
+        # All stand still: whoever is furthest behind keeps the others waiting.
+        least = min(report["moves"] for report in reports.values())
+        behind = [rank for rank, report in reports.items() if report["moves"] == least]
+        return f"{_names(behind)} did not get on for {self._seconds:.0f} s: {reports[behind[0]]['place']}"
+
+
+def _names(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(str(rank) for rank in ranks)}"
+
+
+def _store() -> Store:
+    """A store of our own in rank 0, apart from the one that collectives use."""
+    host, port = os.environ["MASTER_ADDR"], [0]
+    patience = timedelta(seconds=30)
+    if dist.get_rank() == 0:
+        store = TCPStore(host, 0, None, True, patience, wait_for_workers=False)
+        port = [store.port]
+    dist.broadcast_object_list(port)
+    if dist.get_rank() != 0:
+        store = TCPStore(host, port[0], None, False, patience)
+    store.set_timeout(timedelta(seconds=BEAT_SECONDS))
+    return store
