@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import UserError
-from cluster.signals import kept_handlers
+from cluster.signals import kept_handlers, termination_asked
 
+NEVER = 10.0**9
+"""Seconds."""
 QUIET = {
     # Ray Train prints every line of every worker a second time otherwise.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -27,6 +30,17 @@ class Place:
     rank: int
     world_size: int
     local_rank: int
+    interruption: Callable[[], Interruption | None] = lambda: None
+    """Whether this worker is about to be ended. Cheap."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interruption:
+    """A worker is about to be ended: its machine is taken away (preempted), or it was sent SIGTERM."""
+
+    preempted: bool
+    seconds: float | None
+    """How long it has left, where that is known."""
 
 
 class GangError(Exception):
@@ -41,14 +55,15 @@ def run_gang(
     function: Callable[[Any, Place], Any],
     argument: Any,
     *,
-    workers: int,
+    workers: int | tuple[int, int],
     cpus: float,
     gpus: float = 0,
     name: str,
 ) -> Any:
     """`function(argument, place)` on each worker; returns rank 0's value.
 
-    `cpus` and `gpus` are reserved per worker. Workers have the environment of the Ray job that this
+    A pair of `workers` is the fewest and the most; as many are started as there is room for, and their number
+    stays. `cpus` and `gpus` are reserved per worker. Workers have the environment of the Ray job that this
     process belongs to. There are no retries here. Raises UserError where a worker raised one, else GangError.
     """
     if workers == 0:
@@ -69,12 +84,18 @@ def run_gang(
             _on_worker,
             backend_config=Rendezvous(),
             train_loop_config={"function": function, "argument": argument},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpus > 0,
+                resources_per_worker=resources,
+                # Ray Train would start the functions anew in a larger gang, under the same attempt.
+                elastic_resize_monitor_interval_s=NEVER,
+            ),
             run_config=RunConfig(
                 name=name,
                 # Nothing is reported to Ray Train; it keeps its own notes here, on the driver's node.
                 storage_path=folder,
-                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             ),
         )
         try:
@@ -92,14 +113,49 @@ def _on_worker(config: dict[str, Any]) -> Any:
     context = get_context()
     os.environ.update(own_variables(context))
     place = Place(
-        rank=context.get_world_rank(), world_size=context.get_world_size(), local_rank=context.get_local_rank()
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_rank=context.get_local_rank(),
+        interruption=_interruption,
     )
     return config["function"](config["argument"], place)
 
 
+def _interruption() -> Interruption | None:
+    # `ray.train.get_preemption_info` waits for all ranks; what it would say stands here (2.60).
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    if info is not None:
+        left = max(0.0, info.deadline_ms / 1000 - time.time()) if info.deadline_ms else None
+        return Interruption(preempted=True, seconds=left)
+    return Interruption(preempted=False, seconds=None) if termination_asked() else None
+
+
+def free_workers(cpus: float, gpus: float = 0) -> int:
+    """How many workers of this size the cluster has room for just now, beside everything that runs on it."""
+    from cluster.connect import connect
+
+    free = connect().available_resources()
+    return _fitting(free.get("CPU", 0.0), free.get("GPU", 0.0), cpus, gpus)
+
+
+def most_workers(cpus: float, gpus: float = 0) -> int:
+    """How many workers of this size the cluster's machines hold when nothing else runs on them."""
+    from cluster.connect import connect
+
+    machines = [node["Resources"] for node in connect().nodes() if node["Alive"]]
+    return sum(_fitting(machine.get("CPU", 0.0), machine.get("GPU", 0.0), cpus, gpus) for machine in machines)
+
+
+def _fitting(free_cpus: float, free_gpus: float, cpus: float, gpus: float) -> int:
+    by_cpus = int(free_cpus // cpus)
+    return min(by_cpus, int(free_gpus // gpus)) if gpus else by_cpus
+
+
 def _explained(error: Exception) -> UserError | GangError:
     """The first thing that went wrong, in few words."""
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
     failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
     for cause in (cause for failure in failures.values() for cause in _causes(failure)):
@@ -108,7 +164,10 @@ def _explained(error: Exception) -> UserError | GangError:
     lines, died = [], not failures
     for rank, failure in sorted(failures.items()):
         causes = list(_causes(failure))
-        if any(isinstance(cause, RayActorError) and not isinstance(cause, RayTaskError) for cause in causes):
+        if any(isinstance(cause, OutOfMemoryError) for cause in causes):
+            died = True
+            lines.append(f"rank {rank} was ended because its machine ran out of memory")
+        elif any(isinstance(cause, RayActorError) and not isinstance(cause, RayTaskError) for cause in causes):
             died = True
             lines.append(f"rank {rank} died")
         else:

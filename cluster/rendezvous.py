@@ -13,6 +13,8 @@ from typing import Any
 
 from ray.train.backend import Backend, BackendConfig
 
+from cluster.signals import note_termination
+
 
 class Rendezvous(BackendConfig):
     """Tells each worker the address and a free port of rank 0."""
@@ -29,6 +31,8 @@ class _RendezvousBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         address, port = worker_group.execute_single(0, _free_address)
         worker_group.execute(_set, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
+        # Here and not in the function that they run, which is in another thread.
+        worker_group.execute(note_termination)
 
 
 def own_variables(context: Any) -> dict[str, str]:

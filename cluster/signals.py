@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 
 @contextmanager
@@ -25,3 +26,24 @@ def kept_handlers() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+_TERMINATED = threading.Event()
+
+
+def note_termination() -> None:
+    """From now on a first SIGTERM is noted alone, for `termination_asked`; a second one ends the process.
+
+    For the main thread of a process whose work can be saved first.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        _TERMINATED.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, handle)
+
+
+def termination_asked() -> bool:
+    """Whether this process has been sent a SIGTERM since `note_termination`."""
+    return _TERMINATED.is_set()

@@ -16,7 +16,7 @@ from rich.text import Text
 from cluster.storage import Storage
 from pipeline.plan import PlannedStage
 from pipeline.record import Event
-from pipeline.status import StageStatus, StatusReader, WorkflowStatus, origin
+from pipeline.status import TOLD, StageStatus, StatusReader, WorkflowStatus, origin
 from pipeline.words import duration, headline
 from stages.metrics import MetricReader
 
@@ -159,6 +159,8 @@ def describe(event: Event) -> str:
             return f"{stage}: attempt {data['attempt']} {data['outcome']}  {data['message']}"
         case "stage_retried":
             return f"{stage}: trying again in {data['wait_seconds']} s"
+        case kind if kind in TOLD:
+            return f"{stage}: {TOLD[kind](data)}"
         case _:
             return ""
 

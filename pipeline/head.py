@@ -15,16 +15,17 @@ import json
 import secrets
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.errors import check_format
 from cluster.storage.base import Conflict, NotFound, Storage
 from stages.config import Config
+from stages.context import Keep
 from stages.metrics import now_ms
 
-FORMAT = 1
+FORMAT = 2
 State = Literal["running", "stopped", "failed", "done"]
 
 
@@ -47,6 +48,16 @@ class Segment(Config):
     end: int
 
 
+class LeftOut(Config):
+    """Training went back at `update`, and leaves the samples [start, stop) out from then on."""
+
+    attempt: int
+    update: int
+    start: int
+    stop: int
+    reason: str
+
+
 class HeadDocument(Config):
     """The body of HEAD.json."""
 
@@ -58,11 +69,26 @@ class HeadDocument(Config):
     state: State
     attempt: int = 0
     inputs: dict[str, str] = Field(default_factory=dict, description="digests of what the checkpoints were made of")
-    checkpoint: Committed | None = None
+    checkpoints: tuple[Committed, ...] = Field(default=(), description="those that are kept, by their updates")
     history: tuple[Segment, ...] = ()
-    skipped: tuple[tuple[int, int], ...] = Field(default=(), description="data windows [start, stop) to leave out")
+    left_out: tuple[LeftOut, ...] = Field(default=(), description="data that training leaves out, and why")
     record: str | None = None
     renewed_ms: int = Field(default=0, description="the holder's clock, to be shown to people; no decision rests on it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _migrate(cls, values: Any) -> Any:
+        """From format 1, which had one checkpoint, and left nothing out."""
+        if isinstance(values, dict) and values.get("format") == 1:
+            old = {name: value for name, value in values.items() if name not in ("checkpoint", "skipped")}
+            newest = values.get("checkpoint")
+            return {**old, "format": FORMAT, "checkpoints": [newest] if newest else []}
+        return values
+
+    @property
+    def checkpoint(self) -> Committed | None:
+        """The newest committed checkpoint."""
+        return self.checkpoints[-1] if self.checkpoints else None
 
     def changed(self, **fields: object) -> HeadDocument:
         """A copy with some fields changed and a new nonce, so that no two bodies are ever equal."""
@@ -147,7 +173,19 @@ class Head:
         def change(document: HeadDocument) -> HeadDocument:
             if document.inputs == inputs and document.record is None:
                 return document.changed()
-            return document.changed(inputs=inputs, checkpoint=None, history=(), skipped=(), record=None)
+            return document.changed(inputs=inputs, checkpoints=(), history=(), left_out=(), record=None)
+
+        self._change(change)
+
+    def leave_out(self, left_out: LeftOut) -> None:
+        """Have every attempt from now on leave these samples out."""
+        self._change(lambda document: document.changed(left_out=(*document.left_out, left_out)))
+
+    def forget_checkpoint(self, prefix: str) -> None:
+        """Go on from the checkpoint before this one, which cannot be used."""
+
+        def change(document: HeadDocument) -> HeadDocument:
+            return document.changed(checkpoints=[item for item in document.checkpoints if item.prefix != prefix])
 
         self._change(change)
 
@@ -166,20 +204,38 @@ class Head:
         return _read_own(self.storage, self.folder, self.epoch, None)
 
 
-def commit_checkpoint(storage: Storage, folder: str, epoch: int, attempt: int, prefix: str, update: int) -> None:
-    """Make a stored checkpoint the stage's newest, from a worker of `attempt`. Raises LeaseLost."""
+def commit_checkpoint(
+    storage: Storage, folder: str, epoch: int, attempt: int, prefix: str, update: int, keep: Keep
+) -> tuple[str, ...]:
+    """Make a stored checkpoint the stage's newest, from a worker of `attempt`. Raises LeaseLost.
+
+    Returns the key prefixes of the checkpoints that `keep` gives up, which HEAD no longer names.
+    """
+    seen: set[str] = set()
 
     def change(document: HeadDocument) -> HeadDocument:
-        if document.checkpoint is not None and document.checkpoint.update >= update:
-            return document.changed()
-        history = list(document.history)
-        start = history[-1].end if history else 0
-        if history and history[-1].attempt == attempt:
-            start = history.pop().start
-        history.append(Segment(attempt=attempt, start=start, end=update))
-        return document.changed(checkpoint=Committed(prefix=prefix, update=update), history=history)
+        # Also those of a try whose answer was lost, which HEAD may name no longer.
+        seen.update(item.prefix for item in document.checkpoints)
+        # One of the same update is from an attempt whose checkpoint was given up as damaged.
+        others = [item for item in document.checkpoints if item.update < update]
+        known = [*others, Committed(prefix=prefix, update=update)]
+        staying = set(keep([item.update for item in known]))
+        kept = [item for item in known if item.update in staying]
+        return document.changed(checkpoints=kept, history=_extended(document.history, attempt, update))
 
-    change_head(storage, folder, epoch, attempt, change)
+    committed = change_head(storage, folder, epoch, attempt, change)
+    return tuple(sorted(seen - {item.prefix for item in committed.checkpoints}))
+
+
+def _extended(history: tuple[Segment, ...], attempt: int, update: int) -> tuple[Segment, ...]:
+    """The history with this attempt's updates up to `update`, where they are not in it: an attempt that goes on from
+    an older checkpoint makes the same ones again."""
+    end = history[-1].end if history else 0
+    if update <= end:
+        return history
+    if history and history[-1].attempt == attempt:
+        return (*history[:-1], Segment(attempt=attempt, start=history[-1].start, end=update))
+    return (*history, Segment(attempt=attempt, start=end, end=update))
 
 
 def change_head(

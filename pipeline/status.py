@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,8 @@ def _apply(stage: StageStatus, event: Event) -> None:
         stage.message = data["message"]
     elif event.type == "stage_retried":
         stage.message = f"{stage.message}; trying again, {data['left']} more after that"
+    elif event.type in TOLD:
+        stage.message = TOLD[event.type](data)
     elif event.type in ("stage_done", "stage_reused"):
         stage.outcome, stage.metrics = event.type.removeprefix("stage_"), data["metrics"]
         stage.seconds, stage.ended_ms, stage.message = data["seconds"], event.time_ms, ""
@@ -80,6 +82,43 @@ def _apply(stage: StageStatus, event: Event) -> None:
     elif event.type in ("stage_failed", "stage_skipped", "stage_stopped"):
         stage.outcome, stage.ended_ms = event.type.removeprefix("stage_"), event.time_ms
         stage.message = data.get("message") or data.get("reason") or stage.message
+
+
+def _room(data: Mapping[str, Any]) -> str:
+    what = f"{data['gpus']:g} GPU" if data["gpus"] else f"{data['cpus']:g} CPU"
+    workers = f"{data['workers']} worker{'s' if data['workers'] > 1 else ''} of {what} each"
+    return f"waiting for room for {workers}; the cluster has room for {data['most']}, {data['free']} of them free"
+
+
+def _gang(data: Mapping[str, Any]) -> str:
+    idle = data["room"] - data["working"]
+    return f"{data['working']} of {data['most']} workers" + (
+        f"; room for {idle} more, which would idle" if idle else ""
+    )
+
+
+def _interrupted(data: Mapping[str, Any]) -> str:
+    if data["reason"] == "resized":
+        return "there is room for more workers: going on with them"
+    why = "its machine is taken away" if data["reason"] == "preempted" else "it was sent SIGTERM"
+    notice, took = data["notice_seconds"], data["save_seconds"]
+    if notice is not None and took > notice:
+        why += f"; saving took {took:.0f} s, and the notice was {notice:.0f} s: ask for a longer one"
+    return f"saved a checkpoint, since {why}; going on"
+
+
+def _rolled_back(data: Mapping[str, Any]) -> str:
+    return f"went back at update {data['update']}: {data['reason']}; samples {data['start']} to {data['stop']} left out"
+
+
+TOLD: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "waiting_for_room": _room,
+    "gang": _gang,
+    "stage_interrupted": _interrupted,
+    "stage_rolled_back": _rolled_back,
+    "checkpoint_refused": lambda data: f"{data['reason']}; the checkpoint before it is used",
+}
+"""What is said of events that a running stage lives through, by their type."""
 
 
 def _waiting(data: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -11,12 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from cluster.errors import check_format
 from cluster.gang import Place
-from cluster.storage import Storage, open_storage
+from cluster.storage import NotFound, Storage, open_storage
 from pipeline.head import commit_checkpoint
 from pipeline.logs import LogShipper
-from stages.context import Rank
+from stages.context import Rank, Rollback, StopReason, StopRequest, canonical_json
 
+FORMAT = 1
 POLL_SECONDS = 1.0
 
 
@@ -29,6 +32,7 @@ class Assignment:
     epoch: int
     attempt: int
     checkpoint: str | None
+    rollbacks: tuple[Rollback, ...]
     function: Callable[[Any, Rank], Any]
     argument: Any
 
@@ -40,7 +44,7 @@ class Assignment:
 def enter(assignment: Assignment, place: Place) -> Any:
     """Run the stage's function as one rank. Importable, so that Ray can send it."""
     storage = open_storage(assignment.root)
-    watch = StopWatch(storage, assignment.prefix)
+    watch = StopWatch(storage, assignment.prefix, place)
     rank = Rank(
         rank=place.rank,
         world_size=place.world_size,
@@ -51,6 +55,7 @@ def enter(assignment: Assignment, place: Place) -> Any:
         checkpoint=assignment.checkpoint,
         commit_checkpoint=partial(commit_checkpoint, storage, assignment.folder, assignment.epoch, assignment.attempt),
         stop_requested=watch.requested,
+        rollbacks=assignment.rollbacks,
     )
     with LogShipper(storage, f"{assignment.prefix}/logs/rank-{place.rank:04d}"):
         try:
@@ -62,22 +67,29 @@ def enter(assignment: Assignment, place: Place) -> Any:
             watch.close()
 
 
-def request_stop(storage: Storage, prefix: str) -> None:
+def request_stop(storage: Storage, prefix: str, reason: StopReason = "cancelled") -> None:
     """Ask every rank of an attempt to save and stop at its next update."""
-    storage.write(f"{prefix}/STOP", b"")
+    storage.write(f"{prefix}/STOP", canonical_json({"format": FORMAT, "reason": reason}))
 
 
 class StopWatch:
-    """Looks in storage for a request to stop, from a thread of its own."""
+    """Looks for reasons to stop: a request in storage, from a thread of its own, and the end of this machine."""
 
-    def __init__(self, storage: Storage, prefix: str) -> None:
-        self._storage, self._key = storage, f"{prefix}/STOP"
-        self._requested, self._closed = threading.Event(), threading.Event()
+    def __init__(self, storage: Storage, prefix: str, place: Place) -> None:
+        self._storage, self._key, self._place = storage, f"{prefix}/STOP", place
+        self._found: StopRequest | None = None
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stop-watch", daemon=True)
         self._thread.start()
 
-    def requested(self) -> bool:
-        return self._requested.is_set()
+    def requested(self) -> StopRequest | None:
+        """The first request, once there is one."""
+        interruption = self._place.interruption() if self._found is None else None
+        if interruption is not None:
+            reason = "preempted" if interruption.preempted else "terminated"
+            self._found = StopRequest(reason=reason, notice_seconds=interruption.seconds)
+            print(f"{reason}: saving a checkpoint, then stopping", flush=True)
+        return self._found
 
     def close(self) -> None:
         self._closed.set()
@@ -85,9 +97,13 @@ class StopWatch:
     def _run(self) -> None:
         while not self._closed.wait(POLL_SECONDS):
             try:
-                if self._storage.stat(self._key) is not None:
-                    self._requested.set()
-                    return
+                body = json.loads(self._storage.read(self._key))
+            except NotFound:
+                continue
             except Exception as error:
                 print(f"cannot look for a stop request: {error}", flush=True)
                 time.sleep(POLL_SECONDS)
+                continue
+            check_format(body["format"], FORMAT, self._key)
+            self._found = self._found or StopRequest(reason=body["reason"])
+            return

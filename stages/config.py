@@ -56,6 +56,7 @@ class StageConfig(Config):
 
     seed: int | None = Field(None, ge=0, description="seed of all randomness; the workflow's where absent")
     retries: int = placement(3, "how often a stage is tried again after a machine's failure", ge=0)
+    preemptions: int = placement(1000, "how often a stage goes on after its machines were taken away", ge=0)
 
     @classmethod
     def function(cls) -> StageFunction:

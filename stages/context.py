@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from cluster.errors import check_format
 from cluster.storage.base import Storage
@@ -18,12 +18,26 @@ from cluster.storage.base import Storage
 FORMAT = 1
 
 
+StopReason = Literal["cancelled", "preempted", "terminated", "resized"]
+"""Why a rank is asked to save and end: somebody wants it, its machine is taken away, its process was sent a
+signal, or the gang can grow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRequest:
+    """A request to save a checkpoint and end."""
+
+    reason: StopReason
+    notice_seconds: float | None = None
+    """How long there is to do it, where that is known."""
+
+
 class Stopped(Exception):
     """The stage saved its state and ended early because it was asked to stop."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"saved a checkpoint and stopped: {reason}")
-        self.reason = reason
+    def __init__(self, request: StopRequest, save_seconds: float) -> None:
+        super().__init__(f"saved a checkpoint in {save_seconds:.1f} s and stopped: {request.reason}")
+        self.request, self.save_seconds = request, save_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +54,10 @@ class Rollback:
 class RollbackWanted(Exception):
     """The attempt ended because its loss or gradients cannot be used: go back, and leave the data out."""
 
-    def __init__(self, rollback: Rollback) -> None:
+    def __init__(self, rollback: Rollback, limit: int) -> None:
         super().__init__(f"update {rollback.update}: {rollback.reason}")
-        self.rollback = rollback
+        self.rollback, self.limit = rollback, limit
+        """How often a stage may go back."""
 
 
 class CheckpointDamaged(Exception):
@@ -129,8 +144,8 @@ class Rank:
     Given the updates of all committed ones, `Keep` says which stay. The key prefixes of the others are returned:
     they are no longer reachable, and the caller deletes what lies there.
     """
-    stop_requested: Callable[[], str | None]
-    """Why this rank has been asked to stop, or None. Cheap: it may be called at every update."""
+    stop_requested: Callable[[], StopRequest | None]
+    """Whether and why this rank has been asked to stop. Cheap: it may be called at every update."""
     rollbacks: tuple[Rollback, ...] = ()
     """Those before this attempt."""
 
@@ -199,3 +214,24 @@ def read_output(storage: Storage, prefix: str) -> Output:
     manifest = json.loads(storage.read(f"{prefix}/MANIFEST.json"))
     check_format(manifest["format"], FORMAT, f"{prefix}/MANIFEST.json")
     return Output(prefix=prefix, manifest=manifest)
+
+
+def write_fault(rank: Rank, message: str) -> None:
+    """Leave a note of what a rank found out before it ended its process."""
+    note = {"format": FORMAT, "rank": rank.rank, "message": message}
+    key = f"{_fault_prefix(rank.folder, rank.attempt)}{rank.rank:04d}.json"
+    rank.storage.write(key, canonical_json(note))
+
+
+def read_faults(storage: Storage, folder: str, attempt: int) -> list[str]:
+    """The notes that the ranks of an attempt have left, each one once."""
+    messages: dict[str, None] = {}
+    for key in storage.list(_fault_prefix(folder, attempt)):
+        note = json.loads(storage.read(key))
+        check_format(note["format"], FORMAT, key)
+        messages[note["message"]] = None
+    return list(messages)
+
+
+def _fault_prefix(folder: str, attempt: int) -> str:
+    return f"{folder}/attempts/{attempt}/fault-"

@@ -5,42 +5,38 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from cluster.errors import UserError
-from stages.context import Rank, canonical_json
+from stages.context import Rank, write_fault
 
 if TYPE_CHECKING:
     from stages.training.loop import Job
 
-FORMAT = 1
 EXIT_CODE = 75
 """Of a process that ends itself because the gang cannot go on (EX_TEMPFAIL of sysexits.h)."""
 
 
-def agreed(text: str | None) -> str | None:
-    """The first rank's text that is not None: every rank gets the same answer. Collective."""
-    texts: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(texts, text)
-    return next((found for found in texts if found is not None), None)
+T = TypeVar("T")
+
+
+def agreed(own: T | None) -> T | None:
+    """The first rank's answer that is not None: every rank gets the same one. Collective."""
+    answers: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(answers, own)
+    return next((found for found in answers if found is not None), None)
 
 
 def end_process(rank: Rank, found: str) -> None:
     """Leave a note of what was found, for the driver, and end this process, whatever it waits for."""
     print(f"rank {rank.rank} ends the attempt: {found}", flush=True)
     try:
-        note = {"format": FORMAT, "rank": rank.rank, "message": found}
-        rank.storage.write(f"{fault_prefix(rank.folder, rank.attempt)}{rank.rank:04d}.json", canonical_json(note))
+        write_fault(rank, found)
     finally:
         os._exit(EXIT_CODE)
-
-
-def fault_prefix(folder: str, attempt: int) -> str:
-    """Beginning of the keys of an attempt's notes."""
-    return f"{folder}/attempts/{attempt}/fault-"
 
 
 @contextmanager

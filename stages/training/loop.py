@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stages.context import CheckpointDamaged, Output, Rank, Rollback, RollbackWanted
+from stages.context import CheckpointDamaged, Output, Rank, Rollback
 from stages.data.loader import TrainLoader
 from stages.metrics import MetricWriter
 from stages.models.config import ModelConfig
@@ -70,8 +71,8 @@ def train(job: Job, rank: Rank) -> dict[str, Any] | None:
         try:
             run = _Run(job, rank, watchdog, stack)
             outcome = run.updates() or run.finish()
-        except RollbackWanted as wanted:
-            outcome = {"outcome": "rollback", **asdict(wanted.rollback)}
+        except _Trouble as trouble:
+            outcome = {"outcome": "rollback", **asdict(trouble.rollback)}
         except CheckpointDamaged as damage:
             outcome = {"outcome": "damaged", "prefix": damage.prefix, "reason": damage.reason}
     leave_distributed()
@@ -84,6 +85,14 @@ def _among_those_with_work(config: TrainingConfig, rank: Rank) -> Rank:
     if "WORLD_SIZE" in os.environ:
         os.environ["WORLD_SIZE"] = str(ranks)
     return replace(rank, world_size=ranks)
+
+
+class _Trouble(Exception):
+    """An update cannot be used. All ranks find it alike, since they look at the same figures."""
+
+    def __init__(self, rollback: Rollback) -> None:
+        super().__init__(rollback.reason)
+        self.rollback = rollback
 
 
 class _Run:
@@ -152,8 +161,7 @@ class _Run:
             if due or stop:
                 self._save(update)
             if stop and not last:
-                self.checkpoints.wait()
-                return {"outcome": "stopped", "reason": agreed(self.rank.stop_requested())}
+                return self._stopped()
         self.checkpoints.wait()
         return None
 
@@ -171,6 +179,14 @@ class _Run:
         files.append(self._export("average" if self.job.config.polyak_decay else "weight", WEIGHTS))
         return {"outcome": "done", "files": files, "metrics": figures}
 
+    def _stopped(self) -> dict[str, Any]:
+        """What is told of a stop, once its checkpoint is committed."""
+        own = self.rank.stop_requested()
+        request = agreed(asdict(own) if own is not None else None)
+        began = time.monotonic()
+        self.checkpoints.wait()
+        return {"outcome": "stopped", "request": request, "save_seconds": time.monotonic() - began}
+
     def _settle(self, *, keep: int) -> bool:
         """Look at what the updates measured, all but the newest `keep`. Returns whether training is to stop now."""
         stop = False
@@ -179,7 +195,7 @@ class _Run:
             report = pending.report()
             if trouble := self.guard.trouble(report):
                 samples = self.job.config.guards.skip_batches * self.job.config.global_batch
-                raise RollbackWanted(Rollback(update=update, start=begin, stop=begin + samples, reason=trouble))
+                raise _Trouble(Rollback(update=update, start=begin, stop=begin + samples, reason=trouble))
             if self._logs(update):
                 self._log(update, report)
             stop |= report.signals > 0

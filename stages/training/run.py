@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from stages.context import CheckpointDamaged, Context, Result, Rollback, RollbackWanted, Stopped
+from stages.context import CheckpointDamaged, Context, Result, Rollback, RollbackWanted, Stopped, StopRequest
 from stages.data.manifest import dataset_meta
 from stages.training.config import usable_ranks
 from stages.training.loop import Job, train
@@ -28,9 +28,9 @@ def run_training(job: Job, context: Context) -> Result:
     )
     match ended.pop("outcome"):
         case "stopped":
-            raise Stopped(ended["reason"])
+            raise Stopped(StopRequest(**ended["request"]), ended["save_seconds"])
         case "rollback":
-            raise RollbackWanted(Rollback(**ended))
+            raise RollbackWanted(Rollback(**ended), config.guards.max_rollbacks)
         case "damaged":
             raise CheckpointDamaged(**ended)
     classes = dataset_meta(job.dataset).classes

@@ -1,3 +1,4 @@
+import json
 import threading
 
 import pytest
@@ -7,6 +8,11 @@ from cluster.storage import Storage, open_storage
 from pipeline.head import Head, LeaseLost, commit_checkpoint, read_head
 
 FOLDER = "stages/pretrain/0123456789abcdef0123"
+
+
+def everything(updates):
+    """Every checkpoint stays."""
+    return updates
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def test_a_zombie_that_lost_its_lease_can_make_nothing_visible(storage):
         zombie.new_attempt,
         lambda: zombie.commit_record(f"{FOLDER}/record-{attempt}.json"),
         lambda: zombie.release("failed"),
-        lambda: commit_checkpoint(storage, FOLDER, zombie.epoch, attempt, f"{FOLDER}/checkpoints/x", 7),
+        lambda: commit_checkpoint(storage, FOLDER, zombie.epoch, attempt, f"{FOLDER}/checkpoints/x", 7, everything),
     ):
         with pytest.raises(LeaseLost):
             act()
@@ -51,7 +57,7 @@ def test_a_worker_of_an_older_attempt_cannot_commit(storage):
     old = head.new_attempt().attempt
     head.new_attempt()
     with pytest.raises(LeaseLost, match="attempt 2; ours was 1"):
-        commit_checkpoint(storage, FOLDER, head.epoch, old, f"{FOLDER}/checkpoints/x", 7)
+        commit_checkpoint(storage, FOLDER, head.epoch, old, f"{FOLDER}/checkpoints/x", 7, everything)
     assert document(storage).checkpoint is None
 
 
@@ -72,7 +78,7 @@ def test_a_renewed_lease_is_not_taken(storage):
 def test_a_released_lease_is_taken_at_once_and_keeps_the_checkpoint(storage):
     head = acquire(storage, "first", ttl=3600)
     attempt = head.new_attempt().attempt
-    commit_checkpoint(storage, FOLDER, head.epoch, attempt, f"{FOLDER}/checkpoints/00000010-a1", 10)
+    commit_checkpoint(storage, FOLDER, head.epoch, attempt, f"{FOLDER}/checkpoints/00000010-a1", 10, everything)
     head.release("failed")
     second = acquire(storage, "second", ttl=3600)
     state = second.read()
@@ -86,7 +92,7 @@ def test_history_says_which_attempt_made_which_updates(storage):
     for update, new in ((10, True), (20, False), (30, True), (40, False)):
         if new:
             attempt = head.new_attempt().attempt
-        commit_checkpoint(storage, FOLDER, head.epoch, attempt, f"{FOLDER}/checkpoints/{update}", update)
+        commit_checkpoint(storage, FOLDER, head.epoch, attempt, f"{FOLDER}/checkpoints/{update}", update, everything)
     found = [(segment.attempt, segment.start, segment.end) for segment in document(storage).history]
     assert found == [(1, 0, 20), (2, 20, 40)]
 
@@ -98,7 +104,9 @@ def test_driver_and_worker_change_the_same_head_without_losing_a_change(storage)
 
     def commit() -> None:
         for update in updates:
-            commit_checkpoint(storage, FOLDER, head.epoch, attempt, f"{FOLDER}/checkpoints/{update}", update)
+            commit_checkpoint(
+                storage, FOLDER, head.epoch, attempt, f"{FOLDER}/checkpoints/{update}", update, everything
+            )
 
     worker = threading.Thread(target=commit)
     worker.start()
@@ -129,9 +137,9 @@ def test_racing_drivers_get_the_lease_one_at_a_time(storage):
 
 def test_a_newer_format_is_refused(storage):
     acquire(storage, "driver")
-    body = storage.read(f"{FOLDER}/HEAD.json").replace(b'"format":1', b'"format":2')
+    body = storage.read(f"{FOLDER}/HEAD.json").replace(b'"format":2', b'"format":3')
     storage.write(f"{FOLDER}/HEAD.json", body)
-    with pytest.raises(UserError, match="format 2"):
+    with pytest.raises(UserError, match="format 3"):
         read_head(storage, FOLDER)
 
 
@@ -139,10 +147,58 @@ def test_what_was_made_of_other_inputs_is_forgotten(storage):
     head = acquire(storage, "driver")
     head.begin({"data": "one"})
     attempt = head.new_attempt().attempt
-    commit_checkpoint(storage, FOLDER, head.epoch, attempt, f"{FOLDER}/checkpoints/x", 7)
+    commit_checkpoint(storage, FOLDER, head.epoch, attempt, f"{FOLDER}/checkpoints/x", 7, everything)
     head.begin({"data": "one"})
     assert document(storage).checkpoint is not None
     head.begin({"data": "two"})
     assert (document(storage).checkpoint, document(storage).history) == (None, ())
     # Attempts are counted on: their folders are there.
     assert head.new_attempt().attempt == 2
+
+
+def test_checkpoints_that_are_not_kept_are_named_no_longer_and_handed_back(storage):
+    head = acquire(storage, "driver", ttl=3600)
+    attempt = head.new_attempt().attempt
+
+    def commit(update: int) -> tuple[str, ...]:
+        last_two_and_multiples_of_30 = lambda updates: {*updates[-2:], *(u for u in updates if u % 30 == 0)}  # noqa: E731
+        prefix = f"{FOLDER}/checkpoints/{update}"
+        return commit_checkpoint(storage, FOLDER, head.epoch, attempt, prefix, update, last_two_and_multiples_of_30)
+
+    dropped = [commit(update) for update in (10, 20, 30, 40, 50, 60)]
+    assert dropped == [
+        (),
+        (),
+        (f"{FOLDER}/checkpoints/10",),
+        (f"{FOLDER}/checkpoints/20",),
+        (),
+        (f"{FOLDER}/checkpoints/40",),
+    ]
+    assert [item.update for item in document(storage).checkpoints] == [30, 50, 60]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_the_curve_stays_whole(storage):
+    head = acquire(storage, "driver", ttl=3600)
+    attempt = head.new_attempt().attempt
+    for update in (10, 20):
+        commit_checkpoint(storage, FOLDER, head.epoch, attempt, f"{FOLDER}/checkpoints/{update}", update, everything)
+    head.forget_checkpoint(f"{FOLDER}/checkpoints/20")
+    assert document(storage).checkpoint.update == 10
+    again = head.new_attempt().attempt
+    for update in (20, 30):
+        commit_checkpoint(storage, FOLDER, head.epoch, again, f"{FOLDER}/checkpoints/{update}-a2", update, everything)
+    state = document(storage)
+    assert [item.prefix[-5:] for item in state.checkpoints] == ["ts/10", "20-a2", "30-a2"]
+    # Updates 11 to 20 have their points already.
+    assert [(segment.attempt, segment.start, segment.end) for segment in state.history] == [(1, 0, 20), (2, 20, 30)]
+
+
+def test_a_head_of_the_first_format_is_read(storage):
+    body = {
+        "format": 1, "owner": "old", "epoch": 4, "nonce": "n", "ttl_seconds": 15.0, "state": "failed", "attempt": 2,
+        "inputs": {}, "checkpoint": {"prefix": f"{FOLDER}/checkpoints/x", "update": 7}, "history": [],
+        "skipped": [], "record": None, "renewed_ms": 0,
+    }  # fmt: skip
+    storage.write(f"{FOLDER}/HEAD.json", json.dumps(body).encode())
+    state = acquire(storage, "new").read()
+    assert (state.format, state.epoch, state.checkpoint.update) == (2, 5, 7)

@@ -5,7 +5,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.storage import open_storage
-from pipeline import runner as runner_module
+from pipeline import stage_run
 from pipeline.config import Workflow
 from pipeline.display import describe
 from pipeline.head import Head, commit_checkpoint, read_head
@@ -41,7 +41,7 @@ def storage(tmp_path):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(runner_module, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(stage_run, "BACKOFF_SECONDS", 0.01)
 
 
 def workflow(source: dict | None = None, upper: dict | None = None) -> Workflow:
@@ -256,7 +256,8 @@ def test_an_attempt_elsewhere_says_that_its_bits_may_differ(storage):
             def train(config, inputs, context):
                 if context.attempt == 1:
                     epoch = read_head(storage, context.folder)[0].epoch
-                    commit_checkpoint(storage, context.folder, epoch, 1, f"{context.folder}/checkpoints/7-a1", 7)
+                    prefix = f"{context.folder}/checkpoints/7-a1"
+                    commit_checkpoint(storage, context.folder, epoch, 1, prefix, 7, lambda updates: updates)
                     raise UserError("stop here")
                 return Upper.function()(config, inputs, context)
 

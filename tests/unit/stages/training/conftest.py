@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import Storage, open_storage
-from stages.context import Context, Keep, Output, Rank, Rollback
+from stages.context import Context, Keep, Output, Rank, Rollback, StopRequest
 from stages.ingest.config import DigitsSource, IngestConfig
 from stages.ingest.run import run as run_ingest
 from stages.models.config import ModelConfig
@@ -72,7 +72,7 @@ class Stage:
         return Rank(
             rank=0, world_size=1, local_rank=0, storage=self.storage, folder=self.folder, attempt=self.attempt,
             checkpoint=self.checkpoint, commit_checkpoint=commit, rollbacks=self.rollbacks,
-            stop_requested=lambda: "asked to" if stop() else None,
+            stop_requested=lambda: StopRequest(reason="cancelled") if stop() else None,
         )  # fmt: skip
 
     def losses(self, attempt: int) -> dict[int, float]:
