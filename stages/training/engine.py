@@ -175,8 +175,9 @@ class Engine:
     @torch.no_grad()
     def _squares_of_weights(self) -> Tensor:
         """This rank's part of the sum of the squares of all weights."""
-        held = [p for group in self._optimizer.param_groups for p in group["params"]]
-        squares = sum((p.detach().square().sum(dtype=torch.float64) for p in held), torch.zeros(()))
+        squares = torch.zeros((), dtype=torch.float64, device=self.device)
+        for held in self._held():
+            squares += held.detach().square().sum(dtype=torch.float64).to(self.device)
         # Without ZeRO every rank holds everything.
         return squares / (self.world_size if self.config.zero_stage == 0 else 1)
 
@@ -224,14 +225,20 @@ class Engine:
     def _create_optimizer_state(self) -> None:
         # ZeRO 1 and 2 link every parameter to its optimizer tensors after the step of the *first* group,
         # when the others have none yet (DeepSpeed 0.19): so they get theirs before any step.
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
-                state = self._optimizer.state[parameter]
-                for key in state_names(self.config):
-                    empty = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                    state[key] = parameter.detach().clone() if key == "average" else empty
-                if self.config.optimizer == "adamw":
-                    state["step"] = torch.zeros((), device=parameter.device)
+        for parameter in self._held():
+            state = self._optimizer.state[parameter]
+            for key in state_names(self.config):
+                empty = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                state[key] = parameter.detach().clone() if key == "average" else empty
+            if self.config.optimizer == "adamw":
+                state["step"] = torch.zeros((), device=parameter.device)
+
+    def _held(self) -> list[Tensor]:
+        """The fp32 weights that this rank's optimizer steps: its parts of all, or without ZeRO all of them."""
+        if self.config.zero_stage == 3:
+            # Its optimizer is shown one part at a time, and none outside of a step.
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def _link_optimizer_state(self) -> None:
         # ZeRO hands out its fragments of optimizer tensors after a first step only. One with zero
