@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint unit clean bench-dedup bench-demo bench-ingest bench-order bench-shuffle
+.PHONY: install demo test lint unit chaos clean bench-dedup bench-demo bench-ingest bench-order bench-shuffle
 
 install: .venv/installed
 
@@ -30,6 +30,12 @@ lint: install
 # Benchmarks: each prints JSON on its last line, and fails where it misses what docs/benchmarks.md promises.
 bench-dedup bench-demo bench-ingest bench-order bench-shuffle: bench-%: install
 	$(BIN)/python -m tests.bench.$*
+
+# SIGKILL at named points of a training run, drawn from a seed, beside the same run undisturbed.
+KILLS ?= 20
+SEED ?= 0
+chaos: install
+	$(BIN)/python -m tests.chaos.harness --kills $(KILLS) --seed $(SEED)
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -9,13 +9,17 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from cluster.errors import UserError
 from pipeline.settings import Settings, home, of_stack, resolve
+
+if TYPE_CHECKING:
+    from cluster.storage import Storage
+    from pipeline.config import Workflow
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -233,6 +237,70 @@ def resume(
 
 
 @app.command()
+def checkpoints(workflow_id: WorkflowId = None, root: Root = None, as_json: AsJson = False) -> None:
+    """List the committed checkpoints of a workflow's stages.
+
+    Example: `patchline checkpoints digits-20260131`
+    """
+    from pipeline.checkpoints import checkpoints as list_checkpoints
+    from pipeline.display import checkpoint_table
+
+    storage, found, workflow = _of_workflow(workflow_id, root)
+    rows = list_checkpoints(storage, found, workflow)
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+    else:
+        console.print(checkpoint_table(rows))
+
+
+@app.command()
+def audit(
+    workflow_id: WorkflowId = None,
+    root: Root = None,
+    fast: Annotated[bool, typer.Option("--fast", help="compare sizes alone")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Verify every stored byte of a workflow: outputs, shards, checkpoints. Exit code 1 where something is wrong.
+
+    Example: `patchline audit digits-20260131 --fast`
+    """
+    from pipeline.checkpoints import audit as audit_workflow
+    from pipeline.display import audit_line
+
+    storage, found, workflow = _of_workflow(workflow_id, root)
+    rows = []
+    for row in audit_workflow(storage, found, workflow, fast=fast):
+        rows.append(row)
+        if not as_json:
+            console.print(audit_line(row, fast=fast), soft_wrap=True)
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+    raise typer.Exit(1 if any(row.problems for row in rows) else 0)
+
+
+@app.command()
+def export(
+    to: Annotated[str, typer.Argument(metavar="TO", help="file or address to write, ending in .safetensors")],
+    workflow_id: Annotated[str | None, typer.Option("--workflow", help="id; the newest if absent")] = None,
+    stage: Annotated[str | None, typer.Option(help="stage; the last one with a checkpoint if absent")] = None,
+    update: Annotated[int | None, typer.Option(help="update of the checkpoint; the newest if absent")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="the weights themselves, not their average")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="do not verify the checkpoint first")] = False,
+    root: Root = None,
+) -> None:
+    """Write the weights of a checkpoint to one safetensors file, streamed, and what they are to a JSON beside it.
+
+    Example: `patchline export vit.safetensors --workflow digits-20260131 --stage pretrain`
+    """
+    from pipeline.checkpoints import export as export_weights
+
+    storage, found, workflow = _of_workflow(workflow_id, root)
+    about = export_weights(storage, found, workflow, to, stage=stage, update=update, raw=raw, fast=fast)
+    what = "averaged weights" if about["averaged"] else "weights"
+    console.print(f"{to}: {what} of update {about['update']}, from {about['checkpoint']}", soft_wrap=True)
+
+
+@app.command()
 def cancel(workflow_id: WorkflowId = None, root: Root = None) -> None:
     """Ask a workflow to save a checkpoint and stop. `resume` continues it.
 
@@ -384,6 +452,15 @@ def _print_next() -> None:
         (f"{name} submit folder -o ingest.source.path=FOLDER --follow", "your own images, a folder for each class"),
     ):
         console.print(f"  [dim]# {meaning}[/dim]\n  {command}", soft_wrap=True)
+
+
+def _of_workflow(workflow_id: str | None, root: str | None) -> tuple[Storage, str, Workflow]:
+    """A root's storage, the id of the workflow that is meant, and the workflow."""
+    from pipeline.driver import read_workflow
+
+    settings = resolve(root=root)
+    storage, found = settings.storage(), _id(workflow_id, settings)
+    return storage, found, read_workflow(storage, found)
 
 
 def _print_json(document: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.storage import Storage
+from pipeline.checkpoints import Audited, Checkpoint
 from pipeline.plan import PlannedStage
 from pipeline.record import Event
 from pipeline.status import TOLD, StageStatus, StatusReader, WorkflowStatus, origin
-from pipeline.words import duration, headline
+from pipeline.words import duration, headline, size
 from stages.metrics import MetricReader
 
 POLL_SECONDS = 0.5
@@ -167,6 +168,26 @@ def describe(event: Event) -> str:
 
 def _figures(value: object) -> dict[str, float]:
     return {str(k): float(v) for k, v in value.items()} if isinstance(value, dict) else {}
+
+
+def checkpoint_table(rows: Sequence[Checkpoint]) -> Table:
+    """One line for each committed checkpoint."""
+    table = Table()
+    for column in ("stage", "update", "samples", "size", "ranks", "attempt", "address"):
+        table.add_column(column, justify="left" if column in ("stage", "address") else "right", overflow="fold")
+    for row in rows:
+        place = Text(row.problem, style="red") if row.problem else Text(row.address)
+        ranks = str(row.world_size or "?")
+        table.add_row(row.stage, str(row.update), f"{row.samples:,}", size(row.bytes), ranks, str(row.attempt), place)
+    return table
+
+
+def audit_line(row: Audited, *, fast: bool) -> Text:
+    """What was looked at, and whether it is whole."""
+    if row.problems:
+        return Text("\n".join([f"✗ {row.what}", *(f"    {problem}" for problem in row.problems)]), style="red")
+    looked = "sizes" if fast else "sha256"
+    return Text(f"✓ {row.what}: {looked} of {row.files} file{'s' if row.files != 1 else ''}, {size(row.bytes)}")
 
 
 def status_table(status: WorkflowStatus) -> Table:

@@ -24,8 +24,8 @@ from stages.config import StageConfig
 from stages.context import CheckpointDamaged, Context, Rank, Result, Rollback, RollbackWanted, Stopped, read_faults
 from stages.metrics import now_ms
 
-BACKOFF_SECONDS = 1.0
-"""Wait before the first retry of a stage; doubles with every further one."""
+BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0
+"""Wait before the first retry of a stage. It doubles with every further one, until the stage gets on again."""
 
 
 class Tracker(Protocol):
@@ -149,7 +149,7 @@ class StageRun:
                 self._end_attempt(state.attempt, "failed", failures[-1].message)
                 if _give_up(failures, self.config.retries) or self.drive.keeper.stop.is_set():
                     raise self._given_up(head, failures[-1].message) from None
-                wait = BACKOFF_SECONDS * 2 ** (len(failures) - 1)
+                wait = _backoff(failures)
                 left = self.config.retries - len(failures)
                 self.drive.events.append("stage_retried", self.name, wait_seconds=wait, left=left)
                 self.drive.keeper.stop.wait(wait)
@@ -375,6 +375,12 @@ def _newest_update(head: Head, state: HeadDocument) -> int:
     except Exception as error:
         print(f"cannot read {head.folder}/HEAD.json: {error}", flush=True)
     return state.checkpoint.update if state.checkpoint else 0
+
+
+def _backoff(failures: list[_Failure]) -> float:
+    """Seconds to wait after these failures: the more, the longer the stage has stood at one checkpoint."""
+    standing = sum(failure.update == failures[-1].update for failure in failures)
+    return min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (standing - 1))
 
 
 def _give_up(failures: list[_Failure], retries: int) -> bool:

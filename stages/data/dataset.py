@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from stages.data.config import DataConfig
 from stages.data.manifest import Part, base_folder, dataset_meta
 from stages.data.mixed_order import MixedOrder, mixed_order
 from stages.data.order import Order
-from stages.data.table import File, Shards, ShardTable
+from stages.data.table import File, Shard, Shards, ShardTable
 
 
 def open_cache(storage: Storage, output: Output, config: DataConfig) -> ShardCache:
@@ -26,6 +27,15 @@ def open_shards(cache: ShardCache, output: Output, splits: Iterable[str]) -> Sha
     """The shards of several splits, end to end. Raises UserError for a split that there is not."""
     meta = dataset_meta(output)
     return Shards(_open_table(cache, _table_file(output, meta.split(name).table)) for name in splits)
+
+
+def stored_shards(storage: Storage, output: Output, split: str) -> Sequence[Shard]:
+    """The shards of one split, past any cache. Raises NotFound; UserError for a split that there is not."""
+    with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
+        path = Path(folder) / "table"
+        storage.download(output.key(dataset_meta(output).split(split).table), path)
+        # Read whole, since the file goes.
+        return ShardTable(path)[:]
 
 
 def open_order(

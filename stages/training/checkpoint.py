@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +29,11 @@ from cluster.storage.base import NotFound, Storage
 from stages.context import Rank, canonical_json
 from stages.metrics import MetricWriter
 from stages.training.engine import Engine
+from stages.training.manifest import FORMAT, Position
 
-FORMAT = 2
 PART_FORMAT = 1
 PART_TIMEOUT = 1800.0
 """Seconds that rank 0 waits for the other ranks' parts before it gives the attempt up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Position:
-    """Where a run stands after an update, beside its tensors."""
-
-    data: str
-    """Digest of the data set's manifest."""
-    update: int = 0
-    cursor: int = 0
-    """The next global sample number."""
-    counters: dict[str, Any] = field(default_factory=dict)
-    """The engine's."""
-    recent_losses: list[float] = field(default_factory=list)
-    """The guard's."""
 
 
 def share(sizes: list[int], ranks: int) -> list[int]:
@@ -69,8 +54,10 @@ def kept(updates: Sequence[int], *, last: int, every: int) -> set[int]:
 class CheckpointWriter:
     """Saves checkpoints of one attempt. One upload at a time is outstanding; its errors surface at `wait`."""
 
-    def __init__(self, rank: Rank, metrics: MetricWriter | None, *, keep_last: int, keep_every: int) -> None:
-        self._rank, self._metrics = rank, metrics
+    def __init__(
+        self, rank: Rank, metrics: MetricWriter | None, about: dict[str, Any], *, keep_last: int, keep_every: int
+    ) -> None:
+        self._rank, self._metrics, self._about = rank, metrics, about
         self._keep = lambda updates: kept(updates, last=keep_last, every=keep_every)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -127,6 +114,7 @@ class CheckpointWriter:
             "format": FORMAT,
             "kind": "checkpoint",
             **asdict(position),
+            "about": self._about,
             "attempt": self._rank.attempt,
             "world_size": self._rank.world_size,
             "parts": parts,

@@ -14,13 +14,14 @@ import torch
 
 from stages.context import CheckpointDamaged, Output, Rank, Rollback
 from stages.data.loader import TrainLoader
+from stages.data.manifest import dataset_meta
 from stages.metrics import MetricWriter
 from stages.models.config import ModelConfig
 from stages.models.flops import forward_macs
 from stages.models.position import Mode
 from stages.models.store import WEIGHTS, adapt, read_state
 from stages.models.vit import VisionTransformer, initialize
-from stages.training.checkpoint import CheckpointWriter, Position
+from stages.training.checkpoint import CheckpointWriter
 from stages.training.config import TrainingConfig, usable_ranks
 from stages.training.devices import choose_device, initialize_distributed, leave_distributed
 from stages.training.engine import Engine
@@ -28,9 +29,10 @@ from stages.training.evaluate import evaluate
 from stages.training.export import export_weights
 from stages.training.faults import agreed, end_process, explained_memory
 from stages.training.guard import Guard
+from stages.training.manifest import Damaged, Position
 from stages.training.meters import Meters
 from stages.training.report import Pending, StepReport
-from stages.training.restore import CheckpointFiles, Damaged, load_weights
+from stages.training.restore import CheckpointFiles, load_weights
 from stages.training.schedule import learning_rate
 from stages.training.watchdog import Watchdog
 
@@ -52,6 +54,19 @@ class Job:
     seed: int
     pretrained: Output | None = None
     resampling: Mode = "scipy_bilinear"
+
+    def about(self) -> dict[str, Any]:
+        """What whoever uses the weights has to know. JSON."""
+        classes = dataset_meta(self.dataset).classes
+        return {
+            "model": self.model.model_dump(mode="json"),
+            "resolution": self.resolution,
+            "num_classes": len(self.class_ids),
+            "classes": [classes[i] for i in self.class_ids],
+            "class_ids": list(self.class_ids),
+            "seed": self.seed,
+            "trained_on": self.dataset.digest,
+        }
 
 
 def train(job: Job, rank: Rank) -> dict[str, Any] | None:
@@ -114,7 +129,7 @@ class _Run:
         with files as checkpoint:
             if checkpoint is not None:
                 position = checkpoint.position
-                load_weights(model, checkpoint)
+                _load_weights(model, checkpoint, rank)
             else:
                 position = Position(data=job.dataset.digest)
                 _initialize(model, job, rank)
@@ -130,7 +145,7 @@ class _Run:
             writer = MetricWriter(rank.storage, f"{rank.folder}/attempts/{rank.attempt}")
             self.metrics = stack.enter_context(closing(writer))
         keep = {"keep_last": job.config.keep_last, "keep_every": job.config.keep_every}
-        self.checkpoints = CheckpointWriter(rank, self.metrics, **keep)
+        self.checkpoints = CheckpointWriter(rank, self.metrics, job.about(), **keep)
         stack.callback(self.checkpoints.settle)
         flops = 6.0 * forward_macs(job.model, job.resolution, len(job.class_ids))
         self.meters = Meters(self.engine, job.config, update=position.update, flops_per_image=flops)
@@ -260,6 +275,14 @@ def _fetch(rank: Rank) -> CheckpointFiles:
         files.close()
         raise CheckpointDamaged(rank.checkpoint, problem)
     return files
+
+
+def _load_weights(model: VisionTransformer, files: CheckpointFiles, rank: Rank) -> None:
+    # All ranks have the same verified bytes, and find the same.
+    try:
+        load_weights(model, files)
+    except Damaged as error:
+        raise CheckpointDamaged(str(rank.checkpoint), str(error)) from None
 
 
 def _initialize(model: VisionTransformer, job: Job, rank: Rank) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import fields
@@ -12,29 +11,8 @@ from typing import Any, Self
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from cluster.errors import check_format
-from cluster.storage.base import NotFound, Storage, file_digest
-from stages.training.checkpoint import FORMAT, Position
-
-
-class Damaged(Exception):
-    """A checkpoint is not what its manifest promises. The message names the file, what it is, and what it should be."""
-
-
-def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:
-    """The manifest of a committed checkpoint. Raises Damaged where it is gone; UserError for a newer format."""
-    try:
-        manifest = json.loads(storage.read(f"{prefix}/MANIFEST.json"))
-    except NotFound:
-        raise Damaged(f"{prefix}/MANIFEST.json is missing") from None
-    except ValueError as error:
-        raise Damaged(f"{prefix}/MANIFEST.json is no JSON: {error}") from None
-    check_format(manifest["format"], FORMAT, prefix)
-    if manifest["format"] == 1:
-        # Before there was fp16, every update was a step of the optimizer.
-        counters = {"optimizer_steps": manifest["update"]}
-        manifest = {**manifest, "counters": counters, "recent_losses": [], "data": ""}
-    return manifest
+from cluster.storage.base import Storage, file_digest
+from stages.training.manifest import Damaged, Position, check_stored, read_manifest
 
 
 class CheckpointFiles:
@@ -92,12 +70,3 @@ def load_weights(model: nn.Module, files: CheckpointFiles) -> None:
         own.pop(name).copy_(value)
     if own:
         raise Damaged(f"the checkpoint lacks {', '.join(own)}")
-
-
-def check_stored(storage: Storage, key: str, part: dict[str, Any]) -> None:
-    """Raises Damaged where the object is not there, or not of the size that the manifest has."""
-    stat = storage.stat(key)
-    if stat is None:
-        raise Damaged(f"{key} is missing; its manifest promises {part['bytes']} bytes")
-    if stat.bytes != part["bytes"]:
-        raise Damaged(f"{key} has {stat.bytes} bytes; its manifest says {part['bytes']}")

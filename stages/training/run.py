@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from stages.context import CheckpointDamaged, Context, Result, Rollback, RollbackWanted, Stopped, StopRequest
-from stages.data.manifest import dataset_meta
 from stages.training.config import usable_ranks
 from stages.training.loop import Job, train
 
@@ -33,16 +32,9 @@ def run_training(job: Job, context: Context) -> Result:
             raise RollbackWanted(Rollback(**ended), config.guards.max_rollbacks)
         case "damaged":
             raise CheckpointDamaged(**ended)
-    classes = dataset_meta(job.dataset).classes
     meta = {
         "format": 1,
-        "model": job.model.model_dump(mode="json"),
-        "resolution": job.resolution,
-        "num_classes": len(job.class_ids),
-        "classes": [classes[i] for i in job.class_ids],
-        "class_ids": list(job.class_ids),
-        "seed": job.seed,
-        "trained_on": job.dataset.digest,
+        **job.about(),
         "update": job.updates,
         "images_seen": job.updates * config.global_batch,
         "averaged": config.polyak_decay > 0,

@@ -70,12 +70,14 @@ class Tensors:
 
     def set_weight(self, name: str, value: Tensor) -> None:
         """Set the fp32 weight. The network's own, which may be of another precision, has to have its value already."""
-        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         parameter = self._parameters[name]
         value = value.to(parameter.device)
         if self._config.zero_stage == 0:
             parameter.data.copy_(value)
+        elif self._config.zero_stage == 3:
+            safe_set_local_fp32_param(parameter, _own_part(parameter, value))
         else:
             safe_set_full_fp32_param(parameter, value)
 
@@ -105,11 +107,24 @@ class Tensors:
                 parameter.data.copy_(value)
 
     def _set_state(self, name: str, key: str, value: Tensor) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         parameter = self._parameters[name]
         value = value.to(parameter.device)
         if self._config.zero_stage == 0:
             self._optimizer.state[parameter][key].copy_(value)
+        elif self._config.zero_stage == 3:
+            safe_set_local_optimizer_state(parameter, _own_part(parameter, value), key)
         else:
             safe_set_full_optimizer_state(parameter, value, key)
+
+
+def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's part of a whole tensor under ZeRO 3, filled up with zeros.
+
+    DeepSpeed's own way from the whole tensor fails where the last rank's part is not full (0.19).
+    """
+    size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    padded = torch.zeros(size * dist.get_world_size(), dtype=value.dtype, device=value.device)
+    padded[: value.numel()] = value.flatten()
+    return padded.narrow(0, size * dist.get_rank(), size)

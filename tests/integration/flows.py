@@ -85,12 +85,12 @@ def record(storage: Storage, workflow_id: str, name: str) -> Record:
     return read_record(storage, key)
 
 
-def model_sha256(storage: Storage, workflow_id: str, name: str = "pretrain") -> str:
+def model_sha256(storage: Storage, workflow_id: str, name: str = "pretrain", *, file: str = "model.safetensors") -> str:
     """sha256 of the final weights."""
     import json
 
     manifest = json.loads(storage.read(f"{record(storage, workflow_id, name).output_prefix}/MANIFEST.json"))
-    return next(file["sha256"] for file in manifest["files"] if file["path"] == "model.safetensors")
+    return next(entry["sha256"] for entry in manifest["files"] if entry["path"] == file)
 
 
 def steps_logged(storage: Storage, folder: str, attempt: int) -> list[int]:

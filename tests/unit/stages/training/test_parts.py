@@ -14,9 +14,10 @@ from stages.training.checkpoint import share
 from stages.training.config import TrainingConfig
 from stages.training.devices import choose_device
 from stages.training.loop import train
+from stages.training.manifest import read_manifest
 from stages.training.objectives import cross_entropy, per_image_loss
 from stages.training.optimizer import decayed
-from stages.training.restore import CheckpointFiles, read_manifest
+from stages.training.restore import CheckpointFiles
 from stages.training.schedule import learning_rate
 
 

@@ -1,0 +1,63 @@
+"""Disturbances of a training run, drawn from a seed: where, at which update, and who is killed."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+POINTS = ("update", "snapshot", "upload", "manifest", "commit", "committed")
+"""In their order within one update: during its computation, while its checkpoint is copied, while it is uploaded,
+between parts and manifest, between manifest and HEAD, right after HEAD."""
+VICTIMS = ("rank 0", "rank 1", "both ranks", "driver")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disturbance:
+    """One SIGKILL, or two at once."""
+
+    point: str
+    update: int
+    victim: str
+
+
+def draw(seed: int, kills: int, *, updates: int, save_every: int) -> list[Disturbance]:
+    """Disturbances in the order in which a run meets them; every point and every victim is there at least once.
+
+    A run goes on from its newest checkpoint, so none may lie before one that is committed: each point is later
+    than the one before, in updates or within the same one. At least half come after the first checkpoint.
+    """
+    assert kills >= len(POINTS), f"{kills} kills cannot hit {len(POINTS)} points"
+    rng = random.Random(seed)
+    points = list(POINTS) + [rng.choice(POINTS) for _ in range(kills - len(POINTS))]
+    victims = list(VICTIMS) + [rng.choice(VICTIMS) for _ in range(max(0, kills - len(VICTIMS)))]
+    rng.shuffle(victims)
+    places: set[tuple[int, int]] = set()
+    for number, point in enumerate(points):
+        early = number >= len(POINTS) and rng.random() < 0.1
+        while True:
+            first = 2 if early else save_every + 1
+            update = rng.randint(first, updates - 1)
+            if point != "update":
+                update = -(-update // save_every) * save_every
+            # A committed checkpoint is not made again.
+            if point != "committed" or (update, POINTS.index(point)) not in places:
+                places.add((update, POINTS.index(point)))
+                points[number] = f"{update:06d} {POINTS.index(point)}"
+                break
+    ordered = sorted(points)
+    return [
+        Disturbance(point=POINTS[int(text.split()[1])], update=int(text.split()[0]), victim=victim)
+        for text, victim in zip(ordered, victims, strict=False)
+    ]
+
+
+def write(folder: Path, plan: list[Disturbance]) -> None:
+    """Put a plan where the workers find it."""
+    (folder / "plan.json").write_text(json.dumps([asdict(item) for item in plan]))
+
+
+def read(folder: Path) -> list[Disturbance]:
+    """The plan in a folder."""
+    return [Disturbance(**item) for item in json.loads((folder / "plan.json").read_text())]

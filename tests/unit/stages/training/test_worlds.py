@@ -1,0 +1,86 @@
+"""Training goes on from any world size and ZeRO stage to any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.training.loop import train
+from tests.unit.stages.training.ranks import run_ranks
+
+BATCH = 24
+"""Has equal parts for 1, 2, 3 and 4 ranks."""
+
+
+class Run:
+    """One training run, made in parts."""
+
+    def __init__(self, stage, notes: Path, **fields) -> None:
+        self.stage, self.notes, self.fields, self.attempt = stage, notes, fields, 0
+        notes.mkdir()
+
+    def go_on(self, *, ranks: int, updates: int | None = None, **fields) -> dict:
+        """Some updates more, or all that are left."""
+        self.attempt += 1
+        job = self.stage.job(global_batch=BATCH, save_every=1000, **self.fields, **fields)
+        return run_ranks(
+            job, self.stage.storage.url, self.stage.folder,
+            ranks=ranks, attempt=self.attempt, notes=self.notes, stop_after=updates,
+        )  # fmt: skip
+
+    def losses(self) -> list[float]:
+        found: dict[int, float] = {}
+        for attempt in range(1, self.attempt + 1):
+            found |= self.stage.losses(attempt)
+        return [found[update] for update in sorted(found)]
+
+    def samples(self) -> dict[int, list[int]]:
+        """The rows of every global batch, in their order."""
+        found: dict[int, list[int]] = {}
+        for attempt in range(1, self.attempt + 1):
+            for path in sorted(self.notes.glob(f"samples-{attempt}-*.json")):
+                for update, rows in json.loads(path.read_text()).items():
+                    found.setdefault(int(update), []).extend(rows)
+        return found
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_world_that_changes_in_the_middle_gives_the_same_samples_and_the_same_curve(make_stage, tmp_path, zero_stage):
+    fields = {"zero_stage": zero_stage, "updates": 20, "polyak_decay": 0.9}
+    fixed, changing = (
+        Run(make_stage("fixed"), tmp_path / "a", **fields),
+        Run(make_stage("changing"), tmp_path / "b", **fields),
+    )
+    assert fixed.go_on(ranks=2)["outcome"] == "done"
+    for ranks in (2, 1, 4, 3):
+        assert changing.go_on(ranks=ranks, updates=4)["outcome"] == "stopped"
+    assert changing.go_on(ranks=2)["outcome"] == "done"
+    assert changing.samples() == fixed.samples()
+    assert changing.samples() == {u: list(range((u - 1) * BATCH, u * BATCH)) for u in range(1, 21)}
+    assert len(fixed.losses()) == 20
+    np.testing.assert_allclose(changing.losses(), fixed.losses(), rtol=0, atol=1e-5)
+
+
+WALK = [
+    (0, 1), (2, 4), (3, 2), (1, 3), (0, 4), (3, 1), (2, 2), (0, 3),
+    (1, 1), (3, 4), (0, 2), (2, 3), (1, 4), (3, 3), (2, 1), (1, 2), (0, 1),
+]  # fmt: skip
+"""ZeRO stage and world size, each of the 16 pairs, and the first one again."""
+
+
+@pytest.mark.parametrize("polyak_decay", [0.0, 0.9])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_checkpoints_go_from_each_zero_stage_and_world_size_to_each(make_stage, tmp_path, optimizer, polyak_decay):
+    assert set(WALK) == {(stage, ranks) for stage in range(4) for ranks in range(1, 5)}
+    fields = {"optimizer": optimizer, "polyak_decay": polyak_decay, "updates": len(WALK)}
+    whole = make_stage("whole")
+    train(whole.job(global_batch=BATCH, zero_stage=0, **fields), whole.rank())
+    walking = Run(make_stage("walking"), tmp_path / "notes", **fields)
+    for zero_stage, ranks in WALK:
+        walking.go_on(ranks=ranks, updates=1, zero_stage=zero_stage)
+    expected = list(whole.losses(1).values())
+    assert len(expected) == len(WALK)
+    np.testing.assert_allclose(walking.losses(), expected, rtol=0, atol=1e-5)
