@@ -4,6 +4,7 @@ import time
 import pytest
 
 from cluster.errors import UserError
+from cluster.gang import GangError
 from cluster.storage import open_storage
 from pipeline import stage_run
 from pipeline.config import Workflow
@@ -14,6 +15,7 @@ from pipeline.record import EventLog, listed, read_record
 from pipeline.runner import Runner
 from pipeline.status import StatusReader
 from stages.config import placement
+from stages.context import CheckpointDamaged, Rank, Rollback, RollbackWanted, Stopped, StopRequest, write_fault
 from tests.unit.pipeline.toys import CALLS, Source, Upper
 
 
@@ -273,3 +275,168 @@ def test_an_attempt_elsewhere_says_that_its_bits_may_differ(storage):
     ]
     assert [event.data["differs"] for event in started] == [[], ["threads: 1 → 4"]]
     assert describe(started[1]) == "second: attempt 2 started from update 7, not bit-exact: threads: 1 → 4"
+
+
+def failing_in_turn(*acts) -> type[Upper]:
+    """A stage whose n-th attempt does the n-th act, and whose last attempts succeed."""
+
+    class Disturbed(Upper):
+        @classmethod
+        def function(cls):
+            def act(config, inputs, context):
+                if context.attempt <= len(acts):
+                    acts[context.attempt - 1](context)
+                return Upper.function()(config, inputs, context)
+
+            return act
+
+    return Disturbed
+
+
+def disturbed_flow(*acts, **fields) -> Workflow:
+    return Workflow(name="toy", stages={"first": Source(), "second": failing_in_turn(*acts)(text="first", **fields)})
+
+
+def second_head(storage):
+    return read_head(storage, status(storage).stages["second"].folder)[0]
+
+
+def committed(storage, update: int):
+    """An act: write and commit a checkpoint."""
+
+    def act(context) -> None:
+        prefix = f"{context.folder}/checkpoints/{update:08d}-a{context.attempt}"
+        for name in ("MANIFEST.json", "rank-0000.safetensors"):
+            storage.write(f"{prefix}/{name}", b"x")
+        head = read_head(storage, context.folder)[0]
+        commit_checkpoint(storage, context.folder, head.epoch, context.attempt, prefix, update, lambda updates: updates)
+
+    return act
+
+
+def then(*steps):
+    def act(context) -> None:
+        for step in steps:
+            step(context)
+
+    return act
+
+
+def throw(error: Exception):
+    def act(context) -> None:
+        raise error
+
+    return act
+
+
+def test_training_that_goes_back_leaves_the_data_out_and_counts_no_failure(storage):
+    rollback = Rollback(update=8, start=700, stop=800, reason="the loss is nan")
+    seen = []
+    flow = disturbed_flow(
+        then(committed(storage, 5), throw(RollbackWanted(rollback, 2))),
+        then(lambda context: seen.append(context.rollbacks), throw(RollbackWanted(rollback, 2))),
+        lambda context: seen.append(context.rollbacks),
+        retries=0,
+    )
+    assert run(storage, flow) == "done"
+    assert seen == [(rollback,), (rollback, rollback)]
+    assert [(item.attempt, item.start, item.stop) for item in second_head(storage).left_out] == [
+        (1, 700, 800),
+        (2, 700, 800),
+    ]
+    told = [describe(event) for event in EventLog(storage, "toy-1").new_events() if event.type == "stage_rolled_back"]
+    assert told[0] == "second: went back at update 8: the loss is nan; samples 700 to 800 left out"
+    # What is left out is kept by a driver that comes later.
+    assert read_record(storage, second_head(storage).record).attempt == 3
+
+
+def test_training_goes_back_a_limited_number_of_times(storage):
+    act = throw(RollbackWanted(Rollback(update=8, start=700, stop=800, reason="the loss is nan"), 1))
+    assert run(storage, disturbed_flow(act, act, act)) == "failed"
+    assert status(storage).stages["second"].message == (
+        "update 8: the loss is nan. Training went back 1 times already (update 8: the loss is nan), and "
+        "guards.max_rollbacks=1: lower lr, or raise warmup_updates or max_rollbacks"
+    )
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(storage):
+    prefixes = []
+
+    def damaged(context) -> None:
+        head = read_head(storage, context.folder)[0]
+        prefixes.append(head.checkpoint.prefix)
+        raise CheckpointDamaged(head.checkpoint.prefix, f"{head.checkpoint.prefix}/rank-0000.safetensors is missing")
+
+    def note(context) -> None:
+        prefixes.append(read_head(storage, context.folder)[0].checkpoint.prefix)
+
+    first = then(committed(storage, 5), committed(storage, 10), throw(ConnectionError("cable pulled")))
+    assert run(storage, disturbed_flow(first, damaged, note, retries=1)) == "done"
+    assert [prefix[-11:] for prefix in prefixes] == ["00000010-a1", "00000005-a1"]
+    told = [describe(event) for event in EventLog(storage, "toy-1").new_events() if event.type == "checkpoint_refused"]
+    assert told[0].endswith("00000010-a1/rank-0000.safetensors is missing; the checkpoint before it is used")
+
+
+def test_what_a_dead_attempt_left_is_collected_and_what_tells_of_it_stays(storage):
+    def litter(context) -> None:
+        committed(storage, 5)(context)
+        # An upload that nobody committed, and a half-made output.
+        storage.write(f"{context.folder}/checkpoints/00000010-a1/rank-0000.safetensors", b"half")
+        storage.write(f"{context.prefix}/model.safetensors", b"half")
+        storage.write(f"{context.prefix}/logs/rank-0000/000000.log", b"told")
+        storage.write(f"{context.prefix}/metrics/000000.jsonl", b"")
+        raise ConnectionError("cable pulled")
+
+    assert run(storage, disturbed_flow(litter)) == "done"
+    folder = status(storage).stages["second"].folder
+    left = [key.removeprefix(f"{folder}/") for key in storage.list(f"{folder}/") if "/attempts/2/" not in key]
+    assert left == [
+        "HEAD.json",
+        "attempts/1/attempt.json",
+        "attempts/1/logs/rank-0000/000000.log",
+        "attempts/1/metrics/000000.jsonl",
+        "checkpoints/00000005-a1/MANIFEST.json",
+        "checkpoints/00000005-a1/rank-0000.safetensors",
+        "record-2.json",
+    ]
+
+
+def test_a_stage_whose_machine_is_taken_away_goes_on_from_a_budget_of_its_own(storage):
+    notice = StopRequest(reason="preempted", notice_seconds=30.0)
+    act = throw(Stopped(notice, 41.0))
+    resized = throw(Stopped(StopRequest(reason="resized"), 1.0))
+    assert run(storage, disturbed_flow(act, resized, act, retries=0, preemptions=2)) == "done"
+    told = [describe(event) for event in EventLog(storage, "toy-1").new_events() if event.type == "stage_interrupted"]
+    assert told[0] == (
+        "second: saved a checkpoint, since its machine is taken away; saving took 41 s, and the notice was 30 s: "
+        "ask for a longer one; going on"
+    )
+    assert told[1] == "second: there is room for more workers: going on with them"
+    assert run(storage, disturbed_flow(act, act, retries=0, preemptions=1), "toy-2") == "done"
+
+
+def test_the_budget_for_machines_that_are_taken_away_is_finite(storage):
+    act = throw(Stopped(StopRequest(reason="terminated"), 1.0))
+    assert run(storage, disturbed_flow(act, act, preemptions=1)) == "failed"
+    assert status(storage).stages["second"].message == "its machines were taken away 2 times"
+
+
+def test_what_the_ranks_found_is_what_is_told_of_a_gang_that_died(storage):
+    def die(context) -> None:
+        rank = Rank(
+            rank=0, world_size=2, local_rank=0, storage=storage, folder=context.folder, attempt=context.attempt,
+            checkpoint=None, commit_checkpoint=lambda *_: (), stop_requested=lambda: None,
+        )  # fmt: skip
+        write_fault(rank, "rank 1 gave no sign of life for 600 s: update 7 computes")
+        raise GangError("rank 0 died", died=True)
+
+    assert run(storage, disturbed_flow(die, retries=0)) == "failed"
+    assert status(storage).stages["second"].message == "rank 1 gave no sign of life for 600 s: update 7 computes"
+
+
+def test_the_wait_before_a_retry_grows_only_while_the_stage_stands_still():
+    def failures(*updates: int) -> list:
+        return [stage_run._Failure(message="died", machine=True, update=update) for update in updates]
+
+    waits = [stage_run._backoff(failures(*updates)) for updates in ((0,), (0, 0), (0, 0, 0), (0, 0, 10), (0,) * 50)]
+    assert waits == [0.01, 0.02, 0.04, 0.01, 300.0]

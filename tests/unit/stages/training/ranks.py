@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,45 @@ def run_ranks(
     `notes` is a folder for what the ranks leave behind: the committed checkpoints (`kept.json`, by update), each
     rank's samples (`samples-<attempt>-<rank>.json`, by update).
     """
+    processes = start_ranks(
+        job, url, folder, ranks=ranks, attempt=attempt, notes=notes, stop_after=stop_after, rollbacks=rollbacks
+    )
+    codes = end_of(processes)
+    assert codes == [0] * ranks, f"ranks ended with {codes}"
+    return json.loads((notes / "outcome.json").read_text())
+
+
+def start_ranks(
+    job: Job,
+    url: str,
+    folder: str,
+    *,
+    ranks: int,
+    attempt: int,
+    notes: Path,
+    stop_after: int | None = None,
+    rollbacks: tuple[Rollback, ...] = (),
+) -> list[Any]:
+    """The same, without waiting: returns the processes."""
     port = _free_port()
     arguments = [(job, url, folder, ranks, rank, attempt, notes, stop_after, rollbacks, port) for rank in range(ranks)]
     processes = [SERVER.Process(target=_rank, args=own) for own in arguments]
     for process in processes:
         process.start()
+    return processes
+
+
+def end_of(processes: list[Any], seconds: float = 120) -> list[int | None]:
+    """The exit codes of processes; None of those that had to be ended, since they did not end by themselves."""
+    deadline = time.monotonic() + seconds
     for process in processes:
-        process.join(120)
+        process.join(max(0.1, deadline - time.monotonic()))
     codes = [process.exitcode for process in processes]
     for process in processes:
         if process.is_alive():
             process.kill()
-    assert codes == [0] * ranks, f"ranks ended with {codes}"
-    return json.loads((notes / "outcome.json").read_text())
+            process.join()
+    return codes
 
 
 def _rank(

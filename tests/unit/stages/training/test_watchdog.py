@@ -1,0 +1,67 @@
+"""A rank that hangs is found, named, and ends the attempt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from stages.context import read_faults
+from stages.training.faults import EXIT_CODE
+from stages.training.watchdog import Watchdog
+from tests.unit.stages.training.ranks import end_of, start_ranks
+
+HANG_SECONDS = 4.0
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_stopped_is_named_by_the_others(make_stage, tmp_path, victim):
+    stage = make_stage("stopped")
+    job = stage.job(updates=100_000, hang_seconds=HANG_SECONDS, save_every=10_000)
+    processes = start_ranks(job, stage.storage.url, stage.folder, ranks=2, attempt=1, notes=tmp_path)
+    trains = tmp_path / f"samples-1-{victim}.json"
+    deadline = time.monotonic() + 60
+    while not trains.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert trains.exists()
+    os.kill(processes[victim].pid, signal.SIGSTOP)
+    other = 1 - victim
+    codes = end_of([processes[other]], seconds=60)
+    assert codes == [EXIT_CODE]
+    (fault,) = read_faults(stage.storage, stage.folder, 1)
+    assert fault.startswith(f"rank {victim} "), fault
+    processes[victim].kill()
+
+
+def test_a_rank_that_does_not_get_on_is_named_with_its_place():
+    found: list[str] = []
+    watchdog = _without_group(found)
+    now = 100.0
+    reports = {0: _report(1, 5, "update 5 computes"), 1: _report(1, 4, "update 5 waits for images")}
+    assert watchdog._trouble(reports, now) is None
+    for seconds in range(1, 12):
+        reports = {rank: {**report, "beats": 1 + seconds} for rank, report in reports.items()}
+        trouble = watchdog._trouble(reports, now + seconds)
+        if trouble is not None:
+            break
+    assert seconds == 11
+    assert trouble == "rank 1 did not get on for 10 s: update 5 waits for images"
+
+
+def test_nothing_is_wrong_while_anybody_gets_on():
+    watchdog = _without_group([])
+    for seconds in range(40):
+        reports = {0: _report(seconds, 5, "update 5 computes"), 1: _report(seconds, seconds // 8, "evaluation")}
+        assert watchdog._trouble(reports, 100.0 + seconds) is None
+
+
+def _report(beats: int, moves: int, place: str) -> dict:
+    return {"beats": beats, "moves": moves, "place": place}
+
+
+def _without_group(found: list[str]) -> Watchdog:
+    watchdog = Watchdog.__new__(Watchdog)
+    watchdog._seconds, watchdog._found, watchdog._since, watchdog._beaten = 10.0, found.append, {}, {}
+    return watchdog
