@@ -7,13 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 BEAT_SECONDS = 1.0
+SILENT_BEATS = 3
+"""So many beats without a sign of life, and a process is stopped or gone."""
 
 
 class Watchdog:
@@ -31,12 +32,12 @@ class Watchdog:
         self._place, self._moves, self._beats = "starts", 0, 0
         self._since: dict[int, tuple[str, float]] = {}
         self._beaten: dict[int, tuple[int, float]] = {}
-        self._answered = time.monotonic()
+        self._answered, self._trouble_found = time.monotonic(), ""
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        self._thread.start()
+        for act in (self._talk, self._watch):
+            threading.Thread(target=act, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,14 +48,22 @@ class Watchdog:
         """This rank has come to a new place, for example `update 7 computes`. Costs nothing."""
         self._place, self._moves = place, self._moves + 1
 
-    def _run(self) -> None:
+    def _talk(self) -> None:
+        """Tell the others and hear of them, for as long as rank 0 answers; a store whose process stands may never."""
         while not self._closed.wait(BEAT_SECONDS):
             try:
-                trouble = self._look()
-            except Exception:
-                # The store is in rank 0: where it does not answer, rank 0 is what has gone.
-                silent = time.monotonic() - self._answered
-                trouble = f"rank 0 has not answered for {silent:.0f} s" if silent > self._seconds else None
+                self._trouble_found = self._look() or ""
+                self._answered = time.monotonic()
+            except Exception as error:
+                if not self._closed.is_set():
+                    print(f"rank 0 does not answer the watchdog: {error}", flush=True)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(BEAT_SECONDS):
+            # The store is in rank 0's process.
+            silent = time.monotonic() - self._answered
+            lost = f"rank 0 gave no sign of life for {silent:.0f} s" if silent > self._seconds + BEAT_SECONDS else ""
+            trouble = self._trouble_found or lost
             if trouble and not self._closed.is_set():
                 self._found(trouble)
                 return
@@ -66,10 +75,13 @@ class Watchdog:
         if self._store is not None:
             self._store.set(f"patchline/{self._rank}", json.dumps(own))
             for rank in range(self._ranks):
-                with suppress(dist.DistStoreError):
-                    reports[rank] = json.loads(self._store.get(f"patchline/{rank}"))
-        self._answered = time.monotonic()
-        return self._trouble(reports, self._answered)
+                key = f"patchline/{rank}"
+                # A rank may be lost before it has said anything.
+                said = self._store.check([key])
+                reports[rank] = (
+                    json.loads(self._store.get(key)) if said else {"beats": 0, "moves": 0, "place": "starts"}
+                )
+        return self._trouble(reports, time.monotonic())
 
     def _trouble(self, reports: dict[int, dict], now: float) -> str | None:
         for rank, report in reports.items():
@@ -77,12 +89,12 @@ class Watchdog:
                 self._since[rank] = (mark, now)
             if self._beaten.get(rank, (-1, 0.0))[0] != report["beats"]:
                 self._beaten[rank] = (report["beats"], now)
-        silent = [rank for rank in reports if now - self._beaten[rank][1] > self._seconds]
-        if silent:
-            return f"{_names(silent)} gave no sign of life for {self._seconds:.0f} s: {reports[silent[0]]['place']}"
         if any(now - self._since[rank][1] <= self._seconds for rank in reports):
             return None
-        # All stand still: whoever is furthest behind keeps the others waiting.
+        # All stand still: because of a rank that is not there, or else of the one that is furthest behind.
+        silent = [rank for rank in reports if now - self._beaten[rank][1] > SILENT_BEATS * BEAT_SECONDS]
+        if silent:
+            return f"{_names(silent)} gave no sign of life, and nobody got on for {self._seconds:.0f} s"
         least = min(report["moves"] for report in reports.values())
         behind = [rank for rank, report in reports.items() if report["moves"] == least]
         return f"{_names(behind)} did not get on for {self._seconds:.0f} s: {reports[behind[0]]['place']}"

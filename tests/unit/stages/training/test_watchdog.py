@@ -31,7 +31,7 @@ def test_a_rank_that_is_stopped_is_named_by_the_others(make_stage, tmp_path, vic
     codes = end_of([processes[other]], seconds=60)
     assert codes == [EXIT_CODE]
     (fault,) = read_faults(stage.storage, stage.folder, 1)
-    assert fault.startswith(f"rank {victim} "), fault
+    assert fault.startswith(f"rank {victim} gave no sign of life"), fault
     processes[victim].kill()
 
 
