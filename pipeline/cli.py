@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from cluster.errors import UserError
-from pipeline.settings import Settings, home, of_stack, resolve
+from pipeline.settings import Settings, check_up, home, of_stack, resolve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,6 +82,7 @@ def ui(open_: Annotated[bool, typer.Option("--open", help="open the MLflow page 
     from cluster import local
     from pipeline.mlflow_page import address
 
+    check_up()
     stack = local.load(home())
     if stack is None:
         settings = resolve()

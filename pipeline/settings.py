@@ -1,7 +1,8 @@
 """Where things are: the home folder, the root in storage, MLflow, and the Ray cluster.
 
 Each comes from an option, else from the environment, else from the running local stack, else from a
-folder below the home. The same rules for the command line, Python and the driver.
+folder below the home. A stack that was started once and is not up does not give way to the folder:
+results would seem lost. The same rules for the command line, Python and the driver.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def resolve(*, root: str | None = None, mlflow: str | None = None, address: str 
     """Settings from options, environment, the local stack, or folders below the home, in this order.
 
     Where another cluster is named, the local stack and the home are no places for its results: then a root
-    and MLflow have to be named too. Raises UserError.
+    and MLflow have to be named too, and where the stack is not up, a root. Raises UserError.
     """
     from cluster import local
 
@@ -78,7 +79,10 @@ def resolve(*, root: str | None = None, mlflow: str | None = None, address: str 
             f"{'' if root else '--root s3://BUCKET/PREFIX'}{'' if root or mlflow else ' and '}"
             f"{'' if mlflow else '--mlflow http://HOST:PORT'}, which its machines reach too"
         )
-    root = root or (stack.root if stack else None) or f"file://{place}/results"
+    folder = f"file://{place}/results"
+    if not root and (absent := local.missing(place)):
+        raise UserError(f"{_not_up(absent)}; or name another root, such as --root {folder}")
+    root = root or (stack.root if stack else folder)
     mlflow = mlflow or (stack.mlflow_url if stack else None) or f"sqlite:///{place}/mlflow.db"
     if mlflow.startswith(f"sqlite:///{place}/"):
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -102,6 +106,19 @@ def check_reachable(settings: Settings) -> None:
     for name, value in places.items():
         if value is not None:
             raise UserError(f"{name} {value}: expected an address that the machines of {settings.jobs} reach too")
+
+
+def check_up() -> None:
+    """Raise UserError where the local stack was started once and is not up."""
+    from cluster import local
+
+    if absent := local.missing(home()):
+        raise UserError(_not_up(absent))
+
+
+def _not_up(absent: list[str]) -> str:
+    verb = "does" if len(absent) == 1 else "do"
+    return f"the local stack is not up ({', '.join(absent)} {verb} not run): `patchline up` starts it"
 
 
 def _loopback(url: str) -> bool:

@@ -14,6 +14,8 @@ import yaml
 from PIL import Image
 
 from cluster.local.processes import free_ports
+from cluster.local.servers import Secrets
+from cluster.local.stack import Stack, _write
 from cluster.storage import open_storage
 from pipeline import cli
 from pipeline.config import load_workflow, shipped
@@ -219,6 +221,20 @@ def test_there_is_nothing_to_show_or_stop_where_no_stack_is_up(patchline):
     refused(patchline("ui"), "the local stack is not up: `patchline up` starts it")
     answer = patchline("down")
     assert (answer.code, answer.out) == (0, "nothing was running\n")
+
+
+@pytest.mark.parametrize("command", ["list", "status", "logs", "resume", "cancel", "plan digits", "run digits"])
+def test_after_down_no_command_quietly_looks_elsewhere(patchline, home: Path, command: str):
+    home.mkdir()
+    found = Secrets(access_key="access", secret_key="secret", ray_token="token")
+    _write(home, Stack(home=str(home), temporary=str(home / "t"), secrets=found))
+    not_up = "the local stack is not up (s3, mlflow, ray do not run): `patchline up` starts it"
+    refused(patchline(*command.split()), not_up, f"or name another root, such as --root file://{home}/results")
+    refused(patchline("ui"), not_up)
+    assert patchline("down").out == "nothing was running\n"
+    assert patchline("list", "--root", f"file://{home}/results").code == 0
+    assert patchline("plan", "digits", "--root", f"file://{home}/results").code == 0
+    assert not (home / "results").exists()
 
 
 def test_a_submitted_workflow_is_listed_shown_and_cancelled(patchline, submitted: str, home: Path):
