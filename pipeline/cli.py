@@ -9,12 +9,13 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from cluster.errors import UserError
+from pipeline.head import LeaseLost
 from pipeline.settings import Settings, check_up, home, of_stack, resolve
 
 app = typer.Typer(
@@ -37,14 +38,24 @@ Mlflow = Annotated[str | None, typer.Option(help="address of the MLflow server")
 Address = Annotated[str | None, typer.Option(help="address of a Ray cluster's job server: http://host:8265")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
+TAKEN_OVER = 70
+"""Exit code of a driver that has lost its lease, whoever in it notices first: see `pipeline.keeper.exit_process`."""
+
 
 def main() -> None:
-    """Entry point: user errors become one message and exit code 2."""
+    """Entry point: user errors, and places that do not answer, become one message and exit code 2."""
     try:
         app()
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
+    except (UserError, OSError) as error:
+        # Storage says its address in an OSError, and the system the name of a file.
+        _end(f"error: {error}", 2)
+    except LeaseLost as error:
+        _end(f"another driver took over: {error}", TAKEN_OVER)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    Console(stderr=True, highlight=False).print(message, style="red", markup=False, soft_wrap=True)
+    sys.exit(code)
 
 
 @app.command()

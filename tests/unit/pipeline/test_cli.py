@@ -16,10 +16,11 @@ from PIL import Image
 from cluster.local.processes import free_ports
 from cluster.local.servers import Secrets
 from cluster.local.stack import Stack, _write
-from cluster.storage import open_storage
-from pipeline import cli
+from cluster.storage import open_storage, retry
+from pipeline import api, cli
 from pipeline.config import load_workflow, shipped
 from pipeline.driver import create
+from pipeline.head import LeaseLost
 from pipeline.record import EventLog, mark
 
 COMMANDS = [
@@ -168,6 +169,26 @@ def test_a_folder_of_images_that_is_not_there_is_told_before_anything_runs(patch
 def test_a_root_that_is_none_is_refused(patchline, command: str):
     answer = patchline(*command.split(), "--root", "gs://bucket")
     refused(answer, "root 'gs://bucket': expected file:///FOLDER or s3://BUCKET/PREFIX")
+
+
+@pytest.mark.parametrize("command", ["list", "status", "logs", "resume", "cancel", "plan digits", "run digits"])
+def test_storage_that_does_not_answer_is_told_with_its_address(patchline, monkeypatch, command: str):
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.001)
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    for name, value in {"ENDPOINT_URL": nowhere, "ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "key"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    answer = patchline(*command.split(), "--root", "s3://bucket/x")
+    refused(answer, f"s3://bucket/x at {nowhere}: ", "Could not connect to the endpoint URL")
+
+
+def test_a_driver_that_lost_its_lease_says_so_and_nothing_else(patchline, monkeypatch):
+    def lost(*_: object) -> None:
+        raise LeaseLost("stages/ingest/x is at epoch 2 (running, another); ours was 1")
+
+    monkeypatch.setattr(api, "run", lost)
+    answer = patchline("run", "digits")
+    assert (answer.code, answer.out) == (70, "")
+    assert answer.error == "another driver took over: stages/ingest/x is at epoch 2 (running, another); ours was 1\n"
 
 
 def test_an_unknown_option_and_an_unknown_command_are_refused(patchline):
