@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -277,10 +278,13 @@ def logs(
 
     Example: `patchline logs --stage pretrain`
     """
+    from pipeline.api import ask_cluster
     from pipeline.status import workflow_logs
 
     settings = resolve(root=root)
-    for text in workflow_logs(settings.storage(), _id(workflow_id, settings), stage, follow=follow):
+    storage = settings.storage()
+    ask = partial(ask_cluster, storage=storage, settings=settings)
+    for text in workflow_logs(storage, _id(workflow_id, settings), stage, follow=follow, ask=ask):
         console.out(text, end="", highlight=False)
 
 
@@ -290,9 +294,9 @@ def list_(root: Root = None, as_json: AsJson = False) -> None:
 
     Example: `patchline list --root s3://bucket/vit`
     """
-    from pipeline.status import states
+    from pipeline.api import all_states
 
-    found = states(resolve(root=root).storage())
+    found = all_states(resolve(root=root))
     if as_json:
         _print_json(found)
         return
@@ -325,15 +329,15 @@ def _follow(workflow_id: str, settings: Settings) -> int:
             workflow_id,
             stages,
             console,
-            died=DriverWatch(storage, workflow_id, settings).died,
+            died=DriverWatch(storage, workflow_id, settings, here=True).died,
             driver=newest_driver(storage, workflow_id),
         )
     except KeyboardInterrupt:
         console.print(f"\nleft {workflow_id} running; `{program()} status {workflow_id}` shows it", soft_wrap=True)
         return 130
-    _print_status(workflow_id, settings)
+    _print_status(workflow_id, settings, reason=found.message)
     if found.state != "done":
-        console.print(f"{found.message}\n`{program()} resume {workflow_id}` continues it", markup=False)
+        console.print(f"`{program()} resume {workflow_id}` continues it", markup=False)
     return 0 if found.state == "done" else 1
 
 
@@ -345,7 +349,9 @@ def _id(workflow_id: str | None, settings: Settings) -> str:
     return match_id(storage, list(listed(storage)), workflow_id)
 
 
-def _print_status(workflow_id: str, settings: Settings, *, as_json: bool = False) -> None:
+def _print_status(workflow_id: str, settings: Settings, *, as_json: bool = False, reason: str = "") -> None:
+    """`reason` is why the driver has ended, where that is known already."""
+    from pipeline.api import ask_cluster
     from pipeline.display import fewshot_table, status_table
     from pipeline.driver import read_workflow
     from pipeline.status import StatusReader, silence, stage_tables
@@ -354,13 +360,18 @@ def _print_status(workflow_id: str, settings: Settings, *, as_json: bool = False
     storage = settings.storage()
     reader = StatusReader(storage, workflow_id, list(read_workflow(storage, workflow_id).stages))
     reader.update()
-    if (seconds := silence(storage, workflow_id)) is not None:
+    ask_cluster(reader, storage, settings)
+    if reason:
+        reader.status.state, reader.status.message = "failed", reason
+    elif reader.status.state == "running" and (seconds := silence(storage, workflow_id)) is not None:
         reader.status.message = f"its driver has been silent for {duration(seconds)}: `{program()} resume` continues it"
     tables = stage_tables(storage, reader.status)
     if as_json:
         _print_json({**asdict(reader.status), "tables": tables})
         return
     console.print(status_table(reader.status))
+    if "\n" in reader.status.message:
+        console.print(reader.status.message, markup=False, soft_wrap=True)
     for name, found in tables.items():
         if "fewshot" in found:
             console.print(f"[bold]{name}[/bold]")

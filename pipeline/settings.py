@@ -41,6 +41,8 @@ class Settings:
     """Address of the Ray cluster's job server, for example http://127.0.0.1:8265."""
     local: bool = False
     """Whether the cluster is this machine's own stack, which shares our installation."""
+    alone: bool = False
+    """Whether the root is the stack's too, so that no other cluster's drivers work there."""
     environment: dict[str, str] = field(default_factory=dict)
 
     def storage(self) -> Storage:
@@ -135,10 +137,13 @@ def _settings(root: str, mlflow: str, jobs: str | None, stack: Stack | None) -> 
     """The stack's credentials go with what is the stack's; the user's own with everything else."""
     if not root.startswith(("file://", "s3://")):
         raise UserError(f"root {root!r}: expected file:///FOLDER or s3://BUCKET/PREFIX")
-    local, environment = False, {}
+    local = inside = False
+    environment = {}
     if stack is not None and jobs == stack.jobs_address:
         local = True
         environment |= stack.ray_environment()
     if stack is not None and f"{root}/".startswith(f"{stack.root}/"):
+        inside = True
         environment |= stack.s3_environment()
-    return Settings(root=root, mlflow=mlflow, jobs=jobs, local=local, environment=environment)
+    alone = local and inside
+    return Settings(root=root, mlflow=mlflow, jobs=jobs, local=local, alone=alone, environment=environment)
