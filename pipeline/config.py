@@ -14,13 +14,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
 
-from cluster.errors import UserError
+from cluster.errors import UserError, check_format
 from pipeline.consistency import check_stages
 from pipeline.identity import references
 from pipeline.kinds import KINDS
 from stages.config import Config, StageConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+FORMAT = 1
+"""Of a stored workflow file. A user's own need not name it."""
 
 
 class Workflow(Config):
@@ -76,7 +78,7 @@ class Workflow(Config):
 
     def to_yaml(self) -> str:
         """The whole workflow, every field written out, in the form that `load_workflow` reads."""
-        document = self.model_dump(mode="json", by_alias=True, exclude={"stages"})
+        document = {"format": FORMAT, **self.model_dump(mode="json", by_alias=True, exclude={"stages"})}
         document["stages"] = {
             name: {"kind": stage.kind, **stage.model_dump(mode="json", by_alias=True)}
             for name, stage in self.stages.items()
@@ -126,6 +128,9 @@ def parse_workflow(text: str, source: str, overrides: Iterable[str] = ()) -> Wor
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if isinstance(document, dict):
+        # First of all: a newer format may have other keys.
+        _check_format(source, document.pop("format", FORMAT))
     if not isinstance(document, dict) or not isinstance(document.get("stages"), dict):
         raise UserError(f"{source}: expected a mapping with the keys name and stages")
     for override in overrides:
@@ -153,9 +158,16 @@ def json_schema() -> dict[str, Any]:
         stage["properties"] = {"kind": {"const": kind}, **stage["properties"]}
         definitions[config.__name__] = stage
         choices.append({"$ref": f"#/$defs/{config.__name__}"})
+    schema["properties"]["format"] = {"const": FORMAT, "description": "of this file; need not be there"}
     schema["properties"]["stages"]["additionalProperties"] = {"anyOf": choices}
     schema["$defs"] = definitions
     return schema
+
+
+def _check_format(source: str, found: Any) -> None:
+    if not isinstance(found, int):
+        raise UserError(f"{source}: format: got {found!r}, expected {FORMAT}, or no such field")
+    check_format(found, FORMAT, source)
 
 
 def _stage(source: str, name: str, body: Any) -> StageConfig:

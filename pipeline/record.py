@@ -132,14 +132,17 @@ class EventLog:
             return event
 
     def new_events(self) -> list[Event]:
-        """The events stored since the last call, in order."""
+        """The events stored since the last call, in order. Raises UserError for a newer format."""
         events = []
         while True:
             try:
                 body = self._storage.read(self._key(self._next))
             except NotFound:
                 return events
-            events.append(Event.model_validate_json(body))
+            document = json.loads(body)
+            # The first events had no number of a format.
+            check_format(document.get("format", FORMAT), FORMAT, self._key(self._next))
+            events.append(Event.model_validate(document))
             self._next += 1
 
     def _key(self, number: int) -> str:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cluster.errors import UserError
-from pipeline.config import json_schema, load_workflow, parse_workflow, shipped
+from pipeline.config import FORMAT, json_schema, load_workflow, parse_workflow, shipped
 
 DIGITS = """
 name: mine
@@ -79,6 +79,16 @@ def test_mistakes_get_one_clear_message(text, overrides, expected):
     with pytest.raises(UserError) as error:
         load(text, *overrides)
     assert expected in str(error.value)
+
+
+def test_a_stored_workflow_has_a_format_and_a_users_own_file_need_not(tmp_path):
+    stored = yaml.safe_load(load(DIGITS).to_yaml())
+    assert stored["format"] == FORMAT
+    newer = yaml.safe_dump({"format": FORMAT + 1, "graph": {}})
+    with pytest.raises(UserError, match=rf"workflow\.yaml has format {FORMAT + 1}; .* up to {FORMAT}: install a newer"):
+        parse_workflow(newer, "workflow.yaml")
+    with pytest.raises(UserError, match="format: got 'new', expected 1, or no such field"):
+        load(f"format: new{DIGITS}")
 
 
 def test_a_reference_to_the_wrong_kind_of_output_is_refused():
