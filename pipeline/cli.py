@@ -173,7 +173,7 @@ def submit(
 ) -> None:
     """Send a workflow to a Ray cluster and print its id.
 
-    Example: `patchline submit digits --address http://127.0.0.1:8265 --root s3://bucket/vit`
+    Example: `patchline submit digits --address http://head:8265 --root s3://bucket/vit --mlflow http://mlflow:5000`
     """
     from pipeline.api import submit as submit_workflow
     from pipeline.config import load_workflow
@@ -391,7 +391,7 @@ def _print_addresses(stack: Any) -> None:
     from pipeline.mlflow_page import address
 
     console.print(f"  MLflow  {address(stack.mlflow_url)}", soft_wrap=True)
-    console.print(f"  Ray     {stack.jobs_address}")
+    console.print(f"  Ray     {stack.jobs_address}  asks for the token in {stack.token_path}", soft_wrap=True)
     console.print(f"  S3      {stack.s3_endpoint}  root {stack.root}")
 
 

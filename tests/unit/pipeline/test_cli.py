@@ -13,9 +13,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from cluster.local.processes import free_ports
+from cluster.local.processes import Process, free_ports
 from cluster.local.servers import Secrets
-from cluster.local.stack import Stack, _write
+from cluster.local.stack import SERVICES, Stack, _write
 from cluster.storage import open_storage, retry
 from pipeline import api, cli
 from pipeline.config import load_workflow, shipped
@@ -242,6 +242,18 @@ def test_there_is_nothing_to_show_or_stop_where_no_stack_is_up(patchline):
     refused(patchline("ui"), "the local stack is not up: `patchline up` starts it")
     answer = patchline("down")
     assert (answer.code, answer.out) == (0, "nothing was running\n")
+
+
+def test_the_addresses_say_where_the_token_for_rays_page_is_and_not_what_it_is(patchline, home: Path):
+    home.mkdir()
+    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    processes = dict.fromkeys(SERVICES, Process(pid=os.getpid(), started=started, log=""))
+    secrets = Secrets(access_key="access", secret_key="secret", ray_token="0123456789abcdef")
+    ports = dict(zip(("s3", "mlflow", "dashboard"), free_ports(3), strict=True))
+    _write(home, Stack(home=str(home), temporary="", secrets=secrets, ports=ports, processes=processes))
+    shown = patchline("ui").out
+    assert f"http://127.0.0.1:{ports['dashboard']}  asks for the token in {home}/ray-token\n" in shown
+    assert secrets.ray_token not in shown
 
 
 @pytest.mark.parametrize("command", ["list", "status", "logs", "resume", "cancel", "plan digits", "run digits"])
