@@ -149,7 +149,7 @@ def test_two_mistakes_are_told_at_once_each_on_its_line(patchline):
         (b"\xff\xfe\x00", "cannot be read"),
         (b"stages: [", "not readable as YAML"),
         (b"- a\n- b\n", "expected a mapping with the keys name and stages"),
-        (b"name: mine\nstages: {ingest: {source: {kind: ftp}}}", "stages.ingest.source: got {'kind': 'ftp'}"),
+        (b"name: mine\nstages: {ingest: {source: {kind: ftp}}}", "stages.ingest.source.kind: got 'ftp'"),
         (b"name: mine\nstages: {ingest: {}}", "stages.ingest.source: this field is required"),
     ],
     ids=["no text", "no YAML", "no mapping", "no such source", "no source"],
