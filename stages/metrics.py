@@ -113,6 +113,13 @@ class MetricReader:
                 yield _point(line, key)
 
 
+def last_point(storage: Storage, prefix: str) -> Point | None:
+    """The last point that an attempt has stored, or None where it has stored none."""
+    # Numbers have as many digits as they need: the highest one is not always the last in the order of keys.
+    key = max(storage.list(f"{prefix}/metrics/"), key=lambda key: (len(key), key), default=None)
+    return _point(storage.read(key).splitlines()[-1], key) if key is not None else None
+
+
 def _point(line: bytes, key: str) -> Point:
     document = json.loads(line)
     # The first files had no number.
