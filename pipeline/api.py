@@ -16,7 +16,7 @@ from pipeline.driver import create, drive, read_workflow
 from pipeline.keeper import request_cancel
 from pipeline.record import EventLog, listed, mark
 from pipeline.settings import Settings, check_reachable
-from pipeline.status import match_id
+from pipeline.status import StatusReader, in_doubt, match_id, states
 
 PACKAGES = ("pipeline", "stages", "cluster")
 PATIENCE_SECONDS = 60.0
@@ -64,10 +64,15 @@ def cancel(workflow_id: str | None, settings: Settings) -> str:
 
 
 class DriverWatch:
-    """Asks the cluster whether a workflow's newest driver still runs."""
+    """Asks the cluster whether a workflow's newest driver still runs.
 
-    def __init__(self, storage: Storage, workflow_id: str, settings: Settings) -> None:
+    A cluster that does not know the driver says something only where it is the one that took it: it was
+    submitted `here`, or no other cluster works in this root.
+    """
+
+    def __init__(self, storage: Storage, workflow_id: str, settings: Settings, *, here: bool = False) -> None:
         self._storage, self._id, self._settings = storage, workflow_id, settings
+        self._here = here or settings.alone
         self._unanswered: float | None = None
 
     def died(self) -> str | None:
@@ -90,7 +95,32 @@ class DriverWatch:
             if time.monotonic() - self._unanswered > PATIENCE_SECONDS:
                 raise
             return None
-        return "\n".join([f"its driver has ended ({state})", *log.splitlines()[-15:]])
+        if state == "GONE":
+            gone = f"its driver has ended: the Ray cluster at {self._settings.jobs} knows it no more"
+            return gone if self._here else None
+        return "\n".join([f"its driver has ended ({state}); the end of its log:", *log.splitlines()[-15:]])
+
+
+def ask_cluster(reader: StatusReader, storage: Storage, settings: Settings) -> None:
+    """Find out from the cluster what storage leaves open: whether the driver is still to come, or has died."""
+    status = reader.status
+    if not in_doubt(storage, status):
+        return
+    reason = DriverWatch(storage, status.id, settings).died()
+    # It may have told its end itself just now.
+    reader.update()
+    if reason is not None and in_doubt(storage, status):
+        status.state, status.message = "failed", reason
+
+
+def all_states(settings: Settings) -> dict[str, str]:
+    """The state of every workflow, oldest first; `failed` also where a submitted driver has died before its start."""
+    storage = settings.storage()
+    found = states(storage)
+    waiting = [name for name, state in found.items() if state == "submitted"]
+    dead = [name for name in waiting if DriverWatch(storage, name, settings).died() is not None]
+    now = listed(storage) if dead else {}
+    return {**found, **{name: "failed" for name in dead if now[name] == "submitted"}}
 
 
 def newest_driver(storage: Storage, workflow_id: str) -> int | None:
@@ -131,7 +161,8 @@ def _submit_driver(storage: Storage, workflow_id: str, settings: Settings) -> No
             modules=modules,
             metadata={"patchline_workflow": workflow_id},
         )
-    except Exception:
+    except Exception as error:
+        EventLog(storage, workflow_id).append("workflow_ended", state="failed", driver=number, message=str(error))
         mark(storage, workflow_id, "failed")
         raise
 

@@ -8,14 +8,16 @@ import shutil
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from cluster.errors import UserError
-from pipeline.settings import Settings, home, of_stack, resolve
+from pipeline.head import LeaseLost
+from pipeline.settings import Settings, check_up, home, of_stack, resolve
 
 if TYPE_CHECKING:
     from cluster.storage import Storage
@@ -41,14 +43,24 @@ Mlflow = Annotated[str | None, typer.Option(help="address of the MLflow server")
 Address = Annotated[str | None, typer.Option(help="address of a Ray cluster's job server: http://host:8265")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
+TAKEN_OVER = 70
+"""Exit code of a driver that has lost its lease, whoever in it notices first: see `pipeline.keeper.exit_process`."""
+
 
 def main() -> None:
-    """Entry point: user errors become one message and exit code 2."""
+    """Entry point: user errors, and places that do not answer, become one message and exit code 2."""
     try:
         app()
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(2)
+    except (UserError, OSError) as error:
+        # Storage says its address in an OSError, and the system the name of a file.
+        _end(f"error: {error}", 2)
+    except LeaseLost as error:
+        _end(f"another driver took over: {error}", TAKEN_OVER)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    Console(stderr=True, highlight=False).print(message, style="red", markup=False, soft_wrap=True)
+    sys.exit(code)
 
 
 @app.command()
@@ -86,6 +98,7 @@ def ui(open_: Annotated[bool, typer.Option("--open", help="open the MLflow page 
     from cluster import local
     from pipeline.mlflow_page import address
 
+    check_up()
     stack = local.load(home())
     if stack is None:
         settings = resolve()
@@ -164,7 +177,7 @@ def submit(
 ) -> None:
     """Send a workflow to a Ray cluster and print its id.
 
-    Example: `patchline submit digits --address http://127.0.0.1:8265 --root s3://bucket/vit`
+    Example: `patchline submit digits --address http://head:8265 --root s3://bucket/vit --mlflow http://mlflow:5000`
     """
     from pipeline.api import submit as submit_workflow
     from pipeline.config import load_workflow
@@ -333,10 +346,13 @@ def logs(
 
     Example: `patchline logs --stage pretrain`
     """
+    from pipeline.api import ask_cluster
     from pipeline.status import workflow_logs
 
     settings = resolve(root=root)
-    for text in workflow_logs(settings.storage(), _id(workflow_id, settings), stage, follow=follow):
+    storage = settings.storage()
+    ask = partial(ask_cluster, storage=storage, settings=settings)
+    for text in workflow_logs(storage, _id(workflow_id, settings), stage, follow=follow, ask=ask):
         console.out(text, end="", highlight=False)
 
 
@@ -346,9 +362,9 @@ def list_(root: Root = None, as_json: AsJson = False) -> None:
 
     Example: `patchline list --root s3://bucket/vit`
     """
-    from pipeline.status import states
+    from pipeline.api import all_states
 
-    found = states(resolve(root=root).storage())
+    found = all_states(resolve(root=root))
     if as_json:
         _print_json(found)
         return
@@ -381,15 +397,15 @@ def _follow(workflow_id: str, settings: Settings) -> int:
             workflow_id,
             stages,
             console,
-            died=DriverWatch(storage, workflow_id, settings).died,
+            died=DriverWatch(storage, workflow_id, settings, here=True).died,
             driver=newest_driver(storage, workflow_id),
         )
     except KeyboardInterrupt:
         console.print(f"\nleft {workflow_id} running; `{program()} status {workflow_id}` shows it", soft_wrap=True)
         return 130
-    _print_status(workflow_id, settings)
+    _print_status(workflow_id, settings, reason=found.message)
     if found.state != "done":
-        console.print(f"{found.message}\n`{program()} resume {workflow_id}` continues it", markup=False)
+        console.print(f"`{program()} resume {workflow_id}` continues it", markup=False)
     return 0 if found.state == "done" else 1
 
 
@@ -401,7 +417,9 @@ def _id(workflow_id: str | None, settings: Settings) -> str:
     return match_id(storage, list(listed(storage)), workflow_id)
 
 
-def _print_status(workflow_id: str, settings: Settings, *, as_json: bool = False) -> None:
+def _print_status(workflow_id: str, settings: Settings, *, as_json: bool = False, reason: str = "") -> None:
+    """`reason` is why the driver has ended, where that is known already."""
+    from pipeline.api import ask_cluster
     from pipeline.display import fewshot_table, status_table
     from pipeline.driver import read_workflow
     from pipeline.status import StatusReader, silence, stage_tables
@@ -410,13 +428,18 @@ def _print_status(workflow_id: str, settings: Settings, *, as_json: bool = False
     storage = settings.storage()
     reader = StatusReader(storage, workflow_id, list(read_workflow(storage, workflow_id).stages))
     reader.update()
-    if (seconds := silence(storage, workflow_id)) is not None:
+    ask_cluster(reader, storage, settings)
+    if reason:
+        reader.status.state, reader.status.message = "failed", reason
+    elif reader.status.state == "running" and (seconds := silence(storage, workflow_id)) is not None:
         reader.status.message = f"its driver has been silent for {duration(seconds)}: `{program()} resume` continues it"
     tables = stage_tables(storage, reader.status)
     if as_json:
         _print_json({**asdict(reader.status), "tables": tables})
         return
     console.print(status_table(reader.status))
+    if "\n" in reader.status.message:
+        console.print(reader.status.message, markup=False, soft_wrap=True)
     for name, found in tables.items():
         if "fewshot" in found:
             console.print(f"[bold]{name}[/bold]")
@@ -436,7 +459,7 @@ def _print_addresses(stack: Any) -> None:
     from pipeline.mlflow_page import address
 
     console.print(f"  MLflow  {address(stack.mlflow_url)}", soft_wrap=True)
-    console.print(f"  Ray     {stack.jobs_address}")
+    console.print(f"  Ray     {stack.jobs_address}  asks for the token in {stack.token_path}", soft_wrap=True)
     console.print(f"  S3      {stack.s3_endpoint}  root {stack.root}")
 
 

@@ -14,13 +14,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
 
-from cluster.errors import UserError
+from cluster.errors import UserError, check_format
 from pipeline.consistency import check_stages
 from pipeline.identity import references
 from pipeline.kinds import KINDS
 from stages.config import Config, StageConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+FORMAT = 1
+"""Of a stored workflow file. A user's own need not name it."""
 
 
 class Workflow(Config):
@@ -35,11 +37,7 @@ class Workflow(Config):
     @classmethod
     def _check_names(cls, stages: dict[str, StageConfig]) -> dict[str, StageConfig]:
         for name in stages:
-            # Names become parts of addresses, of commands and of MLflow's metrics.
-            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,60}", name) or name == "workflow":
-                raise ValueError(
-                    f"got a stage named '{name}', expected a letter, then letters, digits, - and _, but not 'workflow'"
-                )
+            _check_stage_name("", name)
         return stages
 
     def order(self) -> list[str]:
@@ -76,7 +74,7 @@ class Workflow(Config):
 
     def to_yaml(self) -> str:
         """The whole workflow, every field written out, in the form that `load_workflow` reads."""
-        document = self.model_dump(mode="json", by_alias=True, exclude={"stages"})
+        document = {"format": FORMAT, **self.model_dump(mode="json", by_alias=True, exclude={"stages"})}
         document["stages"] = {
             name: {"kind": stage.kind, **stage.model_dump(mode="json", by_alias=True)}
             for name, stage in self.stages.items()
@@ -95,6 +93,15 @@ class Workflow(Config):
         found = self.stages[target].output
         if found != wanted:
             raise UserError(f"{key}: stage '{target}' makes a {found}, expected one that makes a {wanted}")
+
+
+def _check_stage_name(place: str, name: Any) -> None:
+    # Names become parts of addresses, of commands and of MLflow's metrics.
+    named = isinstance(name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,60}", name)
+    if not named or name == "workflow":
+        raise UserError(
+            f"{place}got a stage named {name!r}, expected a letter, then letters, digits, - and _, but not 'workflow'"
+        )
 
 
 def shipped() -> list[str]:
@@ -123,14 +130,19 @@ def load_workflow(name: str, overrides: Iterable[str] = ()) -> Workflow:
 def parse_workflow(text: str, source: str, overrides: Iterable[str] = ()) -> Workflow:
     """A workflow from the text of a workflow file. `source` names it in errors."""
     try:
-        document = yaml.safe_load(text)
+        document = _read_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from error
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    if isinstance(document, dict):
+        # First of all: a newer format may have other keys.
+        _check_format(source, document.pop("format", FORMAT))
     if not isinstance(document, dict) or not isinstance(document.get("stages"), dict):
         raise UserError(f"{source}: expected a mapping with the keys name and stages")
     for override in overrides:
         _override(document, override)
-    stages = {name: _stage(source, str(name), body) for name, body in document["stages"].items()}
+    stages = {name: _stage(source, name, body) for name, body in document["stages"].items()}
     try:
         workflow = Workflow.model_validate({**document, "stages": stages})
     except ValidationError as error:
@@ -153,12 +165,42 @@ def json_schema() -> dict[str, Any]:
         stage["properties"] = {"kind": {"const": kind}, **stage["properties"]}
         definitions[config.__name__] = stage
         choices.append({"$ref": f"#/$defs/{config.__name__}"})
+    schema["properties"]["format"] = {"const": FORMAT, "description": "of this file; need not be there"}
     schema["properties"]["stages"]["additionalProperties"] = {"anyOf": choices}
     schema["$defs"] = definitions
     return schema
 
 
-def _stage(source: str, name: str, body: Any) -> StageConfig:
+def _check_format(source: str, found: Any) -> None:
+    if not isinstance(found, int):
+        raise UserError(f"{source}: format: got {found!r}, expected {FORMAT}, or no such field")
+    check_format(found, FORMAT, source)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader takes the last of two equal keys and says nothing; this one refuses them."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode | None:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, Any], int] = {}
+        for key, _ in node.value if node is not None else ():
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if (key.tag, key.value) in lines:
+                first = lines[key.tag, key.value]
+                raise UserError(f"line {line}: '{key.value}' is there twice, first in line {first}: take one away")
+            lines[key.tag, key.value] = line
+        return node
+
+
+def _read_yaml(text: str) -> Any:
+    """What a text of YAML says. Raises YAMLError; UserError where a mapping has a key twice."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def _stage(source: str, name: Any, body: Any) -> StageConfig:
+    _check_stage_name(f"{source}: stages: ", name)
     key = f"stages.{name}"
     if not isinstance(body, dict):
         raise UserError(f"{source}: {key}: got {body!r}, expected a mapping of the stage's fields")
@@ -177,9 +219,11 @@ def _override(document: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise UserError(f"-o {override}: expected a field and a value, for example -o pretrain.epochs=3")
     try:
-        value = yaml.safe_load(text)
+        value = _read_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"-o {override}: the value is not readable as YAML") from error
+    except UserError as error:
+        raise UserError(f"-o {override}: {error}") from error
     parts = path.split(".")
     if parts[0] == "stages" and len(parts) > 1:
         parts = parts[1:]
@@ -187,6 +231,8 @@ def _override(document: dict[str, Any], override: str) -> None:
         target = document["stages"]
     elif parts[0] in Workflow.model_fields and parts[0] != "stages" and len(parts) == 1:
         target = document
+    elif parts[0] in document["stages"]:
+        raise UserError(f"-o {override}: '{parts[0]}' is a stage: name one of its fields, such as {parts[0]}.seed=1")
     else:
         stages = ", ".join(document["stages"])
         raise UserError(f"-o {override}: '{parts[0]}' is no stage of this workflow; its stages: {stages}")
@@ -201,18 +247,31 @@ def _override(document: dict[str, Any], override: str) -> None:
 def _explain(source: str, key: str, model: type[BaseModel], error: ValidationError) -> str:
     """One line per problem: the path, the value, what was expected."""
     lines = []
+    problem: Any
     for problem in error.errors():
         place = ".".join([key, *(str(part) for part in problem["loc"])]).strip(".")
         if problem["type"] == "extra_forbidden":
             lines.append(f"{source}: {place}: unknown field{_suggestion(model, problem['loc'])}")
         elif problem["type"] == "missing":
             lines.append(f"{source}: {place}: this field is required")
+        elif problem["type"] == "union_tag_not_found":
+            lines.append(f"{source}: {place}.{_tag(problem)}: this field is required")
+        elif problem["type"] == "union_tag_invalid":
+            found, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
+            lines.append(f"{source}: {place}.{_tag(problem)}: got {found!r}, expected one of {known}")
+        elif problem["type"] in ("model_type", "model_attributes_type"):
+            lines.append(f"{source}: {place}: got {_shown(problem['input'])}, expected a mapping of fields")
         elif problem["type"] == "value_error":
             lines.append(f"{source}: {place}: {problem['msg'].removeprefix('Value error, ')}")
         else:
             message = problem["msg"].replace("Input should be", "expected")
             lines.append(f"{source}: {place}: got {_shown(problem['input'])}, {message}")
     return "\n".join(lines)
+
+
+def _tag(problem: Any) -> str:
+    """Name of the field that says which of several models is meant."""
+    return problem["ctx"]["discriminator"].strip("'")
 
 
 def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:

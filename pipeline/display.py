@@ -192,8 +192,11 @@ def audit_line(row: Audited, *, fast: bool) -> Text:
 
 def status_table(status: WorkflowStatus) -> Table:
     """Stage, outcome, time and main figures."""
-    state = f"{status.state} ({status.message})" if status.message else status.state
-    table = Table(title=f"{status.id}: {state}", title_justify="left", title_style="bold")
+    # What has several lines, the end of a log, stands below the table.
+    short = status.message and "\n" not in status.message
+    state = f"{status.state} ({status.message})" if short else status.state
+    # As Text, since messages may have words in brackets, which would be taken for markup.
+    table = Table(title=Text(f"{status.id}: {state}"), title_justify="left", title_style="bold")
     for column in ("stage", "outcome", "time", "figures"):
         table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
     for stage in status.stages.values():
@@ -202,7 +205,7 @@ def status_table(status: WorkflowStatus) -> Table:
             stage.name,
             Text(f"{mark} {stage.outcome}", style=style),
             duration(stage.seconds) if stage.seconds is not None else "",
-            headline(stage.metrics) or stage.message,
+            Text(headline(stage.metrics) or stage.message),
         )
     return table
 

@@ -20,7 +20,7 @@ class LogShipper:
     def __init__(self, storage: Storage, prefix: str, interval: float = 1.0) -> None:
         self._storage, self._prefix, self._interval = storage, prefix, interval
         self._buffer, self._lock = io.StringIO(), threading.Lock()
-        self._number = 0
+        self._number, self._tried = 0, ""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-shipper", daemon=True)
         self._streams: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
@@ -47,20 +47,20 @@ class LogShipper:
             self._ship()
 
     def _ship(self) -> None:
-        with self._lock:
-            text, self._buffer = self._buffer.getvalue(), io.StringIO()
-        if not text:
-            return
         try:
-            self._storage.write(f"{self._prefix}/{self._number:06d}.log", text.encode())
-            self._number += 1
+            # What was tried may be there, its answer lost, and read: the same text again, newer text after it.
+            self._store()
+            with self._lock:
+                self._tried, self._buffer = self._buffer.getvalue(), io.StringIO()
+            self._store()
         except Exception as error:
             # A log that cannot be stored must not end the work: it is kept for the next try.
             self._streams[1].write(f"log kept back: {error}\n")
-            with self._lock:
-                later = self._buffer.getvalue()
-                self._buffer = io.StringIO()
-                self._buffer.write(text + later)
+
+    def _store(self) -> None:
+        if self._tried:
+            self._storage.write(f"{self._prefix}/{self._number:06d}.log", self._tried.encode())
+            self._number, self._tried = self._number + 1, ""
 
 
 class _Tee(io.TextIOBase):

@@ -17,7 +17,7 @@ from cluster.errors import check_format
 from cluster.storage.base import Conflict, NotFound, Storage
 from stages.config import Config
 from stages.context import Output, canonical_json, read_output
-from stages.metrics import now_ms
+from stages.metrics import last_point, now_ms
 
 FORMAT = 1
 
@@ -47,11 +47,12 @@ class Record(Config):
     builds: dict[str, str]
     started_ms: int
     ended_ms: int
+    earlier_seconds: float = Field(default=0.0, description="time of the attempts before: see `seconds_before`")
 
     @property
     def seconds(self) -> float:
-        """Wall time of the attempt that finished."""
-        return (self.ended_ms - self.started_ms) / 1000
+        """Wall time of the attempt that finished and of those before it."""
+        return self.earlier_seconds + (self.ended_ms - self.started_ms) / 1000
 
 
 class AttemptNote(Config):
@@ -60,11 +61,12 @@ class AttemptNote(Config):
     format: int = FORMAT
     placement: dict[str, JsonValue]
     builds: dict[str, str]
+    started_ms: int | None = None
 
 
 def write_note(storage: Storage, prefix: str, note: AttemptNote) -> None:
-    """Store the note of the attempt with this key prefix."""
-    storage.write(f"{prefix}/attempt.json", note.model_dump_json().encode())
+    """Store the note of the attempt with this key prefix, which starts now."""
+    storage.write(f"{prefix}/attempt.json", note.model_copy(update={"started_ms": now_ms()}).model_dump_json().encode())
 
 
 def read_note(storage: Storage, prefix: str) -> AttemptNote | None:
@@ -75,6 +77,23 @@ def read_note(storage: Storage, prefix: str) -> AttemptNote | None:
         return None
     check_format(document["format"], FORMAT, f"{prefix}/attempt.json")
     return AttemptNote.model_validate(document)
+
+
+def seconds_before(storage: Storage, folder: str, attempt: int) -> float:
+    """Wall time of a stage's attempts before this one, whatever became of them.
+
+    One that was killed could not say when: it is counted up to its last metric point in storage, as any
+    other is. So one without points counts nothing.
+    """
+    return sum(_seconds(storage, f"{folder}/attempts/{number}") for number in range(1, attempt))
+
+
+def _seconds(storage: Storage, prefix: str) -> float:
+    note, last = read_note(storage, prefix), last_point(storage, prefix)
+    if note is None or note.started_ms is None or last is None:
+        return 0.0
+    # The clocks of two machines may differ by more than a short attempt took.
+    return max(0, last.time_ms - note.started_ms) / 1000
 
 
 def write_record(storage: Storage, folder: str, record: Record) -> str:
@@ -132,14 +151,17 @@ class EventLog:
             return event
 
     def new_events(self) -> list[Event]:
-        """The events stored since the last call, in order."""
+        """The events stored since the last call, in order. Raises UserError for a newer format."""
         events = []
         while True:
             try:
                 body = self._storage.read(self._key(self._next))
             except NotFound:
                 return events
-            events.append(Event.model_validate_json(body))
+            document = json.loads(body)
+            # The first events had no number of a format.
+            check_format(document.get("format", FORMAT), FORMAT, self._key(self._next))
+            events.append(Event.model_validate(document))
             self._next += 1
 
     def _key(self, number: int) -> str:

@@ -1,7 +1,8 @@
 """Where things are: the home folder, the root in storage, MLflow, and the Ray cluster.
 
 Each comes from an option, else from the environment, else from the running local stack, else from a
-folder below the home. The same rules for the command line, Python and the driver.
+folder below the home. A stack that was started once and is not up does not give way to the folder:
+results would seem lost. The same rules for the command line, Python and the driver.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Settings:
     """Address of the Ray cluster's job server, for example http://127.0.0.1:8265."""
     local: bool = False
     """Whether the cluster is this machine's own stack, which shares our installation."""
+    alone: bool = False
+    """Whether the root is the stack's too, so that no other cluster's drivers work there."""
     environment: dict[str, str] = field(default_factory=dict)
 
     def storage(self) -> Storage:
@@ -62,7 +65,7 @@ def resolve(*, root: str | None = None, mlflow: str | None = None, address: str 
     """Settings from options, environment, the local stack, or folders below the home, in this order.
 
     Where another cluster is named, the local stack and the home are no places for its results: then a root
-    and MLflow have to be named too. Raises UserError.
+    and MLflow have to be named too, and where the stack is not up, a root. Raises UserError.
     """
     from cluster import local
 
@@ -78,7 +81,10 @@ def resolve(*, root: str | None = None, mlflow: str | None = None, address: str 
             f"{'' if root else '--root s3://BUCKET/PREFIX'}{'' if root or mlflow else ' and '}"
             f"{'' if mlflow else '--mlflow http://HOST:PORT'}, which its machines reach too"
         )
-    root = root or (stack.root if stack else None) or f"file://{place}/results"
+    folder = f"file://{place}/results"
+    if not root and (absent := local.missing(place)):
+        raise UserError(f"{_not_up(absent)}; or name another root, such as --root {folder}")
+    root = root or (stack.root if stack else folder)
     mlflow = mlflow or (stack.mlflow_url if stack else None) or f"sqlite:///{place}/mlflow.db"
     if mlflow.startswith(f"sqlite:///{place}/"):
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -104,6 +110,19 @@ def check_reachable(settings: Settings) -> None:
             raise UserError(f"{name} {value}: expected an address that the machines of {settings.jobs} reach too")
 
 
+def check_up() -> None:
+    """Raise UserError where the local stack was started once and is not up."""
+    from cluster import local
+
+    if absent := local.missing(home()):
+        raise UserError(_not_up(absent))
+
+
+def _not_up(absent: list[str]) -> str:
+    verb = "does" if len(absent) == 1 else "do"
+    return f"the local stack is not up ({', '.join(absent)} {verb} not run): `patchline up` starts it"
+
+
 def _loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     return host == "localhost" or host.startswith("127.") or host == "::1"
@@ -118,10 +137,13 @@ def _settings(root: str, mlflow: str, jobs: str | None, stack: Stack | None) -> 
     """The stack's credentials go with what is the stack's; the user's own with everything else."""
     if not root.startswith(("file://", "s3://")):
         raise UserError(f"root {root!r}: expected file:///FOLDER or s3://BUCKET/PREFIX")
-    local, environment = False, {}
+    local = inside = False
+    environment = {}
     if stack is not None and jobs == stack.jobs_address:
         local = True
         environment |= stack.ray_environment()
     if stack is not None and f"{root}/".startswith(f"{stack.root}/"):
+        inside = True
         environment |= stack.s3_environment()
-    return Settings(root=root, mlflow=mlflow, jobs=jobs, local=local, environment=environment)
+    alone = local and inside
+    return Settings(root=root, mlflow=mlflow, jobs=jobs, local=local, alone=alone, environment=environment)

@@ -16,7 +16,17 @@ from pipeline.garbage import collect
 from pipeline.head import Head, HeadDocument, LeaseLost, LeftOut, State
 from pipeline.identity import differences, fields_with_role, fingerprint, rounding_fields
 from pipeline.keeper import LeaseKeeper
-from pipeline.record import AttemptNote, EventLog, Record, RecordedInput, builds, read_note, write_note, write_record
+from pipeline.record import (
+    AttemptNote,
+    EventLog,
+    Record,
+    RecordedInput,
+    builds,
+    read_note,
+    seconds_before,
+    write_note,
+    write_record,
+)
 from pipeline.reuse import Finished, finished
 from pipeline.room import GrowthWatch, wait_for_room
 from pipeline.worker import Assignment, enter
@@ -182,7 +192,7 @@ class StageRun:
         storage, keeper = self.drive.storage, self.drive.keeper
         keeper.attempt = f"{head.folder}/attempts/{state.attempt}"
         write_note(storage, keeper.attempt, note)
-        started = now_ms()
+        started, earlier = now_ms(), seconds_before(storage, head.folder, state.attempt)
         context = Context(
             storage=storage,
             folder=head.folder,
@@ -212,6 +222,7 @@ class StageRun:
             builds=note.builds,
             started_ms=started,
             ended_ms=now_ms(),
+            earlier_seconds=earlier,
         )
         return write_record(storage, head.folder, record), record, result
 

@@ -47,10 +47,12 @@ class WorkflowStatus:
 
     def apply(self, event: Event) -> None:
         """Take one more event into account."""
-        if event.type == "workflow_started":
+        if event.type == "driver_submitted" and self.state != "running":
+            self.state, self.message = "submitted", ""
+        elif event.type == "workflow_started":
             self.state, self.message = "running", ""
         elif event.type == "workflow_ended":
-            self.state, self.message = str(event.data["state"]), ""
+            self.state, self.message = str(event.data["state"]), str(event.data.get("message", ""))
         elif event.type == "waiting" and event.stage is None:
             self.message = _waiting(event.data)
         if event.stage is not None:
@@ -160,6 +162,11 @@ def silence(storage: Storage, workflow_id: str) -> float | None:
     return seconds if seconds > 2 * found[0].ttl_seconds else None
 
 
+def in_doubt(storage: Storage, status: WorkflowStatus) -> bool:
+    """Whether storage leaves open if a driver is at work: none has begun yet, or the one that did is silent."""
+    return status.state == "submitted" or (status.state == "running" and silence(storage, status.id) is not None)
+
+
 def holder(storage: Storage, workflow_id: str) -> str | None:
     """The driver that holds a workflow, alive or dead: only the end of its lease will tell."""
     found = read_head(storage, f"workflows/{workflow_id}")
@@ -200,15 +207,30 @@ def stage_tables(storage: Storage, status: WorkflowStatus) -> dict[str, dict[str
     return tables
 
 
-def workflow_logs(storage: Storage, workflow_id: str, stage: str | None, *, follow: bool) -> Iterator[str]:
-    """The stored log of a workflow's drivers, or of the newest attempt of one stage, as it grows."""
+def workflow_logs(
+    storage: Storage,
+    workflow_id: str,
+    stage: str | None,
+    *,
+    follow: bool,
+    ask: Callable[[StatusReader], None] = lambda reader: None,
+) -> Iterator[str]:
+    """The stored log of a workflow's drivers, or of the newest attempt of one stage, as it grows.
+
+    `ask` is called where storage leaves open whether a driver is at work. Where it finds that the driver has
+    died, the log ends with the reason.
+    """
     reader = StatusReader(storage, workflow_id, [])
     readers: dict[str, LogReader] = {}
     while True:
         reader.update()
+        ask(reader)
         for prefix in _log_prefixes(storage, workflow_id, reader.status, stage):
             yield readers.setdefault(prefix, LogReader(storage, prefix)).new_text()
-        if not follow or reader.status.state in ("done", "failed", "stopped"):
+        ended = reader.status.state in ("done", "failed", "stopped")
+        if ended and reader.status.message:
+            yield f"{reader.status.message}\n"
+        if ended or not follow:
             return
         time.sleep(1.0)
 

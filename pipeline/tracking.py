@@ -35,8 +35,10 @@ HEADLINES = ("images", "test/accuracy", "features/")
 STATUS = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 """What MLflow calls our outcomes."""
 POLL_SECONDS = 2.0
+BATCH = 1000
+"""Points in one request; MLflow takes no more."""
 PATIENCE_SECONDS = 15.0
-"""How long the end of a workflow waits for a server that does not answer."""
+"""How long the end of a workflow waits while the server takes nothing."""
 
 
 class MlflowTracker:
@@ -50,6 +52,7 @@ class MlflowTracker:
         self._notes: list[str] = []
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._giving_up = threading.Event()
+        self._moved = time.monotonic()
         self._client: Any = None
         self.problem: str | None = None
         """What keeps MLflow from being fed, if anything does."""
@@ -61,7 +64,9 @@ class MlflowTracker:
 
     def __exit__(self, *_: object) -> None:
         self._calls.put(None)
-        self._thread.join(PATIENCE_SECONDS)
+        self._moved = time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - self._moved < PATIENCE_SECONDS:
+            self._thread.join(0.1)
         if self._thread.is_alive():
             self._giving_up.set()
             reason = self.problem or "no answer"
@@ -99,7 +104,7 @@ class MlflowTracker:
         while not self._giving_up.is_set():
             try:
                 call()
-                self.problem = None
+                self.problem, self._moved = None, time.monotonic()
                 return
             except Exception as error:
                 if _refused(error):
@@ -166,9 +171,6 @@ class MlflowTracker:
         self._log_points(run, points)
         self._client.set_tag(run, "patchline.output", f"{self._storage.url}/{record.output_prefix}")
         self._client.set_tag(run, "patchline.output_digest", record.output_digest)
-        head = read_head(self._storage, finished.folder)
-        if head is not None and head[0].checkpoint is not None:
-            self._client.set_tag(run, "patchline.checkpoint", f"{self._storage.url}/{head[0].checkpoint.prefix}")
         if finished.output.kind == "dataset":
             self._log_dataset(run, finished, "output")
         for name, rows in record.tables.items():
@@ -225,17 +227,27 @@ class MlflowTracker:
         for stage, curves in self._curves.items():
             curves.collect()
             for attempt, points in curves.live.items():
-                self._log_points(self._runs[f"{stage}/{attempt}"], points)
-                points.clear()
-            self._log_points(self._runs[stage], curves.committed)
-            curves.committed.clear()
+                self._send_points(self._runs[f"{stage}/{attempt}"], points)
+            self._send_points(self._runs[stage], curves.committed)
+            if curves.checkpoint != curves.shown:
+                self._client.set_tag(
+                    self._runs[stage], "patchline.checkpoint", f"{self._storage.url}/{curves.checkpoint}"
+                )
+                curves.shown = curves.checkpoint
+
+    def _send_points(self, run: str, points: list[Point]) -> None:
+        """Send a backlog and empty the list, batch by batch: a failure in between repeats one batch alone."""
+        while points and not self._giving_up.is_set():
+            self._log_points(run, points[:BATCH])
+            del points[:BATCH]
+            self._moved = time.monotonic()
 
     def _log_points(self, run: str, points: list[Point]) -> None:
         from mlflow.entities import Metric
 
         metrics = [Metric(p.name, p.value, p.time_ms, p.step) for p in points]
-        for start in range(0, len(metrics), 1000):
-            self._client.log_batch(run, metrics=metrics[start : start + 1000])
+        for start in range(0, len(metrics), BATCH):
+            self._client.log_batch(run, metrics=metrics[start : start + BATCH])
 
     def _log_params(self, run: str, values: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -277,6 +289,9 @@ class _Curves:
         self._storage, self._folder, self._has_updates = storage, folder, has_updates
         self._readers: dict[int, MetricReader] = {}
         self._held: dict[int, list[Point]] = {}
+        self.checkpoint: str | None = None
+        """Key prefix of the stage's newest committed checkpoint; `shown` is what the stage's run says."""
+        self.shown: str | None = None
         self.live: dict[int, list[Point]] = {}
         """Points to be sent to the attempts' runs; the sender empties the lists."""
         self.committed: list[Point] = []
@@ -284,27 +299,33 @@ class _Curves:
 
     def follow(self, attempt: int) -> None:
         """Read this attempt's points as they appear."""
-        self._readers[attempt] = MetricReader(self._storage, f"{self._folder}/attempts/{attempt}")
+        self._read(attempt)
         self.live[attempt] = []
 
     def collect(self) -> None:
-        """Look for new points, and for points that a checkpoint has come to cover."""
-        for attempt, reader in self._readers.items():
-            points = list(reader.new_points())
-            self._held.setdefault(attempt, []).extend(points)
-            if attempt in self.live:
-                self.live[attempt].extend(points)
-        head = read_head(self._storage, self._folder) if self._has_updates else None
-        for segment in head[0].history if head is not None else ():
+        """Look for new points, for points that a checkpoint has come to cover, and for the newest checkpoint."""
+        found = read_head(self._storage, self._folder) if self._has_updates else None
+        history = found[0].history if found is not None else ()
+        for segment in history:
             if segment.attempt not in self._readers:
                 # An earlier driver's attempt: its points are read from the files, and sent again.
-                self._readers[segment.attempt] = MetricReader(
-                    self._storage, f"{self._folder}/attempts/{segment.attempt}"
-                )
-                self._held[segment.attempt] = list(self._readers[segment.attempt].new_points())
+                self._read(segment.attempt)
+        for attempt, reader in self._readers.items():
+            # One by one: where storage fails in between, those before are not lost.
+            for point in reader.new_points():
+                self._held[attempt].append(point)
+                if attempt in self.live:
+                    self.live[attempt].append(point)
+        for segment in history:
             held = self._held[segment.attempt]
             self.committed += [point for point in held if segment.start < point.step <= segment.end]
             self._held[segment.attempt] = [point for point in held if point.step > segment.end]
+        if found is not None and found[0].checkpoint is not None:
+            self.checkpoint = found[0].checkpoint.prefix
+
+    def _read(self, attempt: int) -> None:
+        self._readers[attempt] = MetricReader(self._storage, f"{self._folder}/attempts/{attempt}")
+        self._held[attempt] = []
 
 
 def _client(uri: str) -> Any:

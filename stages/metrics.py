@@ -1,8 +1,9 @@
 """Metric points as files: the one record of a run's curves, from which every tracker is fed.
 
 Object storage cannot append, so an attempt's points lie in numbered files of JSON lines,
-`attempts/<n>/metrics/<number>.jsonl`. A point keeps the timestamp at which it was measured: sending it
-twice to a tracker that keys points by their timestamps adds nothing.
+`attempts/<n>/metrics/<number>.jsonl`. A file is never changed once a reader can have seen it. A point
+keeps the timestamp at which it was measured: sending it twice to a tracker that keys points by their
+timestamps adds nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
+from cluster.errors import check_format
 from cluster.storage.base import NotFound, Storage
+
+FORMAT = 1
 
 
 def now_ms() -> int:
@@ -38,6 +42,7 @@ class MetricWriter:
         self._storage, self._prefix, self._interval = storage, prefix, interval
         self._points: list[Point] = []
         self._number = 0
+        self._tried: bytes | None = None
         self._points_lock, self._flush_lock = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
@@ -52,15 +57,10 @@ class MetricWriter:
     def flush(self) -> None:
         """Store everything noted so far; returns when it is stored."""
         with self._flush_lock:
-            with self._points_lock:
-                points = list(self._points)
-            if not points:
-                return
-            body = "".join(json.dumps(asdict(point)) + "\n" for point in points)
-            self._storage.write(f"{self._prefix}/metrics/{self._number:06d}.jsonl", body.encode())
-            self._number += 1
-            with self._points_lock:
-                del self._points[: len(points)]
+            # What was tried may be there, its answer lost, and read: the same bytes again, newer points after it.
+            self._store()
+            self._tried = self._take()
+            self._store()
 
     def close(self) -> None:
         """Stop the thread and store what is left."""
@@ -68,12 +68,24 @@ class MetricWriter:
         self._thread.join()
         self.flush()
 
+    def _take(self) -> bytes | None:
+        """The points noted so far as a file's body, or None where there are none."""
+        with self._points_lock:
+            points, self._points = self._points, []
+        lines = [json.dumps({"format": FORMAT, **asdict(point)}) + "\n" for point in points]
+        return "".join(lines).encode() or None
+
+    def _store(self) -> None:
+        if self._tried is not None:
+            self._storage.write(f"{self._prefix}/metrics/{self._number:06d}.jsonl", self._tried)
+            self._number, self._tried = self._number + 1, None
+
     def _run(self) -> None:
         while not self._closed.wait(self._interval):
             try:
                 self.flush()
             except Exception as error:
-                # Whatever the storage raised, the points stay in memory and go with the next flush; a
+                # Whatever the storage raised, the points stay in memory until a later flush; a
                 # commit flushes by itself and reports its own failure.
                 print(f"metrics are kept back: {error}", flush=True)
 
@@ -86,12 +98,30 @@ class MetricReader:
         self._number = 0
 
     def new_points(self) -> Iterator[Point]:
-        """The points stored since the last call, in the order in which they were measured."""
+        """The points stored since the last call, in the order in which they were measured.
+
+        Raises UserError for a newer format.
+        """
         while True:
+            key = f"{self._prefix}/metrics/{self._number:06d}.jsonl"
             try:
-                body = self._storage.read(f"{self._prefix}/metrics/{self._number:06d}.jsonl")
+                body = self._storage.read(key)
             except NotFound:
                 return
             self._number += 1
             for line in body.splitlines():
-                yield Point(**json.loads(line))
+                yield _point(line, key)
+
+
+def last_point(storage: Storage, prefix: str) -> Point | None:
+    """The last point that an attempt has stored, or None where it has stored none."""
+    # Numbers have as many digits as they need: the highest one is not always the last in the order of keys.
+    key = max(storage.list(f"{prefix}/metrics/"), key=lambda key: (len(key), key), default=None)
+    return _point(storage.read(key).splitlines()[-1], key) if key is not None else None
+
+
+def _point(line: bytes, key: str) -> Point:
+    document = json.loads(line)
+    # The first files had no number.
+    check_format(document.pop("format", FORMAT), FORMAT, key)
+    return Point(**document)

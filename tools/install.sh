@@ -8,17 +8,24 @@ PYTHON=${PYTHON:-python3}
     echo "error: $("$PYTHON" --version) found; patchline needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2
     exit 2
 }
-[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv || {
+# One without pip is what a creation that failed has left.
+.venv/bin/python -m pip --version >/dev/null 2>&1 || {
+    rm -rf .venv
+    "$PYTHON" -m venv .venv
+} || {
     echo "error: python's venv module is missing: install your system's python3-venv" >&2
     exit 2
 }
 pip=".venv/bin/python -m pip --disable-pip-version-check --quiet"
 torch=$(sed -n 's/^torch==//p' constraints.txt)
 
-have_torch() { .venv/bin/python -c 'import torch' 2>/dev/null; }
+# Of the pinned version: pip would put PyPI's CUDA build in place of another one. "+cpu" and the like do not count.
+have_torch() {
+    .venv/bin/python -c 'import sys, torch; sys.exit(torch.__version__.split("+")[0] != sys.argv[1])' "$torch" 2>/dev/null
+}
 
 if have_torch; then
-    echo "torch is there already; fetching about 350 MB of other packages where they are missing"
+    echo "torch $torch is there already; fetching about 350 MB of other packages where they are missing"
 elif command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then
     echo "NVIDIA driver found: fetching torch $torch with CUDA (about 3,500 MB) and about 350 MB of other packages"
     $pip install "torch==$torch"

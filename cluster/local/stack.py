@@ -104,8 +104,13 @@ class Stack:
 def load(home: Path) -> Stack | None:
     """The stack that was started from `home`, or None where it is not up."""
     stack = _read(home)
-    up_ = stack is not None and all(name in stack.processes and stack.processes[name].alive for name in SERVICES)
-    return stack if up_ else None
+    return stack if stack is not None and not _not_running(stack) else None
+
+
+def missing(home: Path) -> list[str]:
+    """Services that do not run of a stack that was once started from `home`; none where there never was one."""
+    stack = _read(home)
+    return _not_running(stack) if stack is not None else []
 
 
 def up(home: Path, report: Report = lambda line: None) -> Stack:
@@ -144,14 +149,18 @@ def down(home: Path) -> list[str]:
         return ended
 
 
+def _not_running(stack: Stack) -> list[str]:
+    return [name for name in SERVICES if name not in stack.processes or not stack.processes[name].alive]
+
+
 def _start_missing(home: Path, stack: Stack, report: Report) -> Stack:
-    missing = [name for name in SERVICES if name not in stack.processes or not stack.processes[name].alive]
-    if "s3" in missing and "mlflow" not in missing:
+    absent = _not_running(stack)
+    if "s3" in absent and "mlflow" not in absent:
         # MLflow keeps its artifacts in S3, whose port changes.
         stop(stack.processes["mlflow"])
-        missing.append("mlflow")
+        absent.append("mlflow")
     for name in SERVICES:
-        if name in missing:
+        if name in absent:
             process, ports = _start(home, stack, name)
             report(f"{name}: started")
             processes = {**stack.processes, name: process}

@@ -68,6 +68,17 @@ def test_its_features_beat_the_untrained_network_by_two_standard_errors(first):
     assert [row for row in compared if not row["standard_errors"] > 2] == []
 
 
+def test_its_features_beat_raw_pixels_on_the_classes_that_it_has_seen(first):
+    _, status = first
+    compared = [
+        row
+        for row in status["tables"]["fewshot"]["comparison"]
+        if (row["class_set"], row["baseline"]) == ("seen", "pixels")
+    ]
+    assert [row["shots"] for row in compared] == [1, 5, 10, 25]
+    assert [row for row in compared if not row["difference"] > 0] == []
+
+
 def test_mlflow_has_a_run_for_every_stage_with_the_few_shot_table(first, stack_environment):
     runs = tracked(resolve(), first[1]["id"])
     assert {key for key in runs if "/" not in key} == {"workflow", *STAGES}

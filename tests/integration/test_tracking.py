@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,15 +12,28 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from cluster.local.processes import free_ports
 from cluster.local.stack import Stack
+from pipeline.mlflow_page import EXPERIMENT, tags
 from pipeline.settings import Settings
-from tests.integration.flows import curve, in_mlflow, record, small_workflow
+from stages.context import read_output
+from tests.integration.flows import (
+    curve,
+    head,
+    in_mlflow,
+    past_checkpoint,
+    record,
+    small_workflow,
+    tracked,
+    wait_for,
+)
 
 pytestmark = pytest.mark.cluster
 UPDATES = 12
+DESCRIPTION = "A small network on the real digits"
 
 
 class LossyProxy(ThreadingHTTPServer):
@@ -115,3 +129,55 @@ def test_what_an_absent_server_missed_is_sent_by_the_next_driver(stack_environme
     (workflow_id,) = settings.storage().list_folders("workflows/")
     patchline("resume", workflow_id, "--foreground", "--root", root, "--mlflow", settings.mlflow)
     check_curves(settings, workflow_id)
+
+
+def test_a_stopped_run_shows_its_checkpoint_and_a_finished_one_everything(stack_environment, tmp_path):
+    settings = Settings(root=f"file://{tmp_path}/root", mlflow=stack_environment.mlflow_url)
+    path = tmp_path / "small.yaml"
+    long = ("pretrain.updates=400", "pretrain.save_every=50")
+    path.write_text(small_workflow(f"description={DESCRIPTION}", *long).to_yaml())
+    places = ("--root", settings.root, "--mlflow", settings.mlflow)
+    workflow_id, folder = stopped_after_a_checkpoint(settings, "run", str(path), *places)
+    run = in_mlflow(settings, workflow_id, "pretrain")
+    committed = head(settings.storage(), folder).checkpoint
+    assert run.info.status == "KILLED"
+    assert run.data.tags["patchline.checkpoint"] == f"{settings.root}/{committed.prefix}"
+    patchline("resume", workflow_id, "--foreground", *places)
+    check_runs(settings, workflow_id)
+
+
+def stopped_after_a_checkpoint(settings: Settings, *words: str) -> tuple[str, str]:
+    """Start a command that trains, and stop it as Ctrl-C does; returns the workflow's id and the stage's folder."""
+    storage = settings.storage()
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", *words], env=os.environ)
+    try:
+        workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 60, "workflow")[0]
+        folder = wait_for(lambda: past_checkpoint(storage, workflow_id, 50), 120, "first checkpoint")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 1
+    finally:
+        process.kill()
+    return workflow_id, folder
+
+
+def check_runs(settings: Settings, workflow_id: str) -> None:
+    """What the runs of a finished workflow say beside their curves."""
+    storage = settings.storage()
+    whole = in_mlflow(settings, workflow_id, "workflow")
+    runs = tracked(settings, workflow_id)
+    records = {name: record(storage, workflow_id, name) for name in ("ingest", "pretrain")}
+    dataset = read_output(storage, records["ingest"].output_prefix)
+    for name, context in (("ingest", "output"), ("pretrain", "data")):
+        (found,) = runs[name].inputs.dataset_inputs
+        assert (found.dataset.name, found.dataset.digest) == ("digits", dataset.digest[:36])
+        assert [tag.value for tag in found.tags if tag.key == "mlflow.data.context"] == [context]
+        assert whole.data.metrics[f"{name}/seconds"] == pytest.approx(records[name].seconds)
+        assert runs[name].data.tags["patchline.output_digest"] == records[name].output_digest
+    assert whole.data.metrics["ingest/images"] == records["ingest"].metrics["images"] == 1797
+    assert whole.data.metrics["pretrain/test/accuracy"] == records["pretrain"].metrics["test/accuracy"]
+    first, _, *lines = whole.data.tags["mlflow.note.content"].splitlines()
+    assert first == DESCRIPTION
+    assert [line.partition(":")[0] for line in lines] == ["- **ingest**", "- **pretrain**"]
+    assert "images 1,797" in lines[0]
+    experiment = mlflow.MlflowClient(settings.mlflow).get_experiment_by_name(EXPERIMENT)
+    assert tags().items() <= experiment.tags.items()

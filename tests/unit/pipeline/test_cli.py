@@ -13,11 +13,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from cluster.local.processes import free_ports
-from cluster.storage import open_storage
-from pipeline import cli
+from cluster.local.processes import Process, free_ports
+from cluster.local.servers import Secrets
+from cluster.local.stack import SERVICES, Stack, _write
+from cluster.storage import open_storage, retry
+from pipeline import api, cli
 from pipeline.config import load_workflow, shipped
 from pipeline.driver import create
+from pipeline.head import LeaseLost
 from pipeline.record import EventLog, mark
 
 COMMANDS = [
@@ -146,7 +149,7 @@ def test_two_mistakes_are_told_at_once_each_on_its_line(patchline):
         (b"\xff\xfe\x00", "cannot be read"),
         (b"stages: [", "not readable as YAML"),
         (b"- a\n- b\n", "expected a mapping with the keys name and stages"),
-        (b"name: mine\nstages: {ingest: {source: {kind: ftp}}}", "stages.ingest.source: got {'kind': 'ftp'}"),
+        (b"name: mine\nstages: {ingest: {source: {kind: ftp}}}", "stages.ingest.source.kind: got 'ftp'"),
         (b"name: mine\nstages: {ingest: {}}", "stages.ingest.source: this field is required"),
     ],
     ids=["no text", "no YAML", "no mapping", "no such source", "no source"],
@@ -166,6 +169,26 @@ def test_a_folder_of_images_that_is_not_there_is_told_before_anything_runs(patch
 def test_a_root_that_is_none_is_refused(patchline, command: str):
     answer = patchline(*command.split(), "--root", "gs://bucket")
     refused(answer, "root 'gs://bucket': expected file:///FOLDER or s3://BUCKET/PREFIX")
+
+
+@pytest.mark.parametrize("command", ["list", "status", "logs", "resume", "cancel", "plan digits", "run digits"])
+def test_storage_that_does_not_answer_is_told_with_its_address(patchline, monkeypatch, command: str):
+    monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.001)
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    for name, value in {"ENDPOINT_URL": nowhere, "ACCESS_KEY_ID": "id", "SECRET_ACCESS_KEY": "key"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    answer = patchline(*command.split(), "--root", "s3://bucket/x")
+    refused(answer, f"s3://bucket/x at {nowhere}: ", "Could not connect to the endpoint URL")
+
+
+def test_a_driver_that_lost_its_lease_says_so_and_nothing_else(patchline, monkeypatch):
+    def lost(*_: object) -> None:
+        raise LeaseLost("stages/ingest/x is at epoch 2 (running, another); ours was 1")
+
+    monkeypatch.setattr(api, "run", lost)
+    answer = patchline("run", "digits")
+    assert (answer.code, answer.out) == (70, "")
+    assert answer.error == "another driver took over: stages/ingest/x is at epoch 2 (running, another); ours was 1\n"
 
 
 def test_an_unknown_option_and_an_unknown_command_are_refused(patchline):
@@ -219,6 +242,32 @@ def test_there_is_nothing_to_show_or_stop_where_no_stack_is_up(patchline):
     refused(patchline("ui"), "the local stack is not up: `patchline up` starts it")
     answer = patchline("down")
     assert (answer.code, answer.out) == (0, "nothing was running\n")
+
+
+def test_the_addresses_say_where_the_token_for_rays_page_is_and_not_what_it_is(patchline, home: Path):
+    home.mkdir()
+    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    processes = dict.fromkeys(SERVICES, Process(pid=os.getpid(), started=started, log=""))
+    secrets = Secrets(access_key="access", secret_key="secret", ray_token="0123456789abcdef")
+    ports = dict(zip(("s3", "mlflow", "dashboard"), free_ports(3), strict=True))
+    _write(home, Stack(home=str(home), temporary="", secrets=secrets, ports=ports, processes=processes))
+    shown = patchline("ui").out
+    assert f"http://127.0.0.1:{ports['dashboard']}  asks for the token in {home}/ray-token\n" in shown
+    assert secrets.ray_token not in shown
+
+
+@pytest.mark.parametrize("command", ["list", "status", "logs", "resume", "cancel", "plan digits", "run digits"])
+def test_after_down_no_command_quietly_looks_elsewhere(patchline, home: Path, command: str):
+    home.mkdir()
+    found = Secrets(access_key="access", secret_key="secret", ray_token="token")
+    _write(home, Stack(home=str(home), temporary=str(home / "t"), secrets=found))
+    not_up = "the local stack is not up (s3, mlflow, ray do not run): `patchline up` starts it"
+    refused(patchline(*command.split()), not_up, f"or name another root, such as --root file://{home}/results")
+    refused(patchline("ui"), not_up)
+    assert patchline("down").out == "nothing was running\n"
+    assert patchline("list", "--root", f"file://{home}/results").code == 0
+    assert patchline("plan", "digits", "--root", f"file://{home}/results").code == 0
+    assert not (home / "results").exists()
 
 
 def test_a_submitted_workflow_is_listed_shown_and_cancelled(patchline, submitted: str, home: Path):

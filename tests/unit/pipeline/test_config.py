@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cluster.errors import UserError
-from pipeline.config import json_schema, load_workflow, parse_workflow, shipped
+from pipeline.config import FORMAT, json_schema, load_workflow, parse_workflow, shipped
 
 DIGITS = """
 name: mine
@@ -66,6 +66,19 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
         (f"{DIGITS}  finetune: {{data: ingest, from: finetune, updates: 9}}", [], "circle: finetune → finetune"),
         (DIGITS, ["finetune.lr=1"], "'finetune' is no stage of this workflow; its stages: ingest, pretrain"),
         (DIGITS, ["stages=1"], "'stages' is no stage of this workflow"),
+        (DIGITS, ["pretrain=3"], "-o pretrain=3: 'pretrain' is a stage: name one of its fields, such as pretrain.seed"),
+        (DIGITS, ["pretrain.model={depth: 2, depth: 3}"], "line 1: 'depth' is there twice, first in line 1"),
+        (
+            DIGITS.replace("updates: 10", "updates: 10\n    lr: 1\n    updates: 20"),
+            [],
+            "mine.yaml: line 11: 'updates' is there twice, first in line 9: take one away",
+        ),
+        (f"{DIGITS}  ingest: {{source: {{kind: digits}}}}", [], "line 11: 'ingest' is there twice, first in line 4"),
+        (DIGITS.replace("ingest: {", "1: {kind: ingest, "), [], "stages: got a stage named 1, expected a letter, then"),
+        (DIGITS.replace("ingest: {", "on: {kind: ingest, "), [], "stages: got a stage named True, expected a letter"),
+        (DIGITS, ["ingest.source.kind=ftp"], "stages.ingest.source.kind: got 'ftp', expected one of digits, idx, fold"),
+        (DIGITS, ["ingest.source={path: x}"], "stages.ingest.source.kind: this field is required"),
+        (DIGITS, ["ingest.source=5"], "stages.ingest.source: got 5, expected a mapping of fields"),
         (DIGITS, ["ingest.kind=[1]"], "stages.ingest.kind: got [1], expected one of ingest"),
         (DIGITS, ["pretrain.lr"], "expected a field and a value"),
         (DIGITS.replace("data: ingest", ""), [], "stages.pretrain.data: this field is required"),
@@ -79,6 +92,24 @@ def test_mistakes_get_one_clear_message(text, overrides, expected):
     with pytest.raises(UserError) as error:
         load(text, *overrides)
     assert expected in str(error.value)
+
+
+def test_fields_that_are_merged_from_an_anchor_may_be_given_again():
+    anchored = DIGITS.replace("pretrain:", "pretrain: &base")
+    second = "  longer:\n    <<: *base\n    kind: pretrain\n    updates: 20\n"
+    third = "  longest: {<<: *base, kind: pretrain, updates: 40}\n"
+    stages = load(f"{anchored}{second}{third}").stages
+    assert [stages[name].updates for name in ("pretrain", "longer", "longest")] == [10, 20, 40]
+
+
+def test_a_stored_workflow_has_a_format_and_a_users_own_file_need_not(tmp_path):
+    stored = yaml.safe_load(load(DIGITS).to_yaml())
+    assert stored["format"] == FORMAT
+    newer = yaml.safe_dump({"format": FORMAT + 1, "graph": {}})
+    with pytest.raises(UserError, match=rf"workflow\.yaml has format {FORMAT + 1}; .* up to {FORMAT}: install a newer"):
+        parse_workflow(newer, "workflow.yaml")
+    with pytest.raises(UserError, match="format: got 'new', expected 1, or no such field"):
+        load(f"format: new{DIGITS}")
 
 
 def test_a_reference_to_the_wrong_kind_of_output_is_refused():

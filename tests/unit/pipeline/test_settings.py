@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from cluster.local.processes import Process
 from cluster.local.servers import Secrets
 from cluster.local.stack import SERVICES
 from cluster.local.stack import _write as write
-from pipeline.settings import check_reachable, of_stack, resolve
+from pipeline.settings import check_reachable, check_up, of_stack, resolve
 
 FOREIGN = {
     "AWS_ACCESS_KEY_ID": "theirs",
@@ -88,6 +89,20 @@ def test_loopback_is_never_behind_a_proxy(stack, monkeypatch):
     assert resolve().environment["no_proxy"] == "example.com,127.0.0.1,localhost"
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     assert resolve().environment["NO_PROXY"] == "127.0.0.1,localhost"
+
+
+@pytest.mark.parametrize("dead", [("mlflow",), ("s3", "ray"), SERVICES], ids=len)
+def test_a_stack_that_is_not_wholly_up_does_not_give_way_to_another_root(stack, tmp_path, monkeypatch, dead):
+    gone = replace(stack.processes["s3"], started="1")
+    write(tmp_path, replace(stack, processes={**stack.processes, **dict.fromkeys(dead, gone)}))
+    named = rf"the local stack is not up \({', '.join(dead)} do(es)? not run\): `patchline up` starts it"
+    with pytest.raises(UserError, match=f"{named}; or name another root, such as --root file://{tmp_path}/results"):
+        resolve()
+    with pytest.raises(UserError, match=f"{named}$"):
+        check_up()
+    assert resolve(root="file:///tmp/results").root == "file:///tmp/results"
+    monkeypatch.setenv("PATCHLINE_ROOT", "s3://theirs/vit")
+    assert resolve().root == "s3://theirs/vit"
 
 
 def test_another_cluster_is_not_sent_the_local_stacks_places(stack, monkeypatch):

@@ -1,3 +1,4 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,7 +8,7 @@ from cluster.storage import open_storage
 from pipeline import api
 from pipeline.head import Head, read_head
 from pipeline.keeper import request_cancel
-from pipeline.record import EventLog, mark
+from pipeline.record import FORMAT, EventLog, mark
 from pipeline.status import StatusReader, match_id, silence, states
 
 
@@ -75,6 +76,17 @@ def test_an_event_that_cannot_be_stored_leaves_no_gap(storage, monkeypatch):
             log.append("lost")
     log.append("second")
     assert [event.type for event in EventLog(storage, "digits-1").new_events()] == ["first", "second"]
+
+
+def test_events_without_a_format_are_read_and_newer_ones_refused(storage):
+    old = {"number": 0, "time_ms": 1, "type": "first"}
+    storage.write("workflows/digits-1/events/000000.json", json.dumps(old).encode())
+    log = EventLog(storage, "digits-1")
+    assert [event.type for event in log.new_events()] == ["first"]
+    newer = {"format": FORMAT + 1, "moon": "full"}
+    storage.write("workflows/digits-1/events/000001.json", json.dumps(newer).encode())
+    with pytest.raises(UserError, match=rf"events/000001\.json has format {FORMAT + 1}.*install a newer"):
+        log.new_events()
 
 
 def test_two_drivers_of_a_workflow_have_different_numbers(storage):

@@ -1,0 +1,164 @@
+"""What the tracker sends, and how long it waits, with a server in name only."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.storage import open_storage
+from pipeline import tracking
+from pipeline.config import Workflow
+from pipeline.head import Head, commit_checkpoint
+from pipeline.tracking import MlflowTracker
+from stages.metrics import MetricWriter
+from tests.unit.pipeline.toys import Source
+
+FOLDER = "stages/trained/x"
+
+
+class Trained(Source):
+    output = "model"
+
+
+class Server:
+    """Takes what MLflow would take; a batch of points takes `seconds`, and fails while `failures` last."""
+
+    tracking_uri = "http://mlflow:5000"
+
+    def __init__(self) -> None:
+        self.tags: dict[str, dict[str, str]] = {}
+        self.status: dict[str, str] = {}
+        self.batches: list[list[int]] = []
+        self.seconds, self.failures = 0.0, 0
+
+    def get_experiment_by_name(self, name: str) -> Any:
+        return SimpleNamespace(experiment_id="1")
+
+    def search_runs(self, *_: Any, **__: Any) -> list[Any]:
+        return []
+
+    def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
+        self.tags[run_name] = dict(tags)
+        return SimpleNamespace(info=SimpleNamespace(run_id=run_name))
+
+    def set_tag(self, run: str, key: str, value: str) -> None:
+        self.tags[run][key] = value
+
+    def set_terminated(self, run: str, status: str) -> None:
+        self.status[run] = status
+
+    def log_text(self, *_: Any) -> None:
+        """A file."""
+
+    def log_batch(self, run: str, metrics: Any = (), params: Any = ()) -> None:
+        if not metrics:
+            return
+        time.sleep(self.seconds)
+        # The second batch and those after it.
+        if self.failures and self.batches:
+            self.failures -= 1
+            raise ConnectionError("away for a moment")
+        self.batches.append([metric.step for metric in metrics])
+
+
+@pytest.fixture
+def server(monkeypatch) -> Server:
+    found = Server()
+    monkeypatch.setattr(tracking, "_client", lambda uri: found)
+    monkeypatch.setattr(tracking, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(tracking, "BATCH", 10)
+    return found
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return open_storage(f"file://{tmp_path}")
+
+
+@pytest.fixture
+def tracker(server, storage) -> MlflowTracker:
+    return MlflowTracker("http://mlflow:5000", storage, "toy-1", Workflow(name="toy", stages={"train": Trained()}))
+
+
+def trained(storage, points: int) -> Head:
+    """A stage with one attempt that has stored this many points and committed nothing."""
+    head = Head.acquire(storage, FOLDER, "driver", ttl=3600)
+    assert head is not None
+    attempt = head.new_attempt().attempt
+    writer = MetricWriter(storage, f"{FOLDER}/attempts/{attempt}", interval=3600)
+    for step in range(1, points + 1):
+        writer.log({"train/loss": 1.0}, step)
+    writer.close()
+    return head
+
+
+def begin(tracker: MlflowTracker) -> None:
+    tracker.stage_started("train", Trained(), FOLDER, {})
+    tracker.attempt_started("train", FOLDER, 1, {})
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("stopped", "KILLED"), ("failed", "FAILED")])
+def test_a_stage_shows_its_newest_checkpoint_while_it_runs_and_when_it_is_not_done(
+    server, storage, tracker, outcome, status
+):
+    head = trained(storage, 20)
+    with tracker:
+        begin(tracker)
+        wait_for(lambda: server.batches)
+        assert "patchline.checkpoint" not in server.tags["train"]
+        for update in (10, 20):
+            prefix = f"{FOLDER}/checkpoints/{update:08d}-a1"
+            commit_checkpoint(storage, FOLDER, head.epoch, 1, prefix, update)
+            wait_for(
+                lambda prefix=prefix: server.tags["train"].get("patchline.checkpoint") == f"{storage.url}/{prefix}"
+            )
+        commit_checkpoint(storage, FOLDER, head.epoch, 1, f"{FOLDER}/checkpoints/00000030-a1", 30)
+        head.release(outcome)
+        tracker.attempt_ended("train", 1, outcome)
+        tracker.stage_ended("train", outcome, None)
+    assert server.status["train"] == status
+    assert server.tags["train"]["patchline.checkpoint"] == f"{storage.url}/{FOLDER}/checkpoints/00000030-a1"
+
+
+def test_a_backlog_is_sent_to_its_end_while_the_server_takes_it(server, storage, tracker, capsys):
+    trained(storage, 200)
+    server.seconds = 0.15
+    began = time.monotonic()
+    with tracker:
+        begin(tracker)
+        tracker.attempt_ended("train", 1, "done")
+    assert time.monotonic() - began > 2 * tracking.PATIENCE_SECONDS
+    assert [step for batch in server.batches for step in batch] == list(range(1, 201))
+    assert "did not take everything" not in capsys.readouterr().out
+
+
+def test_a_server_that_takes_nothing_is_given_up(server, storage, tracker, capsys):
+    trained(storage, 200)
+    server.failures = 10**6
+    began = time.monotonic()
+    with tracker:
+        begin(tracker)
+        tracker.attempt_ended("train", 1, "done")
+    assert time.monotonic() - began < 5
+    assert "did not take everything: ConnectionError: away for a moment" in capsys.readouterr().out
+    assert server.batches == [list(range(1, 11))]
+
+
+def test_a_failure_in_the_middle_of_a_backlog_repeats_one_batch_alone(server, storage, tracker):
+    trained(storage, 30)
+    server.failures = 1
+    with tracker:
+        begin(tracker)
+        tracker.attempt_ended("train", 1, "done")
+    assert server.batches == [list(range(1, 11)), list(range(11, 21)), list(range(21, 31))]
