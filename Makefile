@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint unit clean bench-dedup bench-demo bench-ingest bench-order bench-shuffle
+.PHONY: install demo test lint unit clean bench-dedup bench-demo bench-ingest bench-memory bench-order bench-shuffle
 
 install: .venv/installed
 
@@ -28,7 +28,7 @@ lint: install
 	$(BIN)/lint-imports
 
 # Benchmarks: each prints JSON on its last line, and fails where it misses what docs/benchmarks.md promises.
-bench-dedup bench-demo bench-ingest bench-order bench-shuffle: bench-%: install
+bench-dedup bench-demo bench-ingest bench-memory bench-order bench-shuffle: bench-%: install
 	$(BIN)/python -m tests.bench.$*
 
 clean:
