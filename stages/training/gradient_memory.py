@@ -34,6 +34,8 @@ class Gradients:
     """Buffers at that time."""
     stepped: int = 0
     """Gradients when the optimizer steps."""
+    after: int = 0
+    """Gradients when it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +95,16 @@ def _without_zero(sizes: _Sizes) -> Gradients:
 
 
 def _bf16_optimizer(sizes: _Sizes) -> Gradients:
-    """All in bf16 and, summed, all in fp32, for good; reduced as a flat copy in fp32 and one of that in bf16."""
-    every = (2 + 4) * sizes.parameters
-    return Gradients(before=every, reduced=every, reducing=(4 + 2) * sizes.bucket, stepped=every)
+    """The network's own in bf16 and, summed, all in fp32 for good; reduced as a flat copy in fp32 and one in bf16."""
+    own, sums = 2 * sizes.parameters, 4 * sizes.parameters
+    return Gradients(
+        before=sums + (own if sizes.accumulates else 0),
+        each=0 if sizes.accumulates else 2,
+        reduced=own + sums,
+        reducing=(4 + 2) * sizes.bucket,
+        stepped=own + sums,
+        after=sums,
+    )
 
 
 def _zero_1(sizes: _Sizes, *, offloaded: bool) -> Gradients:
@@ -139,5 +148,10 @@ def _zero_3(sizes: _Sizes, *, offloaded: bool) -> Gradients:
     """As in ZeRO 2, with one bucket and the shard's fp32 sum there for good."""
     shard, bucket = 0 if offloaded else 4 * sizes.held, sizes.narrow * sizes.bucket
     return Gradients(
-        before=shard, standing=bucket, reduced=shard, reducing=2 * bucket, stepped=0 if offloaded else 2 * shard
+        before=shard,
+        standing=bucket,
+        reduced=shard,
+        reducing=2 * bucket,
+        stepped=0 if offloaded else 2 * shard,
+        after=shard,
     )

@@ -160,7 +160,22 @@ def _moments_of_update(
         ),
         "averaging of gradients": (images * found.inputs, held.reduced, held.reducing),
         "optimizer step": (images * found.inputs, held.stepped, held.standing),
+        "norm of the weights": (
+            images * found.inputs,
+            held.after,
+            held.standing + _squares(config, network, world_size, device),
+        ),
     }
+
+
+def _squares(config: TrainingConfig, network: Network, world_size: int, device: Device) -> int:
+    """Bytes that the engine takes for the norm of its shard: the squares and, on a CPU, these in fp64.
+
+    Without ZeRO it squares one parameter after the other, which is little.
+    """
+    if config.zero_stage == 0 or (device == "cuda" and config.offload != "none"):
+        return 0
+    return (4 if device == "cuda" else 4 + 8) * -(-network.parameters // world_size)
 
 
 def _head(network: Network) -> int:
