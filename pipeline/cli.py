@@ -143,11 +143,14 @@ def plan(
     from pipeline.plan import Question
     from pipeline.plan import plan as plan_workflow
 
+    of_gpus = {"gpu_memory_gb": gpu_memory_gb, "gpus_per_node": gpus_per_node}
     rates = {"network_gbit": network_gbit, "bucket_mb_per_s": bucket_mb_per_s}
-    shape = None
-    if on is not None:
-        shape = replace(parse_shape(on, gpu_memory_gb=gpu_memory_gb, gpus_per_node=gpus_per_node), **rates)
     terms = Terms(efficiency=efficiency, price=price, notice=notice)
+    given = of_gpus | rates | {"efficiency": efficiency, "price": price, "notice": notice}
+    useless = [name for name, value in given.items() if value is not None]
+    if on is None and useless:
+        raise UserError(f"--{useless[0].replace('_', '-')} says nothing without --on, for example --on h100x8")
+    shape = None if on is None else replace(parse_shape(on, **of_gpus), **rates)
     loaded = load_workflow(workflow, override or [])
     question = Question(shape=shape, terms=terms, images=images, classes=classes)
     stages = plan_workflow(resolve(root=root).storage(), loaded, question)
