@@ -187,6 +187,8 @@ def _add_work(stage: PlannedStage, workflow: Workflow, done: dict[str, Finished]
     stage.warnings = _warnings(config, model.dropout, updates)
     if question.shape is not None and stage.action != "reuse":
         stage.estimate = estimate(config, network, updates, question.shape, question.terms)
+        if stage.action == "resume":
+            stage.warnings.append("time and money are those of the whole run, of which a part is done")
 
 
 def _size(
