@@ -95,13 +95,16 @@ def _without_zero(sizes: _Sizes) -> Gradients:
 
 
 def _bf16_optimizer(sizes: _Sizes) -> Gradients:
-    """The network's own in bf16 and, summed, all in fp32 for good; reduced as a flat copy in fp32 and one in bf16."""
+    """The network's own in bf16 and, summed, all in fp32 for good, as one tensor with weight decay and one without.
+
+    They are reduced in a bf16 copy, of an fp32 copy of both together, unless the first alone fills a bucket.
+    """
     own, sums = 2 * sizes.parameters, 4 * sizes.parameters
     return Gradients(
         before=sums + (own if sizes.accumulates else 0),
         each=0 if sizes.accumulates else 2,
         reduced=own + sums,
-        reducing=(4 + 2) * sizes.bucket,
+        reducing=own + (sums if sizes.parameters <= BUCKET else 0),
         stepped=own + sums,
         after=sums,
     )

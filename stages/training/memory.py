@@ -84,10 +84,10 @@ def memory(config: TrainingConfig, network: Network, world_size: int, device: De
 
 def checkpoint_bytes(config: TrainingConfig, parameters: int) -> int:
     """Size of a checkpoint: the fp32 weights and every optimizer tensor of their shape, over all workers."""
-    return 4 * (1 + _moments(config)) * parameters
+    return 4 * (1 + _state_tensors(config)) * parameters
 
 
-def _moments(config: TrainingConfig) -> int:
+def _state_tensors(config: TrainingConfig) -> int:
     """Tensors that the optimizer keeps of each parameter (`optimizer.py`, `state_names`)."""
     return (2 if config.optimizer == "adamw" else 1) + (1 if config.polyak_decay else 0)
 
@@ -101,9 +101,9 @@ def _states(config: TrainingConfig, parameters: int, world_size: int) -> tuple[i
     """Weights, optimizer and what is offloaded, in bytes."""
     size = itemsize(config)
     if config.zero_stage == 0:
-        return size * parameters, 4 * _moments(config) * parameters, 0
+        return size * parameters, 4 * _state_tensors(config) * parameters, 0
     held = -(-parameters // world_size)
-    weights, optimizer, offloaded = size * parameters, 4 * (1 + _moments(config)) * held, 0
+    weights, optimizer, offloaded = size * parameters, 4 * (1 + _state_tensors(config)) * held, 0
     if config.zero_stage == 3 and world_size > 1:
         weights = size * (held + min(parameters, KEPT_GATHERED))
     if config.offload == "parameters":
