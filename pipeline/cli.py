@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -132,22 +132,54 @@ def demo(override: Overrides = None) -> None:
 
 
 @app.command()
-def plan(workflow: WorkflowName, override: Overrides = None, root: Root = None, as_json: AsJson = False) -> None:
-    """Show what a workflow would run, resume or reuse, and why. Changes nothing.
+def plan(
+    workflow: WorkflowName,
+    override: Overrides = None,
+    root: Root = None,
+    on: Annotated[str | None, typer.Option(metavar="GPUxN", help="what it needs and costs there: h100x64")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of a machine; 8 if absent")] = None,
+    gpu_memory_gb: Annotated[float | None, typer.Option(min=2, help="where a GPU's differs from its model's")] = None,
+    network_gbit: Annotated[float | None, typer.Option(min=0.1, help="Gbit/s from each machine to others")] = None,
+    bucket_mb_per_s: Annotated[float | None, typer.Option(min=0.1, help="MB/s from each machine to the bucket")] = None,
+    efficiency: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="MFU to expect; the newest run's on GPUs if absent")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="of a GPU and hour")] = None,
+    notice: Annotated[float | None, typer.Option(min=0, help="seconds that a spot machine's end is told ahead")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="training images of data sets not there yet")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="classes of data sets not there yet")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a workflow would run, resume or reuse, and why; with `--on` its memory, time and cost. Changes nothing.
 
-    Example: `patchline plan digits -o pretrain.epochs=3`
+    Example: `patchline plan digits --on h100x8 --price 2.5 --images 1079 --classes 7`
     """
+    from cluster.shapes import parse_shape
     from pipeline.config import load_workflow
+    from pipeline.estimate import Terms
+    from pipeline.plan import Question
     from pipeline.plan import plan as plan_workflow
 
+    of_gpus = {"gpu_memory_gb": gpu_memory_gb, "gpus_per_node": gpus_per_node}
+    rates = {"network_gbit": network_gbit, "bucket_mb_per_s": bucket_mb_per_s}
+    terms = Terms(efficiency=efficiency, price=price, notice=notice)
+    given = of_gpus | rates | {"efficiency": efficiency, "price": price, "notice": notice}
+    useless = [name for name, value in given.items() if value is not None]
+    if on is None and useless:
+        raise UserError(f"--{useless[0].replace('_', '-')} says nothing without --on, for example --on h100x8")
+    shape = None if on is None else replace(parse_shape(on, **of_gpus), **rates)
     loaded = load_workflow(workflow, override or [])
-    stages = plan_workflow(resolve(root=root).storage(), loaded)
+    question = Question(shape=shape, terms=terms, images=images, classes=classes)
+    stages = plan_workflow(resolve(root=root).storage(), loaded, question)
     if as_json:
-        _print_json([asdict(stage) for stage in stages])
+        _print_json([stage.document() for stage in stages])
         return
     from pipeline.display import plan_table
+    from pipeline.display_estimate import estimates
 
     console.print(plan_table(loaded.name, stages))
+    if shape is not None:
+        console.print(estimates(stages, shape, price=price))
 
 
 @app.command()

@@ -217,16 +217,22 @@ def plan_table(name: str, stages: Iterable[PlannedStage]) -> Table:
         table.add_column(column, overflow="fold")
     styles = {"reuse": "green", "resume": "yellow", "run": "cyan"}
     for stage in stages:
-        work = stage.work
-        size = (
-            f"{work['parameters'] / 1e6:.2f} M parameters, {work['updates']:,.0f} updates, "
-            f"{work['images']:,.0f} images, {work['exaflops']:.2g} exaFLOPs"
-            if work
-            else ""
-        )
         action = Text(stage.action, style=styles[stage.action])
-        table.add_row(stage.name, action, "\n".join(stage.why), size)
+        table.add_row(stage.name, action, "\n".join(stage.why), _work_cell(stage))
     return table
+
+
+def _work_cell(stage: PlannedStage) -> Text:
+    work = stage.work
+    if not work:
+        return Text(stage.unknown, style="dim")
+    cell = Text(
+        f"{stage.network}: {work['parameters'] / 1e6:.2f} M parameters\n"
+        f"{work['updates']:,.0f} updates, {work['images']:,.0f} images, {work['exaflops']:.4g} exaFLOPs"
+    )
+    for warning in stage.warnings:
+        cell.append(f"\n! {warning}", style="yellow")
+    return cell
 
 
 def fewshot_table(rows: list[dict[str, object]]) -> Table:

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.shapes import ClusterShape
 from cluster.storage import Storage
 from pipeline.config import Workflow
 from pipeline.consistency import trained_model
+from pipeline.estimate import Estimate, Terms, estimate
 from pipeline.head import read_head
 from pipeline.identity import differences, fingerprint, references, stage_folder
+from pipeline.measured import measured_efficiency
 from pipeline.record import read_record
 from pipeline.reuse import Finished, identify, reusable
 from stages.config import StageConfig
 from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
-from stages.models.flops import forward_macs, parameter_count
+from stages.models.flops import forward_macs
 from stages.pretrain.config import PretrainConfig
+from stages.training.config import TrainingConfig
+from stages.training.memory import Network
 
 NEIGHBOURS = 50
 """Earlier stages of the same kind that are compared to explain why none is reused."""
+INITIAL_SHARE = 0.05
+"""Part of an average that may still be the weights that training began with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a plan is asked beside what would run."""
+
+    shape: ClusterShape | None = None
+    """The cluster that memory, time and money are wanted for."""
+    terms: Terms = field(default_factory=Terms)
+    images: int | None = None
+    """Training images of data sets that are not there yet."""
+    classes: int | None = None
+    """Classes that networks tell apart whose data sets are not there yet."""
 
 
 @dataclass(kw_only=True)
@@ -33,19 +54,42 @@ class PlannedStage:
     why: list[str]
     folder: str
     work: dict[str, float] = field(default_factory=dict)
-    """Known in advance for training stages: parameters, updates, images, exaflops."""
+    """Known in advance for training stages: parameters, classes, updates, images, exaflops."""
+    unknown: str = ""
+    """Why a training stage's work is not known."""
+    warnings: list[str] = field(default_factory=list)
+    network: str = ""
+    """The network that a training stage trains, as the paper writes it."""
+    estimate: Estimate | None = None
+    """Of a training stage that is not done, where its work is known and a cluster is asked about."""
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**asdict(self), "estimate": self.estimate.document() if self.estimate else None}
 
 
-def plan(storage: Storage, workflow: Workflow) -> list[PlannedStage]:
-    """The stages in the order in which they would run. Raises UserError for outside inputs that are missing."""
+def plan(storage: Storage, workflow: Workflow, question: Question | None = None) -> list[PlannedStage]:
+    """The stages in the order in which they would run.
+
+    Raises UserError for outside inputs that are missing, unless the question states what they would tell.
+    """
     workflow.check()
+    question = _with_efficiency(storage, question or Question())
     prints: dict[str, str] = {}
     done: dict[str, Finished] = {}
     planned: dict[str, PlannedStage] = {}
     for name in workflow.order():
         config = workflow.stages[name]
         targets = references(config)
-        document = identify(workflow, name, {f: prints[target] for f, target in targets.items()})
+        try:
+            document = identify(workflow, name, {f: prints[target] for f, target in targets.items()})
+        except UserError as error:
+            if question.images is None:
+                raise
+            # Whoever states the size of a data set may plan where its images are not.
+            prints[name] = f"unknown: {name}"
+            planned[name] = PlannedStage(name=name, kind=config.kind, action="run", why=[str(error)], folder="")
+            continue
         prints[name] = fingerprint(document)
         folder = stage_folder(config.kind, prints[name])
         waiting = [target for target in targets.values() if target not in done]
@@ -58,10 +102,19 @@ def plan(storage: Storage, workflow: Workflow) -> list[PlannedStage]:
         else:
             action, why = _explain(storage, config, document, folder, waiting)
             why = [_in_words(line, targets) for line in why]
-        planned[name] = PlannedStage(
-            name=name, kind=config.kind, action=action, why=why, folder=folder, work=_work(workflow, name, done)
-        )
+        planned[name] = PlannedStage(name=name, kind=config.kind, action=action, why=why, folder=folder)
+        _add_work(planned[name], workflow, done, question)
     return list(planned.values())
+
+
+def _with_efficiency(storage: Storage, question: Question) -> Question:
+    """The question, with the efficiency that was reached here before where none is stated."""
+    if question.shape is None or question.terms.efficiency is not None:
+        return question
+    found = measured_efficiency(storage)
+    if found is None:
+        return question
+    return replace(question, terms=replace(question.terms, efficiency=found[0], efficiency_from=found[1]))
 
 
 def _explain(
@@ -104,27 +157,63 @@ def _nearest(storage: Storage, kind: str, document: dict[str, Any]) -> list[str]
     return best
 
 
-def _work(workflow: Workflow, name: str, done: dict[str, Finished]) -> dict[str, float]:
-    """Parameters, updates, images and exaFLOPs (6 per multiply-add and image: forward and backward)."""
-    config = workflow.stages[name]
-    if not isinstance(config, PretrainConfig | FinetuneConfig) or config.data not in done:
-        return {}
+def _add_work(stage: PlannedStage, workflow: Workflow, done: dict[str, Finished], question: Question) -> None:
+    """What a training stage computes: exaFLOPs are 6 per multiply-add and image, forward and backward."""
+    config = workflow.stages[stage.name]
+    if not isinstance(config, PretrainConfig | FinetuneConfig):
+        return
+    model = trained_model(workflow.stages, stage.name)
+    size = f"{model.width}x{model.depth}" if model.variant is None else model.variant
+    stage.network = f"ViT-{size}/{model.patch_size} at {config.resolution}"
+    images, classes = _size(config, done, question)
+    missing = [] if images or config.updates else ["--images"]
+    missing += [] if classes else ["--classes"]
+    if classes is None or missing:
+        stage.unknown = f"'{config.data}' is not done: {' and '.join(missing)} would tell how large this is"
+        return
+    try:
+        updates = config.total_updates(images or 0)
+    except UserError as error:
+        raise UserError(f"stages.{stage.name}: {error}") from error
+    network = Network(model=model, resolution=config.resolution, num_classes=classes)
+    seen = updates * config.global_batch
+    stage.work = {
+        "parameters": network.parameters,
+        "classes": classes,
+        "updates": updates,
+        "images": seen,
+        "exaflops": 6 * forward_macs(model, config.resolution, classes) * seen / 1e18,
+    }
+    stage.warnings = _warnings(config, model.dropout, updates)
+    if question.shape is not None and stage.action != "reuse":
+        stage.estimate = estimate(config, network, updates, question.shape, question.terms)
+        if stage.action == "resume":
+            stage.warnings.append("time and money are those of the whole run, of which a part is done")
+
+
+def _size(
+    config: PretrainConfig | FinetuneConfig, done: dict[str, Finished], question: Question
+) -> tuple[int | None, int | None]:
+    """Training images and classes of a stage: those of its data set where it is done, else as they are stated."""
+    if config.data not in done:
+        return question.images, question.classes
     dataset = dataset_meta(done[config.data].output)
-    model = trained_model(workflow.stages, name)
     if isinstance(config, PretrainConfig):
         classes, splits = len(dataset.classes) - len(dataset.held_out), ("train",)
     else:
         classes, splits = len(dataset.classes), ("train", "held_out")
-    count = sum(dataset.splits[split].count for split in splits if split in dataset.splits)
-    try:
-        updates = config.total_updates(count)
-    except UserError as error:
-        raise UserError(f"stages.{name}: {error}") from error
-    images = updates * config.global_batch
-    macs = forward_macs(model, config.resolution, classes)
-    return {
-        "parameters": parameter_count(model, config.resolution, classes),
-        "updates": updates,
-        "images": images,
-        "exaflops": 6 * macs * images / 1e18,
-    }
+    return sum(dataset.splits[split].count for split in splits if split in dataset.splits), classes
+
+
+def _warnings(config: TrainingConfig, dropout: float, updates: int) -> list[str]:
+    warnings = []
+    initial = config.polyak_decay**updates
+    if initial > INITIAL_SHARE:
+        better = math.floor(INITIAL_SHARE ** (1 / updates) * 1e5) / 1e5
+        warnings.append(
+            f"polyak_decay={config.polyak_decay}: after {updates:,} updates {initial:.0%} of the average is what "
+            f"training began with: {better} leaves {INITIAL_SHARE:.0%}"
+        )
+    if dropout > 0:
+        warnings.append(f"dropout={dropout}: its masks vary with the number of workers")
+    return warnings

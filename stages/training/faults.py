@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from cluster.errors import UserError
 from stages.context import Rank, write_fault
+from stages.training.fitting import fitting_moves
+from stages.training.memory import Network, memory
 
 if TYPE_CHECKING:
     from stages.training.loop import Job
@@ -53,10 +55,11 @@ def explained_memory(job: Job, rank: Rank) -> Iterator[None]:
 
 
 def _advice(job: Job, rank: Rank, found: str) -> str:
-    config = job.config
-    moves = [f"micro_batch={max(1, config.micro_batch_for(rank.world_size) // 2)}"]
-    if not config.activation_checkpointing:
-        moves.append("activation_checkpointing=true")
-    if config.zero_stage < 3:
-        moves.append(f"zero_stage={config.zero_stage + 1}")
-    return f"rank {rank.rank} ran out of memory ({found}): try {', '.join(moves[:-1])} or {moves[-1]}"
+    """What to change, with the memory that a worker needs by the model that `patchline plan` has."""
+    config, device = job.config, "cuda" if job.config.gpus_per_worker else "cpu"
+    network = Network(model=job.model, resolution=job.resolution, num_classes=len(job.class_ids))
+    needed = memory(config, network, rank.world_size, device).total
+    moves = [str(move) for move in fitting_moves(config, network, rank.world_size, device)]
+    cure = f"try {', '.join(moves[:-1])} or {moves[-1]}" if len(moves) > 1 else f"try {moves[0]}" if moves else ""
+    text = f"rank {rank.rank} ran out of memory ({found}); training needs about {needed / 1e9:.1f} GB a worker"
+    return f"{text}: {cure or 'take devices with more'}"

@@ -312,7 +312,8 @@ def test_a_plan_needs_no_server_and_no_heavy_library_and_changes_nothing(home: P
         "try: main()\n"
         f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
-    command = ["plan", "digits", "--json", "--root", f"file://{tmp_path}/root"]
+    sizes = ["--images", "1079", "--classes", "7", "--on", "h100x8"]
+    command = ["plan", "digits", "--json", "--root", f"file://{tmp_path}/root", *sizes]
     found = subprocess.run(
         [sys.executable, "-c", code, *command], env=environment, capture_output=True, text=True, check=True
     )
@@ -321,6 +322,42 @@ def test_a_plan_needs_no_server_and_no_heavy_library_and_changes_nothing(home: P
     ]
     assert found.stderr.strip() == "[]"
     assert not (tmp_path / "root").exists()
+
+
+def test_a_plan_on_a_cluster_has_memory_time_and_money_as_json(patchline):
+    sizes = ["--images", "1000", "--classes", "7", "--on", "l4x8"]
+    answer = patchline("plan", "digits", *sizes, "--price", "0.8", "--efficiency", "0.3", "--json")
+    stages = {stage["name"]: stage for stage in json.loads(answer.out)}
+    assert stages["ingest"]["estimate"] is None
+    found = stages["pretrain"]["estimate"]
+    assert {"checkpoint_bytes", "upload_seconds", "images_per_s", "days", "device_days", "money"} <= set(found)
+    assert (found["efficiency"], found["efficiency_from"]) == (0.3, "stated")
+    assert [(row["zero_stage"], row["activation_checkpointing"]) for row in found["rows"] if row["chosen"]] == [
+        (2, False)
+    ]
+    parts = ("weights", "gradients", "optimizer", "activations", "buffers")
+    for row in found["rows"]:
+        assert row["memory"]["total"] == sum(row["memory"][part] for part in parts)
+
+
+def test_a_plan_on_a_cluster_is_readable_on_100_columns(patchline, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli.console, "width", 100)
+    answer = patchline("plan", "digits", "--images", "1000", "--classes", "7", "--on", "h100x8", "--price", "2.5")
+    assert max(len(line.rstrip()) for line in answer.out.splitlines()) <= 100
+    for words in ("checkpointing", "activations", "78.5 of 80 can be used", "▶ 2", "GPU-days", "together"):
+        assert words in answer.out
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--on", "h1000x8"], "did you mean h100?"),
+        (["--on", "h100"], "'h100' says not how many: write h100x8"),
+        (["--price", "2.5"], "--price says nothing without --on"),
+    ],
+)
+def test_a_cluster_that_is_not_understood_is_told(patchline, options, expected):
+    refused(patchline("plan", "digits", *options), expected)
 
 
 def test_the_plan_of_a_person_says_why(patchline):

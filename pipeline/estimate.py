@@ -1,0 +1,222 @@
+"""What a training stage will need and cost on a cluster: memory, time, money, by formula."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from cluster.shapes import ClusterShape
+from stages.models.config import ModelConfig
+from stages.models.flops import forward_macs
+from stages.pretrain.config import PretrainConfig
+from stages.training.config import TrainingConfig, usable_ranks
+from stages.training.fitting import fitting_moves
+from stages.training.memory import KEPT_GATHERED, Memory, Network, checkpoint_bytes, itemsize, memory
+
+RESERVED = 1.5e9
+"""Bytes of a GPU that the plan leaves to CUDA, NCCL, the libraries' workspaces and fragmentation. Not measured."""
+ASSUMED_EFFICIENCY = 0.4
+"""Where none is stated and none has been measured."""
+DAY, HOUR = 86400.0, 3600.0
+
+TPU_CORE_DAYS = {
+    ("H", 14): {"JFT-300M": 2500},
+    ("L", 16): {"JFT-300M": 680, "ImageNet-21k": 230},
+}
+"""TPUv3-core-days that the paper's Table 2 gives for pre-training, by variant and patch size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a plan is told beside the cluster's shape."""
+
+    efficiency: float | None = None
+    """Part of the GPUs' peak rate that training reaches without activation checkpointing; None assumes one."""
+    efficiency_from: str = "stated"
+    price: float | None = None
+    """Money for a GPU and hour."""
+    notice: float | None = None
+    """Seconds from the notice to the end of a spot machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The memory of one GPU with a ZeRO stage, with or without activation checkpointing."""
+
+    zero_stage: int
+    activation_checkpointing: bool
+    memory: Memory
+    fits: bool
+    chosen: bool
+    """Whether the workflow says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One training stage on a cluster. Times are in seconds, sizes in bytes."""
+
+    gpus: int
+    idle_gpus: int
+    micro_batch: int
+    accumulation: int
+    usable_bytes: float
+    """Of each GPU's memory."""
+    rows: list[Row]
+    moves: list[str]
+    """Changes that make it fit, where it does not; empty where it does, and where none is enough."""
+    host_bytes: int
+    """Of each node's own memory."""
+    checkpoint_bytes: int
+    upload_seconds: float | None
+    efficiency: float
+    efficiency_from: str
+    images_per_s: float
+    update_seconds: float
+    network_seconds: float | None
+    """Of an update, for gradients and weights between nodes; None where there is one node or no rate is known."""
+    days: float
+    device_days: float
+    tpu_core_days: dict[str, float]
+    """The paper's, by data set, for its models."""
+    money: float | None
+    warnings: list[str]
+
+    @property
+    def chosen(self) -> Row:
+        """The row that the workflow asks for."""
+        return next(row for row in self.rows if row.chosen)
+
+    def document(self) -> dict[str, Any]:
+        """As JSON, with the total of each row and what it is the peak of."""
+        rows = [{**asdict(row), "memory": {**asdict(row.memory), "total": row.memory.total}} for row in self.rows]
+        return {**asdict(self), "rows": rows}
+
+
+def estimate(
+    config: TrainingConfig, network: Network, updates: int, shape: ClusterShape, terms: Terms | None = None
+) -> Estimate:
+    """What `updates` updates need on all GPUs of a cluster, whatever the config says of workers."""
+    terms = terms or Terms()
+    ranks = usable_ranks(config.global_batch, shape.gpus)
+    config = config.model_copy(update={"workers": ranks, "gpus_per_worker": 1})
+    usable = shape.gpu.memory_gb * 1e9 - RESERVED
+    rows = _rows(config, network, ranks, usable)
+    chosen = next(row for row in rows if row.chosen)
+    saved = checkpoint_bytes(config, network.parameters)
+    efficiency, efficiency_from = terms.efficiency, terms.efficiency_from
+    if efficiency is None:
+        efficiency, efficiency_from = ASSUMED_EFFICIENCY, "assumed"
+    network_seconds = _network_seconds(config, network.parameters, ranks, shape)
+    seconds = _update_seconds(config, network, ranks, shape, efficiency, network_seconds or 0.0)
+    days = updates * seconds / DAY
+    found = Estimate(
+        gpus=ranks,
+        idle_gpus=shape.gpus - ranks,
+        micro_batch=config.micro_batch_for(ranks),
+        accumulation=config.global_batch // (ranks * config.micro_batch_for(ranks)),
+        usable_bytes=usable,
+        rows=rows,
+        moves=[] if chosen.fits else [str(move) for move in fitting_moves(config, network, ranks, "cuda", usable)],
+        host_bytes=chosen.memory.host * min(shape.gpus_per_node, ranks),
+        checkpoint_bytes=saved,
+        upload_seconds=_upload_seconds(saved, ranks, shape),
+        efficiency=efficiency,
+        efficiency_from=efficiency_from,
+        images_per_s=config.global_batch / seconds,
+        update_seconds=seconds,
+        network_seconds=network_seconds,
+        days=days,
+        device_days=days * shape.gpus,
+        tpu_core_days=_paper(config, network.model),
+        money=None if terms.price is None else days * 24 * shape.gpus * terms.price,
+        warnings=[],
+    )
+    return replace(found, warnings=_warnings(found, config, shape, terms))
+
+
+def _rows(config: TrainingConfig, network: Network, ranks: int, usable: float) -> list[Row]:
+    rows = []
+    for stage in range(4):
+        if stage == 0 and (config.precision != "fp32" or config.offload != "none"):
+            continue
+        if stage != 3 and config.offload == "parameters":
+            continue
+        for again in (False, True):
+            changes = {"zero_stage": stage, "activation_checkpointing": again}
+            found = memory(config.model_copy(update=changes), network, ranks, "cuda")
+            chosen = (stage, again) == (config.zero_stage, config.activation_checkpointing)
+            rows.append(Row(**changes, memory=found, fits=found.total <= usable, chosen=chosen))
+    return rows
+
+
+def _update_seconds(
+    config: TrainingConfig, network: Network, ranks: int, shape: ClusterShape, efficiency: float, sending: float
+) -> float:
+    """Seconds of an update: six operations for each multiply-add of the forward pass, eight where it is done twice."""
+    peak = shape.gpu.fp32_tflops if config.precision == "fp32" else shape.gpu.half_tflops
+    macs = forward_macs(network.model, network.resolution, network.num_classes)
+    operations = (8 if config.activation_checkpointing else 6) * macs * config.global_batch
+    computing = operations / (ranks * peak * 1e12 * efficiency)
+    return max(computing, sending) if config.overlap_communication else computing + sending
+
+
+def _network_seconds(config: TrainingConfig, parameters: int, ranks: int, shape: ClusterShape) -> float | None:
+    """Seconds of an update in which a node's connection is busy.
+
+    In a ring of m nodes each sends (m - 1) / m of the data in a reduction or a gathering, and twice that where
+    everybody is given the sum, as DeepSpeed's ZeRO 0, 1 and 2 do. ZeRO 2 and 3 send at every micro-step.
+    """
+    nodes = -(-ranks // shape.gpus_per_node)
+    if nodes == 1 or shape.network_gbit is None:
+        return None
+    steps = config.global_batch // (ranks * config.micro_batch_for(ranks))
+    gathered_twice = parameters > KEPT_GATHERED
+    times = {0: 2, 1: 3, 2: 2 * steps + 1, 3: (3 if gathered_twice else 2) * steps}[config.zero_stage]
+    sent = times * itemsize(config) * parameters * (nodes - 1) / nodes
+    return sent * 8 / (shape.network_gbit * 1e9)
+
+
+def _upload_seconds(size: int, ranks: int, shape: ClusterShape) -> float | None:
+    """Seconds until a checkpoint is in the bucket: the nodes send at once, each GPU's share being as large."""
+    if shape.bucket_mb_per_s is None:
+        return None
+    return size * min(1.0, shape.gpus_per_node / ranks) / (shape.bucket_mb_per_s * 1e6)
+
+
+def _paper(config: TrainingConfig, model: ModelConfig) -> dict[str, float]:
+    if not isinstance(config, PretrainConfig):
+        return {}
+    return dict(TPU_CORE_DAYS.get((model.variant or "", model.patch_size), {}))
+
+
+def _warnings(found: Estimate, config: TrainingConfig, shape: ClusterShape, terms: Terms) -> list[str]:
+    warnings = []
+    if found.idle_gpus:
+        warnings.append(
+            f"{found.idle_gpus} of {shape.gpus} GPUs idle: global_batch={config.global_batch} can be divided among "
+            f"{found.gpus} at most"
+        )
+    if not found.chosen.fits:
+        cure = f"try {' or '.join(found.moves)}" if found.moves else "no setting makes it fit: take GPUs with more"
+        needed = found.chosen.memory.total / 1e9
+        warnings.append(f"does not fit: {needed:.1f} GB of {found.usable_bytes / 1e9:.1f} GB: {cure}")
+    if config.precision == "bf16" and not shape.gpu.has_bf16:
+        warnings.append(f"precision=bf16 on {shape.gpu.title}, which multiplies fp16 alone fast: use precision=fp16")
+    if found.network_seconds is not None and found.network_seconds >= found.update_seconds:
+        warnings.append("the network between nodes is the limit: the GPUs wait for gradients and weights")
+    return warnings + _notice(found, terms)
+
+
+def _notice(found: Estimate, terms: Terms) -> list[str]:
+    """Whether a checkpoint is stored before a spot machine goes: after the update that runs, and its upload."""
+    if terms.notice is None:
+        return []
+    if found.upload_seconds is None:
+        return [f"{terms.notice:.0f} s of notice may be too short to save: --bucket-mb-per-s would tell"]
+    needed = found.update_seconds + found.upload_seconds
+    if needed <= terms.notice:
+        return []
+    return [
+        f"{terms.notice:.0f} s of notice are too short to save, which takes {needed:.0f} s: a lost machine costs what "
+        "came after the newest checkpoint; lower save_every"
+    ]

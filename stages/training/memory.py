@@ -1,0 +1,187 @@
+"""The memory that a training run needs on each device, by formula. Light: no torch here.
+
+What autograd keeps is read off the network's code (`stages/models/activations.py`), what DeepSpeed keeps off its own
+(here and in `gradient_memory.py`). Nothing is fitted to a measurement; docs/benchmarks.md holds it against measured
+peaks.
+
+A device does not hold everything at once: gradients grow while activations go. So there are several moments,
+and the peak is the largest of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stages.models.activations import activations
+from stages.models.config import ModelConfig
+from stages.models.flops import parameter_count
+from stages.training.config import TrainingConfig
+from stages.training.gradient_memory import Device, gradients
+
+KEPT_GATHERED = 500_000_000
+"""Elements that ZeRO 3 keeps gathered between forward and backward: those used again within 10^9 (`zero/config.py`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What is trained, as far as memory is concerned."""
+
+    model: ModelConfig
+    resolution: int
+    num_classes: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return parameter_count(self.model, self.resolution, self.num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one worker at the moment when its device holds most."""
+
+    moment: str
+    weights: int
+    """What forward and backward passes compute with."""
+    gradients: int
+    optimizer: int
+    """Its tensors, and the fp32 weights that it keeps beside lower precisions and ZeRO's shards."""
+    activations: int
+    buffers: int
+    """What gradients are sent in; on a CPU, the images that are prepared ahead."""
+    host: int
+    """Beside the device, in the machine's memory: images ahead, what is offloaded, the copy that a checkpoint is
+    stored from. On a CPU that copy alone, which comes on top while a checkpoint is stored."""
+
+    @property
+    def total(self) -> int:
+        """All parts on the device."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
+
+
+def memory(config: TrainingConfig, network: Network, world_size: int, device: Device) -> Memory:
+    """What one of `world_size` workers holds at most, with the micro-batch that the config gives it.
+
+    On GPUs this is what torch allocates; CUDA itself, libraries and fragmentation come on top. `compile` is taken
+    to save nothing. Raises UserError where the patches do not fill the image.
+    """
+    weights, optimizer, offloaded = _states(config, network.parameters, world_size)
+    moments = _moments_of_update(config, network, world_size, device)
+    moment, (kept, held, buffers) = max(moments.items(), key=lambda item: sum(item[1]))
+    copied = checkpoint_bytes(config, network.parameters) // world_size
+    images = _images_ahead(config, network.resolution, world_size)
+    on_cpu = device == "cpu"
+    return Memory(
+        moment=moment,
+        weights=weights,
+        gradients=held,
+        optimizer=optimizer + (offloaded if on_cpu else 0),
+        activations=kept,
+        buffers=buffers + (images if on_cpu else 0),
+        host=copied + (0 if on_cpu else images + offloaded),
+    )
+
+
+def checkpoint_bytes(config: TrainingConfig, parameters: int) -> int:
+    """Size of a checkpoint: the fp32 weights and every optimizer tensor of their shape, over all workers."""
+    return 4 * (1 + _state_tensors(config)) * parameters
+
+
+def _state_tensors(config: TrainingConfig) -> int:
+    """Tensors that the optimizer keeps of each parameter (`optimizer.py`, `state_names`)."""
+    return (2 if config.optimizer == "adamw" else 1) + (1 if config.polyak_decay else 0)
+
+
+def itemsize(config: TrainingConfig) -> int:
+    """Bytes of a number in forward and backward passes."""
+    return 4 if config.precision == "fp32" else 2
+
+
+def _states(config: TrainingConfig, parameters: int, world_size: int) -> tuple[int, int, int]:
+    """Weights, optimizer and what is offloaded, in bytes."""
+    size = itemsize(config)
+    if config.zero_stage == 0:
+        return size * parameters, 4 * _state_tensors(config) * parameters, 0
+    held = -(-parameters // world_size)
+    weights, optimizer, offloaded = size * parameters, 4 * (1 + _state_tensors(config)) * held, 0
+    if config.zero_stage == 3 and world_size > 1:
+        weights = size * (held + min(parameters, KEPT_GATHERED))
+    if config.offload == "parameters":
+        offloaded += size * held
+        weights = size * min(parameters, KEPT_GATHERED)
+    if config.offload != "none":
+        # With them go the fp32 gradients of the shard, and a buffer for its new weights.
+        offloaded += optimizer + (4 + size) * held
+        optimizer = 0
+    return weights, optimizer, offloaded
+
+
+def _images_ahead(config: TrainingConfig, resolution: int, world_size: int) -> int:
+    """Bytes of the update's images, and of those that the loader has prepared behind it: three bytes a pixel."""
+    rows = config.global_batch // world_size
+    batches = 1 + (config.input.read_ahead if config.input.loader_threads else 0)
+    return (batches + (1 if config.input.mixup else 0)) * rows * 3 * resolution**2
+
+
+def _moments_of_update(
+    config: TrainingConfig, network: Network, world_size: int, device: Device
+) -> dict[str, tuple[int, int, int]]:
+    """Activations, gradients and buffers at the moments that can be the largest."""
+    images, depth, again = config.micro_batch_for(world_size), network.model.depth, config.activation_checkpointing
+    found = activations(
+        network.model,
+        network.resolution,
+        network.num_classes,
+        itemsize=itemsize(config),
+        fused=device == "cuda",
+        loss=config.loss,
+    )
+    held = gradients(config, network.parameters, world_size, device)
+    block = (network.parameters - _outside_blocks(network)) // depth
+    # The MLP's second kernel gets its gradient where a block's backward pass has most in flight.
+    at_last = _head(network) + network.model.width * network.model.mlp_dim
+    at_first = at_last + (depth - 1) * block
+    filled = held.standing + held.filling
+    return {
+        "end of the forward pass": (
+            images * (found.kept(depth, checkpointing=again) + found.tail),
+            held.before,
+            held.standing,
+        ),
+        "backward pass, last block": (
+            images * found.backward(depth, checkpointing=again),
+            held.before + held.each * at_last,
+            filled,
+        ),
+        "backward pass, first block": (
+            images * found.backward(1, checkpointing=again),
+            held.before + held.each * at_first,
+            filled,
+        ),
+        "averaging of gradients": (images * found.inputs, held.reduced, held.reducing),
+        "optimizer step": (images * found.inputs, held.stepped, held.standing),
+        "norm of the weights": (
+            images * found.inputs,
+            held.after,
+            held.standing + _squares(config, network, world_size, device),
+        ),
+    }
+
+
+def _squares(config: TrainingConfig, network: Network, world_size: int, device: Device) -> int:
+    """Bytes that the engine takes for the norm of its shard: the squares and, on a CPU, these in fp64.
+
+    Without ZeRO it squares one parameter after the other, which is little.
+    """
+    if config.zero_stage == 0 or (device == "cuda" and config.offload != "none"):
+        return 0
+    return (4 if device == "cuda" else 4 + 8) * -(-network.parameters // world_size)
+
+
+def _head(network: Network) -> int:
+    return (network.model.width + 1) * network.num_classes
+
+
+def _outside_blocks(network: Network) -> int:
+    """Parameters of the stem, the embeddings and what comes after the blocks."""
+    return parameter_count(network.model.model_copy(update={"depth": 0}), network.resolution, network.num_classes)

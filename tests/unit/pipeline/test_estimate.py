@@ -1,0 +1,211 @@
+"""What a plan says of memory, time and money, against figures by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import UserError
+from cluster.shapes import ClusterShape, parse_shape
+from cluster.storage import Storage, open_storage
+from pipeline.config import Workflow
+from pipeline.estimate import Estimate, Terms, estimate
+from pipeline.head import HeadDocument
+from pipeline.plan import PlannedStage, Question, plan
+from pipeline.record import Record, write_record
+from stages.finetune.config import FinetuneConfig
+from stages.ingest.config import IngestConfig
+from stages.metrics import Point
+from stages.models.config import ModelConfig
+from stages.pretrain.config import PretrainConfig
+from stages.training.memory import Network
+
+LARGE = ModelConfig(variant="L", patch_size=16)
+DAY = 86400
+
+
+def pretrain(**fields) -> PretrainConfig:
+    given = {"updates": 1000, "global_batch": 4096, "workers": 64, "gpus_per_worker": 1, "precision": "bf16", **fields}
+    return PretrainConfig.model_validate({"data": "ingest", "model": LARGE, **given})
+
+
+def of(shape: ClusterShape | str = "h100x64", terms: Terms | None = None, updates: int = 1000, **fields) -> Estimate:
+    config = pretrain(**fields)
+    network = Network(model=config.model, resolution=config.resolution, num_classes=1000)
+    shape = parse_shape(shape) if isinstance(shape, str) else shape
+    return estimate(config, network, updates, shape, terms or Terms(efficiency=0.5))
+
+
+def connected(**rates: float) -> ClusterShape:
+    shape = parse_shape("h100x64")
+    return ClusterShape(gpu=shape.gpu, gpus=64, **rates)
+
+
+def test_speed_time_and_money_by_hand():
+    found = of(terms=Terms(efficiency=0.5, price=2.0))
+    # 61.55 G multiply-adds an image (`vit_jax`), six operations each; 64 GPUs at half of 989 TFLOP/s.
+    assert found.images_per_s == pytest.approx(64 * 0.5 * 989e12 / (6 * 61.55e9), rel=1e-3)
+    assert found.days == pytest.approx(1000 * 4096 / found.images_per_s / DAY)
+    assert found.device_days == pytest.approx(64 * found.days)
+    assert found.money == pytest.approx(found.device_days * 24 * 2.0)
+    assert found.tpu_core_days == {"JFT-300M": 680, "ImageNet-21k": 230}
+
+
+def test_checkpointing_computes_four_thirds():
+    assert of(activation_checkpointing=True).update_seconds == pytest.approx(4 / 3 * of().update_seconds)
+
+
+def test_fp32_has_the_fp32_rate():
+    assert of(precision="fp32").images_per_s == pytest.approx(67 / 989 * of().images_per_s)
+
+
+def test_the_network_can_be_the_limit():
+    # A ring of eight nodes: each sends 7/8 of three times the bf16 weights in an update with ZeRO 2.
+    expected = 3 * 7 / 8 * 2 * 304_326_632 * 8 / 1e9
+    slow = of(connected(network_gbit=1), zero_stage=2)
+    assert slow.network_seconds == pytest.approx(expected)
+    assert slow.update_seconds == slow.network_seconds
+    assert any("network between nodes is the limit" in warning for warning in slow.warnings)
+    fast = of(connected(network_gbit=400), zero_stage=2)
+    assert fast.update_seconds == of().update_seconds
+    assert of("h100x8").network_seconds is None
+
+
+def test_a_notice_is_held_against_the_time_to_save():
+    # 3.65 GB over eight nodes at 100 MB/s are 4.6 s.
+    rate = connected(bucket_mb_per_s=100)
+    found = of(rate, Terms(efficiency=0.5, notice=4))
+    assert found.checkpoint_bytes == 3 * 4 * 304_326_632
+    assert found.upload_seconds == pytest.approx(found.checkpoint_bytes / 8 / 1e8)
+    (warning,) = found.warnings
+    assert warning.startswith("4 s of notice are too short to save, which takes 5 s")
+    assert of(rate, Terms(efficiency=0.5, notice=30)).warnings == []
+    (unknown,) = of(terms=Terms(notice=30)).warnings
+    assert "--bucket-mb-per-s would tell" in unknown
+
+
+def test_what_does_not_fit_comes_with_what_would():
+    found = of("a10gx8", workers=8)
+    assert not found.chosen.fits
+    assert [row.fits for row in found.rows if row.activation_checkpointing] == [True] * 3
+    assert found.moves[0].startswith("micro_batch=64 (")
+    (warning,) = found.warnings
+    assert warning.startswith(
+        f"does not fit: {found.chosen.memory.total / 1e9:.1f} GB of 22.5 GB: try micro_batch=64 ("
+    )
+    (hopeless,) = of(ClusterShape(gpu=parse_shape("l4x1", gpu_memory_gb=2).gpu, gpus=8), workers=8).warnings
+    assert "no setting makes it fit" in hopeless
+
+
+def test_gpus_that_do_not_divide_the_batch_idle_and_are_paid_for():
+    found = of("h100x12", global_batch=64, workers=8)
+    assert (found.gpus, found.idle_gpus) == (8, 4)
+    assert found.device_days == pytest.approx(12 * found.days)
+    assert "4 of 12 GPUs idle" in found.warnings[0]
+
+
+def test_bf16_on_a_gpu_without_it_is_told():
+    assert any("use precision=fp16" in warning for warning in of("v100x64").warnings)
+    assert {row.zero_stage for row in of().rows} == {1, 2, 3}
+    assert {row.zero_stage for row in of(precision="fp32").rows} == {0, 1, 2, 3}
+
+
+# In a workflow
+
+
+def workflow(**fields) -> Workflow:
+    stages = {
+        "ingest": IngestConfig.model_validate({"source": {"kind": "digits"}}),
+        "pretrain": pretrain(**fields),
+        "finetune": FinetuneConfig.model_validate({"data": "ingest", "from": "pretrain", "updates": 500}),
+    }
+    return Workflow(name="mine", stages=stages)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(f"file://{tmp_path}/root")
+
+
+def planned(storage: Storage, workflow: Workflow, **question) -> dict[str, PlannedStage]:
+    return {stage.name: stage for stage in plan(storage, workflow, Question(**question))}
+
+
+def test_sizes_are_stated_where_the_data_set_is_not_there_yet(storage: Storage):
+    shape = parse_shape("h100x8")
+    nothing = planned(storage, workflow(updates=None, epochs=14), shape=shape)["pretrain"]
+    assert (nothing.work, nothing.estimate) == ({}, None)
+    assert nothing.unknown == "'ingest' is not done: --images and --classes would tell how large this is"
+    assert "--classes would" in planned(storage, workflow(), shape=shape)["pretrain"].unknown
+    known = planned(storage, workflow(updates=None, epochs=14), shape=shape, images=303_000_000, classes=1000)
+    assert known["pretrain"].work["exaflops"] == pytest.approx(1567, rel=1e-3)
+    assert known["finetune"].estimate is not None
+    # The paper's core-days are those of its pre-training.
+    assert known["finetune"].estimate.tpu_core_days == {}
+
+
+def test_a_source_that_is_elsewhere_keeps_nobody_from_planning(storage: Storage):
+    stages = {
+        "ingest": IngestConfig.model_validate({"source": {"kind": "folder", "path": "/nowhere"}}),
+        "pretrain": pretrain(),
+    }
+    with pytest.raises(UserError, match="/nowhere is not a folder"):
+        planned(storage, Workflow(name="mine", stages=stages))
+    found = planned(storage, Workflow(name="mine", stages=stages), images=1000, classes=10)
+    assert found["ingest"].why == ["/nowhere is not a folder: path must hold a folder of images for each class"]
+    assert found["pretrain"].work["updates"] == 1000
+
+
+def test_an_average_that_is_mostly_the_beginning_is_told(storage: Storage):
+    short = planned(storage, workflow(polyak_decay=0.9999), classes=10)["pretrain"]
+    (warning,) = short.warnings
+    assert warning == (
+        "polyak_decay=0.9999: after 1,000 updates 90% of the average is what training began with: 0.997 leaves 5%"
+    )
+    assert planned(storage, workflow(polyak_decay=0.997), classes=10)["pretrain"].warnings == []
+
+
+def test_dropout_is_told(storage: Storage):
+    found = planned(storage, workflow(model=LARGE.model_copy(update={"dropout": 0.1})), classes=10)["pretrain"]
+    assert found.warnings == ["dropout=0.1: its masks vary with the number of workers"]
+
+
+def test_the_efficiency_of_the_newest_run_on_gpus_is_taken(storage: Storage):
+    shape = parse_shape("h100x8")
+    assumed = planned(storage, workflow(), shape=shape, classes=10)["pretrain"].estimate
+    assert assumed is not None
+    assert (assumed.efficiency, assumed.efficiency_from) == (0.4, "assumed")
+    _finish(storage, "older", ended_ms=1, mfu=[0.3, 0.3], placement={"gpus_per_worker": 1})
+    _finish(storage, "newer", ended_ms=2, mfu=[0.1, 0.5, 0.52], placement={"gpus_per_worker": 1})
+    _finish(storage, "on-cpus", ended_ms=3, mfu=[0.9], placement={"gpus_per_worker": 0})
+    measured = planned(storage, workflow(), shape=shape, classes=10)["pretrain"].estimate
+    assert measured is not None
+    assert (measured.efficiency, measured.efficiency_from) == (0.5, "measured by pretrain/newer")
+    stated = planned(storage, workflow(), shape=shape, classes=10, terms=Terms(efficiency=0.6))["pretrain"].estimate
+    assert stated is not None
+    assert (stated.efficiency, stated.efficiency_from) == (0.6, "stated")
+
+
+def _finish(storage: Storage, name: str, *, ended_ms: int, mfu: list[float], placement: dict) -> None:
+    """A finished pretraining stage with these points."""
+    folder = f"stages/pretrain/{name}"
+    nothing = {"identity": {}, "inputs": {}, "metrics": {}, "tables": {}, "builds": {}}
+    record = Record(
+        kind="pretrain",
+        fingerprint=name,
+        attempt=1,
+        placement=placement,
+        output_prefix="",
+        output_digest="",
+        started_ms=0,
+        ended_ms=ended_ms,
+        **nothing,
+    )
+    key = write_record(storage, folder, record)
+    head = HeadDocument(owner="me", epoch=1, nonce="n", ttl_seconds=1, state="done", attempt=1, record=key)
+    storage.write(f"{folder}/HEAD.json", head.body())
+    points = [Point(name="train/mfu", value=value, step=step, time_ms=0) for step, value in enumerate(mfu)]
+    body = "".join(json.dumps(vars(point)) + "\n" for point in points)
+    storage.write(f"{folder}/attempts/1/metrics/000000.jsonl", body.encode())

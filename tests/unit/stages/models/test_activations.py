@@ -1,0 +1,63 @@
+"""Activations by formula against the tensors that autograd really keeps."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.models import vit
+from stages.models.activations import activations
+from stages.models.config import ModelConfig
+from stages.models.vit import VisionTransformer
+
+RESOLUTION, CLASSES, IMAGES = 32, 10, 3
+
+
+def config(**fields) -> ModelConfig:
+    return ModelConfig.model_validate(
+        {"width": 64, "depth": 2, "mlp_dim": 256, "num_heads": 4, "patch_size": 8, **fields}
+    )
+
+
+def kept_by_autograd(model: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of all tensors that a forward pass saves, each memory counted once, the weights left out."""
+    network = VisionTransformer(model, RESOLUTION, CLASSES).to(dtype)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.randn(IMAGES, 3, RESOLUTION, RESOLUTION, dtype=dtype))
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in weights)
+
+
+@pytest.mark.parametrize("fields", [{}, {"patch_size": 4}, {"num_heads": 16}, {"depth": 5}, {"dropout": 0.1}])
+def test_what_is_kept_is_what_autograd_keeps(fields):
+    model = config(**fields)
+    found = activations(model, RESOLUTION, CLASSES, itemsize=4, fused=False)
+    # Logits, and what the loss keeps of them, come after the network; an output head keeps nothing of its own.
+    outside = CLASSES * (4 + 4)
+    expected = found.kept(model.depth, checkpointing=False) + found.tail - outside
+    assert IMAGES * expected == kept_by_autograd(model, torch.float32)
+
+
+def test_fused_attention_keeps_no_square_of_the_tokens(monkeypatch):
+    monkeypatch.setattr(vit, "explicit_attention", vit.fused_attention)
+    model = config(patch_size=4)
+    found = activations(model, RESOLUTION, CLASSES, itemsize=4, fused=True)
+    expected = found.kept(model.depth, checkpointing=False) + found.tail - CLASSES * (4 + 4)
+    assert kept_by_autograd(model, torch.float32) == IMAGES * expected
+
+
+def test_half_precision_halves_all_but_the_norms_figures():
+    of = {size: activations(config(), RESOLUTION, CLASSES, itemsize=size, fused=True) for size in (2, 4)}
+    assert of[4].token == 2 * of[2].token
+    assert of[4].block / 2 < of[2].block < 0.53 * of[4].block
+
+
+def test_checkpointing_keeps_the_blocks_inputs_and_one_block():
+    found = activations(config(depth=12), RESOLUTION, CLASSES, itemsize=4, fused=False)
+    assert found.backward(12, checkpointing=True) == found.inputs + 11 * found.token + found.block + found.working
+    assert found.backward(12, checkpointing=True) < found.backward(12, checkpointing=False) / 4
