@@ -27,7 +27,9 @@ def of_help() -> Iterator[str]:
 def of_pages() -> Iterator[str]:
     """The commands on lines that begin with $, which may hold several."""
     for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
-        for line in re.findall(r"^\$ (patchline .*)$", path.read_text(), re.MULTILINE):
+        # A line that ends in a backslash goes on with the next one.
+        text = re.sub(r"\\\n\s*", "", path.read_text())
+        for line in re.findall(r"^\$ (patchline .*)$", text, re.MULTILINE):
             parts = [part.strip() for part in re.sub(r" {2,}#.*", "", line).split(";")]
             yield from (part for part in parts if part.startswith("patchline "))
 
@@ -41,9 +43,10 @@ def block(language: str, words: str) -> str:
 
 @pytest.fixture(autouse=True)
 def newcomer(tmp_path, monkeypatch):
-    """In a folder with the README's workflow file, where nothing has ever been started."""
+    """In a folder with the README's workflow files, where nothing has ever been started."""
     monkeypatch.setenv("PATCHLINE_HOME", str(tmp_path / "home"))
-    (tmp_path / "mine.yaml").write_text(block("yaml", "name: mine"))
+    for name in ("mine", "jft"):
+        (tmp_path / f"{name}.yaml").write_text(block("yaml", f"name: {name}"))
     monkeypatch.chdir(tmp_path)
 
 

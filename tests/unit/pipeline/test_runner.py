@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 
@@ -16,6 +17,7 @@ from pipeline.runner import Runner
 from pipeline.status import StatusReader
 from stages.config import placement
 from stages.context import CheckpointDamaged, Rank, Rollback, RollbackWanted, Stopped, StopRequest, write_fault
+from stages.metrics import now_ms
 from tests.unit.pipeline.toys import CALLS, Source, Upper
 
 
@@ -384,7 +386,8 @@ def test_what_a_dead_attempt_left_is_collected_and_what_tells_of_it_stays(storag
         storage.write(f"{context.folder}/checkpoints/00000010-a1/rank-0000.safetensors", b"half")
         storage.write(f"{context.prefix}/model.safetensors", b"half")
         storage.write(f"{context.prefix}/logs/rank-0000/000000.log", b"told")
-        storage.write(f"{context.prefix}/metrics/000000.jsonl", b"")
+        point = {"name": "loss", "value": 1.0, "step": 1, "time_ms": now_ms()}
+        storage.write(f"{context.prefix}/metrics/000000.jsonl", json.dumps(point).encode())
         raise ConnectionError("cable pulled")
 
     assert run(storage, disturbed_flow(litter)) == "done"

@@ -119,11 +119,13 @@ def test_a_stage_shows_its_newest_checkpoint_while_it_runs_and_when_it_is_not_do
         assert "patchline.checkpoint" not in server.tags["train"]
         for update in (10, 20):
             prefix = f"{FOLDER}/checkpoints/{update:08d}-a1"
-            commit_checkpoint(storage, FOLDER, head.epoch, 1, prefix, update)
+            commit_checkpoint(storage, FOLDER, head.epoch, 1, prefix, update, lambda updates: updates)
             wait_for(
                 lambda prefix=prefix: server.tags["train"].get("patchline.checkpoint") == f"{storage.url}/{prefix}"
             )
-        commit_checkpoint(storage, FOLDER, head.epoch, 1, f"{FOLDER}/checkpoints/00000030-a1", 30)
+        commit_checkpoint(
+            storage, FOLDER, head.epoch, 1, f"{FOLDER}/checkpoints/00000030-a1", 30, lambda updates: updates
+        )
         head.release(outcome)
         tracker.attempt_ended("train", 1, outcome)
         tracker.stage_ended("train", outcome, None)

@@ -41,10 +41,10 @@ class Stages:
     def _gang(self, folder: str) -> Callable[..., Any]:
         rank = Rank(
             rank=0, world_size=1, local_rank=0, storage=self.storage, folder=folder, attempt=1, checkpoint=None,
-            commit_checkpoint=lambda prefix, update: None, stop_requested=lambda: False,
+            commit_checkpoint=lambda prefix, update, keep: (), stop_requested=lambda: None,
         )  # fmt: skip
 
-        def gang(function: Callable[[Any, Rank], Any], argument: Any, *, workers: int, cpus: float, gpus: float) -> Any:
+        def gang(function: Callable[[Any, Rank], Any], argument: Any, **place: Any) -> Any:
             self.jobs.append(argument)
             return function(argument, rank)
 
