@@ -337,10 +337,14 @@ def export(
 
     Example: `patchline export vit.safetensors --workflow digits-20260131 --stage pretrain`
     """
+    from pipeline.checkpoints import Damaged
     from pipeline.checkpoints import export as export_weights
 
     storage, found, workflow = _of_workflow(workflow_id, root)
-    about = export_weights(storage, found, workflow, to, stage=stage, update=update, raw=raw, fast=fast)
+    try:
+        about = export_weights(storage, found, workflow, to, stage=stage, update=update, raw=raw, fast=fast)
+    except Damaged as error:
+        raise UserError(f"{error}: `patchline checkpoints` lists others, for --update") from None
     what = "averaged weights" if about["averaged"] else "weights"
     console.print(f"{to}: {what} of update {about['update']}, from {about['checkpoint']}", soft_wrap=True)
 

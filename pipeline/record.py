@@ -127,6 +127,7 @@ class Event(Config):
     time_ms: int
     type: str
     stage: str | None = None
+    epoch: int | None = None
     data: dict[str, JsonValue] = Field(default_factory=dict)
 
 
@@ -135,12 +136,14 @@ class EventLog:
 
     def __init__(self, storage: Storage, workflow: str) -> None:
         self._storage, self._prefix = storage, f"workflows/{workflow}/events/"
-        self._next = 0
+        self._next = self._newest_epoch = 0
+        self.epoch: int | None = None
+        """Of the driver that appends; whoever is none says nothing of what a driver does."""
 
     def append(self, type_: str, stage: str | None = None, **data: Any) -> Event:
         """Store one event under the next free number."""
         while True:
-            event = Event(number=self._next, time_ms=now_ms(), type=type_, stage=stage, data=data)
+            event = Event(number=self._next, time_ms=now_ms(), type=type_, stage=stage, data=data, epoch=self.epoch)
             try:
                 self._storage.write_if_absent(self._key(event.number), event.model_dump_json().encode())
             except Conflict:
@@ -151,7 +154,10 @@ class EventLog:
             return event
 
     def new_events(self) -> list[Event]:
-        """The events stored since the last call, in order. Raises UserError for a newer format."""
+        """The events stored since the last call, in order. Raises UserError for a newer format.
+
+        Those of a driver are left out where another one had taken over before: they are not what has happened.
+        """
         events = []
         while True:
             try:
@@ -161,27 +167,42 @@ class EventLog:
             document = json.loads(body)
             # The first events had no number of a format.
             check_format(document.get("format", FORMAT), FORMAT, self._key(self._next))
-            events.append(Event.model_validate(document))
+            event = Event.model_validate(document)
             self._next += 1
+            if event.epoch is None or event.epoch >= self._newest_epoch:
+                self._newest_epoch = event.epoch or self._newest_epoch
+                events.append(event)
 
     def _key(self, number: int) -> str:
         return f"{self._prefix}{number:06d}.json"
 
 
-def mark(storage: Storage, workflow: str, state: str) -> None:
-    """Put a workflow's state into the index."""
+def mark(storage: Storage, workflow: str, state: str, epoch: int | None = None) -> None:
+    """Put a workflow's state into the index: as its driver of this epoch, or as somebody who hands it to one.
+
+    What a driver says after another one has taken over has a lower epoch, and is not the newest.
+    """
     prefix = f"index/workflows/{workflow}/"
-    numbers = [int(key.removeprefix(prefix).split("-")[0]) for key in storage.list(prefix)]
-    storage.write(f"{prefix}{max(numbers, default=-1) + 1:06d}-{state}", b"")
+    entries = [_entry(key.removeprefix(prefix)) for key in storage.list(prefix)]
+    number = max((entry[1] for entry in entries), default=-1) + 1
+    own = epoch if epoch is not None else max((entry[0] for entry in entries), default=0)
+    storage.write(f"{prefix}{own:06d}.{number:06d}-{state}", b"")
 
 
 def listed(storage: Storage) -> dict[str, str]:
     """The newest state of every workflow, by id, oldest first."""
-    states: dict[str, str] = {}
+    newest: dict[str, tuple[int, int, str]] = {}
     for key in storage.list("index/workflows/"):
-        _, _, workflow, entry = key.split("/")
-        states[workflow] = entry.split("-", 1)[1]
-    return states
+        _, _, workflow, name = key.split("/")
+        newest[workflow] = max(newest.get(workflow, (-1, -1, "")), _entry(name))
+    return {workflow: state for workflow, (_, _, state) in newest.items()}
+
+
+def _entry(name: str) -> tuple[int, int, str]:
+    """Epoch, number and state of an entry of the index. The first ones had no epoch."""
+    place, _, state = name.partition("-")
+    epoch, _, number = place.rpartition(".")
+    return int(epoch or 0), int(number), state
 
 
 def builds() -> Mapping[str, str]:

@@ -65,8 +65,9 @@ class Runner:
             # Asked to stop while another driver still held the workflow: nothing of it is ours.
             return "stopped"
         self._keeper.start(head)
+        self.events.epoch = head.epoch
         try:
-            mark(self.storage, self.id, "running")
+            mark(self.storage, self.id, "running", head.epoch)
             self.events.append("workflow_started", owner=self.owner, driver=self.number)
             for name in self.workflow.order():
                 if self._keeper.stop.is_set():
@@ -78,7 +79,7 @@ class Runner:
         # Before anybody is told: a driver that has lost its lease raises here.
         head.release(state)
         self.events.append("workflow_ended", state=state, driver=self.number)
-        mark(self.storage, self.id, state)
+        mark(self.storage, self.id, state, head.epoch)
         return state
 
     def _state(self) -> State:

@@ -44,6 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home, so that no stack is up and nothing has been done."""
     home = tmp_path / "home"
     monkeypatch.setenv("PATCHLINE_HOME", str(home))
+    monkeypatch.setenv("COLUMNS", "160")
     # The console took its width when it was made.
     monkeypatch.setattr(cli.console, "width", 160)
     return home

@@ -12,7 +12,7 @@ from pipeline.config import Workflow
 from pipeline.display import describe
 from pipeline.head import Head, commit_checkpoint, read_head
 from pipeline.keeper import request_cancel
-from pipeline.record import EventLog, listed, read_record
+from pipeline.record import EventLog, listed, mark, read_record
 from pipeline.runner import Runner
 from pipeline.status import StatusReader
 from stages.config import placement
@@ -159,6 +159,7 @@ def test_a_driver_that_was_fenced_out_is_told_and_changes_nothing(storage):
         lease_seconds=0.3, on_lost=lost.append,
     )  # fmt: skip
     errors = []
+    told = []
 
     def drive() -> None:
         try:
@@ -175,9 +176,11 @@ def test_a_driver_that_was_fenced_out_is_told_and_changes_nothing(storage):
     assert run(storage, workflow()) == "done"
     before = {key: storage.read(key) for key in storage.list("stages/") if key.endswith("HEAD.json")}
     assert len(before) == 2
+    told.append((status(storage), listed(storage)))
     gate.set()
     thread.join(20)
     assert type(errors[0]).__name__ == "LeaseLost"
+    assert (status(storage), listed(storage)) == told[0]
     assert {key: storage.read(key) for key in storage.list("stages/") if key.endswith("HEAD.json")} == before
 
 
@@ -443,3 +446,64 @@ def test_the_wait_before_a_retry_grows_only_while_the_stage_stands_still():
 
     waits = [stage_run._backoff(failures(*updates)) for updates in ((0,), (0, 0), (0, 0, 0), (0, 0, 10), (0,) * 50)]
     assert waits == [0.01, 0.02, 0.04, 0.01, 300.0]
+
+
+@pytest.mark.parametrize("act", ["its stage fails", "its workflow ends"])
+def test_what_a_zombie_says_is_not_what_has_happened(storage, monkeypatch, act):
+    """It is paused just before it tells of a failure, or of the workflow's end, and another driver finishes first."""
+    gate, paused, errors = threading.Event(), threading.Event(), []
+
+    def pause() -> None:
+        paused.set()
+        gate.wait(20)
+
+    class Failing(Upper):
+        @classmethod
+        def function(cls):
+            def fail(config, inputs, context):
+                pause()
+                raise UserError("the zombie cannot read")
+
+            return fail
+
+    second = Failing(text="first") if act == "its stage fails" else Upper(text="first")
+    flow = Workflow(name="toy", stages={"first": Source(), "second": second})
+    zombie = Runner(storage, "toy-1", flow, owner="zombie", ray=False, tracker=Silent(), lease_seconds=0.3)
+    zombie._keeper.start = lambda head: None
+    zombie._keeper.close = lambda: pause() if act == "its workflow ends" else None
+
+    def drive() -> None:
+        try:
+            zombie.run()
+        except Exception as error:
+            errors.append(type(error).__name__)
+
+    thread = threading.Thread(target=drive)
+    thread.start()
+    assert paused.wait(10)
+    assert run(storage, workflow()) == "done"
+    before = (status(storage), listed(storage), len(EventLog(storage, "toy-1").new_events()))
+    gate.set()
+    thread.join(20)
+    assert errors == ["LeaseLost"]
+    assert (status(storage), listed(storage), len(EventLog(storage, "toy-1").new_events())) == before
+    assert status(storage).state == "done"
+
+
+def test_a_driver_that_was_taken_over_is_not_listened_to(storage):
+    """Its last words may come after those of the next one, who has a higher epoch."""
+    old, new = EventLog(storage, "toy-1"), EventLog(storage, "toy-1")
+    old.epoch, new.epoch = 1, 2
+    old.append("workflow_started")
+    new.append("workflow_started")
+    old.append("workflow_ended", state="failed")
+    EventLog(storage, "toy-1").append("driver_submitted", number=2)
+    new.append("workflow_ended", state="done")
+    mark(storage, "toy-1", "running", 2)
+    mark(storage, "toy-1", "failed", 1)
+    assert [event.type for event in EventLog(storage, "toy-1").new_events()] == [
+        "workflow_started", "workflow_started", "driver_submitted", "workflow_ended",
+    ]  # fmt: skip
+    assert listed(storage) == {"toy-1": "running"}
+    mark(storage, "toy-1", "submitted")
+    assert listed(storage) == {"toy-1": "submitted"}
