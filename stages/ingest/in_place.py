@@ -25,7 +25,7 @@ from stages.ingest.headers import BadImage
 from stages.ingest.part import FORMAT, Part, read_part
 from stages.ingest.prepare import check
 from stages.ingest.sources.base import RawImage
-from stages.ingest.sources.tar_members import refusal
+from stages.ingest.sources.tar_members import check_end, refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +128,9 @@ def _samples(file: BinaryIO, address: str, source: WebDatasetSource, bad: list[t
                         if sample.label is not None:
                             bad.append((f"{address}/{member.name}", "duplicate key"))
                         sample.label = sample.label or content.read()
+            check_end(file, tar.offset)
     except tarfile.TarError as error:
-        raise UserError(f"{address} is no tar that can be read: {error}; fetch or write it again") from error
+        raise UserError(f"{address} is no whole tar: {error}; fetch or write it again") from error
     return samples
 
 

@@ -236,6 +236,16 @@ def test_damaged_and_cut_tars_are_named(tmp_path):
             source(path).listing()
 
 
+def test_tars_that_stop_between_two_members_are_cut(tmp_path):
+    path, data = tmp_path / "x.tar", tar_bytes(class_tars())
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        second, end = tar.getmembers()[1].offset, tar.offset
+    for length in (second, second + 100, end):
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError, match=r"x\.tar: damaged or cut"):
+            source(path).listing()
+
+
 def test_images_that_have_gone_are_missing(tmp_path):
     opened = source(one_tar_per_class(tmp_path))
     references = opened.listing().references

@@ -206,8 +206,29 @@ def test_the_digest_follows_the_tars(tmp_path):
 
 def test_a_file_that_is_no_tar_is_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(UserError, match=r"a\.tar is no tar that can be read"):
+    with pytest.raises(UserError, match=r"a\.tar is no whole tar"):
         run(ingest({"shards": {"train": f"{tmp_path}/a.tar"}}), {}, context(tmp_path))
+
+
+def test_tars_that_end_early_or_have_a_hole_are_refused(tmp_path):
+    path = write_tar(
+        tmp_path / "a.tar", [(f"{n}.{e}", d) for n in range(9) for e, d in (("jpg", jpeg(n)), ("cls", b"1"))]
+    )
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        headers = [member.offset for member in tar]
+        end = tar.offset
+    cuts = {"damaged header": data[: headers[8]] + b"?" * 512 + data[headers[8] + 512 :],
+            "zeros for a header": data[: headers[8]] + bytes(512) + data[headers[8] + 512 :],
+            "at a member's end": data[: headers[8]], "within a header": data[: headers[8] + 100],
+            "without its end": data[:end], "two, one after the other": data + data}  # fmt: skip
+    config = ingest({"shards": {"train": f"{path}"}})
+    for name, cut in cuts.items():
+        path.write_bytes(cut)
+        with pytest.raises(UserError, match=r"a\.tar is no whole tar: .* byte \d+.*fetch or write it again"):
+            run(config, {}, context(tmp_path / name))
+    path.write_bytes(data[: end + 512])
+    assert run(config, {}, context(tmp_path / "whole")).metrics["images"] == 9
 
 
 @pytest.mark.parametrize("fields", [{"quality": 90}, {"held_out_classes": 1}, {"destination": "s3://bucket/x"}])

@@ -311,6 +311,15 @@ def test_images_are_made_smaller_and_encoded_anew_where_asked(tmp_path, folder):
     assert sorted(image.size for image in images)[-2:] == [(6, 5), (100, 67)]
 
 
+def test_images_above_pillows_own_limit_are_taken_where_asked(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    config = IngestConfig(source=FolderSource(path=str(folder)), max_pixels=30, verify="decode")
+    assert run(config, {}, context(tmp_path)).metrics["images"] == 20
+    Image.new("RGB", (16, 8)).save(folder / "cat" / "y.bmp")
+    config = config.model_copy(update={"max_bad": 0.1})
+    assert run(config, {}, context(tmp_path / "b")).metrics["bad/too many pixels"] == 1
+
+
 def test_shards_are_filled_by_size(tmp_path, folder):
     place = context(tmp_path)
     config = IngestConfig(
