@@ -120,7 +120,7 @@ class Runner:
         try:
             document = identify(self.workflow, name, {f: done.fingerprint for f, done in needed.items()})
             folder = stage_folder(config.kind, fingerprint(document))
-            done = reusable(self.storage, folder, {f: item.output.digest for f, item in needed.items()})
+            done = reusable(self.storage, folder, config, {f: item.output.digest for f, item in needed.items()})
             if done is None:
                 done = self._run(name, config, document, folder, needed)
             else:
@@ -152,7 +152,7 @@ class Runner:
             return None
         # Whoever held the lease meanwhile may have finished the stage.
         state = head.read()
-        done = self._finished_by(head, state, digests)
+        done = self._finished_by(head, state, config, digests)
         if done is not None:
             self._reused(name, done)
             return done
@@ -165,10 +165,12 @@ class Runner:
         finally:
             self._keeper.drop()
 
-    def _finished_by(self, head: Head, state: HeadDocument, digests: dict[str, str]) -> Finished | None:
+    def _finished_by(
+        self, head: Head, state: HeadDocument, config: StageConfig, digests: dict[str, str]
+    ) -> Finished | None:
         if state.record is None:
             return None
-        done = finished(self.storage, head.folder, state.record, digests)
+        done = finished(self.storage, head.folder, state.record, config, digests)
         if done is not None:
             head.commit_record(state.record)
         return done

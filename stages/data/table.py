@@ -6,6 +6,7 @@ the data set's folder, or absolute (`s3://…`, `file://…`, `https://…`) whe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,14 @@ def table_bytes(shards: Sequence[Shard]) -> bytes:
             f"{name}.address_ends": np.cumsum([len(part) for part in text], dtype=np.int64),
         }
     return safetensors.numpy.save(arrays)
+
+
+def tar_sizes(data: bytes) -> dict[str, int]:
+    """Of a table in its stored form, the bytes of every tar by its address."""
+    arrays = safetensors.numpy.load(data)
+    text, ends = arrays["tar.address"].tobytes(), arrays["tar.address_ends"].tolist()
+    addresses = [text[start:stop].decode() for start, stop in itertools.pairwise([0, *ends])]
+    return dict(zip(addresses, arrays["tar.bytes"].tolist(), strict=True))
 
 
 class ShardTable(Sequence[Shard]):

@@ -10,7 +10,9 @@ from pydantic import AfterValidator, Field, model_validator
 from stages.config import Config, StageConfig, placement
 
 if TYPE_CHECKING:
+    from cluster.storage import Storage
     from stages.config import StageFunction
+    from stages.context import Output
 
 
 def _absolute(path: str) -> str:
@@ -202,3 +204,11 @@ class IngestConfig(StageConfig):
         from stages.ingest.splits_file import digest_with
 
         return digest_with(digest, self.splits_file)
+
+    def is_in_place(self, storage: Storage, output: Output) -> bool:
+        """Whether the tars are at the destination. Those indexed where they lie are in the external digest."""
+        if isinstance(self.source, WebDatasetSource):
+            return True
+        from stages.ingest.destination import is_in_place
+
+        return is_in_place(self, storage, output)

@@ -14,6 +14,7 @@ from stages.data.manifest import DatasetMeta, Split
 from stages.data.table import Shard, table_bytes
 from stages.ingest.addresses import shard_addresses
 from stages.ingest.config import IngestConfig, WebDatasetSource
+from stages.ingest.destination import claim
 from stages.ingest.in_place import IndexTask, index_tar
 from stages.ingest.part import Part
 from stages.ingest.report import Report
@@ -35,6 +36,7 @@ def run(config: IngestConfig, inputs: Inputs, context: Context) -> Result:
     held_out = draw_held_out(len(classes), config.held_out_classes, context.seed)
     splits = draw_splits(listing, config, held_out, context.seed)
     plan = {name: fill_shards(listing, numbers, config) for name, numbers in splits.items()}
+    claim(config, context)
     parts = context.tasks(make_shard, _tasks(config, context, listing, plan), label="shards")
     return _finish(config, context, classes, held_out, _by_split(plan, parts), listing.refused)
 
