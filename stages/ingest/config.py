@@ -30,6 +30,9 @@ def _absolute_address(address: str) -> str:
 Address = Annotated[str, AfterValidator(_absolute_address)]
 """A path on a disk that all workers see, `file:///…`, `s3://…` or, to read from, `https://…`."""
 
+SPLIT_NAMES = {**{name: name for name in ("train", "validation", "test")}, "val": "validation", "valid": "validation"}
+"""What data sets call the splits."""
+
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 

@@ -16,8 +16,6 @@ Reference = int | str
 """What a source knows an image by: its number, or a name such as a path. A name is shown in reports."""
 
 SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {**{name: name for name in SPLITS}, "val": "validation", "valid": "validation"}
-"""What data sets call the splits."""
 
 
 @dataclass(frozen=True, kw_only=True)

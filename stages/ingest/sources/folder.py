@@ -11,9 +11,9 @@ import numpy as np
 
 from cluster.errors import UserError
 from stages.context import canonical_json, sha256
-from stages.ingest.config import FolderSource
+from stages.ingest.config import SPLIT_NAMES, FolderSource
 from stages.ingest.headers import SUFFIXES
-from stages.ingest.sources.base import SPLIT_NAMES, SPLITS, Listing, Missing, RawImage, Reference
+from stages.ingest.sources.base import SPLITS, Listing, Missing, RawImage, Reference
 from stages.ingest.sources.class_names import class_names, map_digest
 
 

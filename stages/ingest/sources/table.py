@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from stages.context import canonical_json, sha256
-from stages.ingest.config import TableSource
+from stages.ingest.config import SPLIT_NAMES, TableSource
 from stages.ingest.sources.addressed import STORED, read_addresses, resolve
-from stages.ingest.sources.base import SPLIT_NAMES, SPLITS, Listing, Missing, RawImage, Reference
+from stages.ingest.sources.base import SPLITS, Listing, Missing, RawImage, Reference
 from stages.ingest.sources.class_names import class_names, map_digest
 from stages.ingest.sources.labels import Labels
 from stages.ingest.sources.parquet import ParquetTable

@@ -16,6 +16,7 @@ from stages.context import Context
 from stages.data.config import DataConfig
 from stages.data.loader import TrainLoader
 from stages.data.manifest import dataset_meta
+from stages.ingest.addresses import shard_addresses
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import run
 from tests.unit.stages.shards import shards, stored
@@ -202,6 +203,20 @@ def test_the_digest_follows_the_tars(tmp_path):
     assert digest == ingest({"shards": {"train": f"{tmp_path}/a.tar"}}).external_digest()
     write_tar(tmp_path / "a.tar", [("1.jpg", jpeg(2)), ("1.cls", b"1")])
     assert config.external_digest() != digest
+
+
+def test_lists_of_tars_are_read_line_by_line_and_relative_to_themselves(tmp_path):
+    tars = [tmp_path / "sub" / "a b.tar", tmp_path / "c.tar", tmp_path / "0.tar", tmp_path / "1.tar"]
+    for number, path in enumerate(tars):
+        write_tar(path, [("1.jpg", jpeg(number)), ("1.cls", b"1")])
+    (tmp_path / "list.txt").write_text(f"sub/a b.tar\n\n  {tmp_path}/c.tar  \r\n{{0..1}}.tar\n")
+    found = shard_addresses(ingest({"shards": {"train": f"{tmp_path}/list.txt"}}).source)
+    assert found == {"train": [f"file://{path}" for path in tars]}
+    with pytest.raises(UserError, match=r"source\.shards: the list file://.*/none\.txt is not there"):
+        shard_addresses(ingest({"shards": {"train": f"{tmp_path}/none.txt"}}).source)
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"list\.txt is no text in UTF-8"):
+        shard_addresses(ingest({"shards": {"train": f"{tmp_path}/list.txt"}}).source)
 
 
 def test_a_file_that_is_no_tar_is_named(tmp_path):
