@@ -22,6 +22,7 @@ SUFFIXES = {
 _START_OF_FRAME = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 _PNG = b"\x89PNG\r\n\x1a\n"
+_BEGINNINGS = (b"\xff\xd8\xff", _PNG, b"GIF87a", b"GIF89a", b"BM", b"P5", b"P6", b"II*\0", b"MM\0*")
 
 
 class BadImage(ValueError):
@@ -37,6 +38,12 @@ class Header:
     height: int
     traits: tuple[str, ...] = ()
     """Of grey, cmyk, palette, alpha, 16-bit, rotated."""
+
+
+def is_known(beginning: bytes) -> bool:
+    """Whether the first 12 bytes of a file are those of a format whose suffixes are known."""
+    webp = beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP"
+    return webp or beginning.startswith(_BEGINNINGS)
 
 
 def read_header(data: bytes) -> Header:

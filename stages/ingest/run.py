@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def run(config: IngestConfig, inputs: Inputs, context: Context) -> Result:
     plan = {name: fill_shards(listing, numbers, config) for name, numbers in splits.items()}
     claim(config, context)
     parts = context.tasks(make_shard, _tasks(config, context, listing, plan), label="shards")
-    return _finish(config, context, classes, held_out, _by_split(plan, parts), listing.refused)
+    return _finish(config, context, classes, held_out, _by_split(plan, parts), listing.refused, listing.unused)
 
 
 def _index_in_place(config: IngestConfig, context: Context, addresses: dict[str, list[str]]) -> Result:
@@ -68,10 +69,12 @@ def _finish(
     held_out: tuple[int, ...],
     parts: dict[str, list[Part]],
     refused: Sequence[tuple[str, str]] = (),
+    unused: Mapping[str, int] = MappingProxyType({}),
 ) -> Result:
     """Report what was met, and commit."""
     unlisted = Part(shard=None, multi_label=False, class_counts={}, bad=refused)
-    report = Report(config.max_bad, [unlisted, *(part for own in parts.values() for part in own)])
+    report = Report(config.max_bad, [unlisted, *(part for own in parts.values() for part in own)], unused)
+    report.tell_unused()
     names = report.write(context)
     report.check(f"{context.storage.url}/{context.prefix}/{names['path']}")
     output = _commit(config, context, classes, held_out, parts, names)

@@ -268,6 +268,72 @@ def test_a_folder_with_splits_keeps_them(tmp_path, folder):
         run(config, {}, context(tmp_path, attempt=2))
 
 
+def test_files_that_are_not_used_are_counted_by_what_they_are(tmp_path, folder, capsys):
+    (folder / "cat" / "x.heic").write_bytes(b"1")
+    (folder / "cat" / "y.HEIC").write_bytes(b"1")
+    (folder / "cat" / "plain").write_bytes(b"text")
+    (folder / "dog" / "1.jpg").rename(folder / "dog" / "image")
+    (folder / "bird").mkdir()
+    picture(folder / "top.jpg", 1)
+    (folder / "README").write_text("top")
+    result = run(IngestConfig(source=FolderSource(path=str(folder))), {}, context(tmp_path))
+    assert result.metrics["images"] == 20
+    counts = {name: value for name, value in result.metrics.items() if name.startswith("unused")}
+    assert counts == {
+        "unused": 8, "unused/heic": 2, "unused/txt": 2, "unused/without a suffix": 2, "unused/class without images": 1,
+        "unused/image outside of a class": 1,
+    }  # fmt: skip
+    assert {"what": "not used: .heic", "images": 2} in result.tables["report"]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not used")]
+    assert told == [
+        "not used, since they are no images in a class: 2 .heic, 2 .txt, 2 without a suffix, 1 class without images, "
+        "1 image outside of a class"
+    ]
+
+
+def test_rare_kinds_of_files_are_counted_together(tmp_path, folder):
+    for number in range(40):
+        (folder / "cat" / f"frame.{number:03d}").write_bytes(b"1")
+    metrics = run(IngestConfig(source=FolderSource(path=str(folder))), {}, context(tmp_path)).metrics
+    assert (metrics["unused"], metrics["unused/others"], metrics["unused/txt"]) == (42, 21, 2)
+    assert len([name for name in metrics if name.startswith("unused/")]) == 21
+
+
+def test_links_to_nothing_and_in_circles_are_reported(tmp_path, folder):
+    (folder / "cat" / "gone.jpg").symlink_to(tmp_path / "nothing.jpg")
+    (folder / "cat" / "deeper" / "again").symlink_to(folder / "cat")
+    (folder / "dog" / "self").symlink_to(folder / "dog" / "self")
+    picture(tmp_path / "elsewhere" / "a.jpg", 9)
+    (folder / "dog" / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "dog" / "b.jpg").symlink_to(tmp_path / "elsewhere" / "a.jpg")
+    place = context(tmp_path)
+    result = run(IngestConfig(source=FolderSource(path=str(folder)), max_bad=0.2), {}, place)
+    told = [json.loads(line) for line in place.storage.read(f"{place.prefix}/bad.jsonl").splitlines()]
+    assert {line["image"]: line["reason"] for line in told} == {
+        "cat/deeper/again": "link to a folder that it lies in",
+        "cat/gone.jpg": "link to nothing",
+        "dog/self": "cannot be read: Too many levels of symbolic links",
+    }
+    assert result.metrics["images"] == 22
+
+
+@pytest.mark.parametrize("splits", [["test", "val"], ["validation"], ["test", "val", "notes"]])
+def test_splits_without_training_images_are_no_classes(tmp_path, splits):
+    for name in splits:
+        picture(tmp_path / "photos" / name / "cat" / "1.jpg", 1)
+    with pytest.raises(UserError, match=rf"has {splits[0]}.* and no train: put the training images"):
+        IngestConfig(source=FolderSource(path=str(tmp_path / "photos"))).external_digest()
+
+
+def test_folders_and_files_beside_train_are_counted(tmp_path, folder):
+    folder.rename(tmp_path / "train")
+    picture(tmp_path / "photos" / "extra" / "1.jpg", 1)
+    picture(tmp_path / "photos" / "1.jpg", 1)
+    (tmp_path / "train").rename(tmp_path / "photos" / "train")
+    metrics = run(IngestConfig(source=FolderSource(path=str(tmp_path / "photos"))), {}, context(tmp_path)).metrics
+    assert (metrics["unused/folder beside train"], metrics["unused/image outside of a class"]) == (1, 1)
+
+
 def test_bad_images_are_left_out_with_their_reasons_up_to_a_limit(tmp_path, folder):
     (folder / "cat" / "3.jpg").write_bytes(b"broken")
     (folder / "cat" / "4.jpg").write_bytes(b"")
