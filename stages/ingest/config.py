@@ -131,6 +131,13 @@ SourceConfig = DigitsSource | IdxSource | FolderSource | TableSource | ArchivesS
 Source = Annotated[SourceConfig, Field(discriminator="kind")]
 
 
+_REWRITING = (
+    *("validation_fraction", "test_fraction", "splits_file", "held_out_classes", "shard_megabytes"),
+    *("samples_per_shard", "longest_side", "quality", "destination"),
+)
+"""Fields that say nothing for tars that stay as they are."""
+
+
 class IngestConfig(StageConfig):
     """Turn labelled images into shards, with splits drawn by the seed.
 
@@ -176,14 +183,11 @@ class IngestConfig(StageConfig):
                 "leave nothing to train on: their sum must be below 1"
             )
         if isinstance(self.source, WebDatasetSource):
-            rewriting = {
-                **{"longest_side": None, "quality": None, "destination": None},
-                **{"held_out_classes": 0, "splits_file": None},
-            }
-            changed = [name for name, default in rewriting.items() if getattr(self, name) != default]
+            changed = [name for name in _REWRITING if getattr(self, name) != type(self).model_fields[name].default]
             if changed:
                 raise ValueError(
-                    f"{', '.join(changed)}: tars that are indexed in place are not rewritten; leave it out"
+                    f"{', '.join(changed)}: tars that are indexed in place are not rewritten, and their splits are "
+                    "those of source.shards; leave it out"
                 )
         return self
 

@@ -45,7 +45,11 @@ def run(config: IngestConfig, inputs: Inputs, context: Context) -> Result:
 def _index_in_place(config: IngestConfig, context: Context, addresses: dict[str, list[str]]) -> Result:
     tasks = (
         IndexTask(
-            config=config, storage=context.storage, folder=context.folder, name=f"{split}-{number:06d}", address=address
+            config=_checked(config, split),
+            storage=context.storage,
+            folder=context.folder,
+            name=f"{split}-{number:06d}",
+            address=address,
         )
         for split, own in addresses.items()
         for number, address in enumerate(own)
@@ -54,6 +58,11 @@ def _index_in_place(config: IngestConfig, context: Context, addresses: dict[str,
     found = [label for own in parts.values() for part in own for label in part.class_counts]
     classes = config.class_names or tuple(str(label) for label in range(max(found, default=-1) + 1))
     return _finish(config, context, classes, (), parts)
+
+
+def _checked(config: IngestConfig, split: str) -> IngestConfig:
+    """The config for a split's tasks: what models are measured on is decoded whatever `verify` says."""
+    return config if split in ("train", "held_out") else config.model_copy(update={"verify": "decode"})
 
 
 def _by_split(plan: Mapping[str, Sequence[Any]], parts: Iterable[Part]) -> dict[str, list[Part]]:
@@ -90,7 +99,7 @@ def _tasks(
     for name, groups in plan.items():
         for number, members in enumerate(groups):
             yield ShardTask(
-                config=config,
+                config=_checked(config, name),
                 storage=context.storage,
                 folder=context.folder,
                 name=f"{name}-{number:06d}",

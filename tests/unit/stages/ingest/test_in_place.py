@@ -142,6 +142,7 @@ def test_what_is_wrong_with_a_tar_is_told_and_left_out(tmp_path):
         ("d.cls", b"cat"), ("e.jpg", jpeg(4)), ("e.cls", b"10"), ("f.jpg", jpeg(4)), ("f.png", jpeg(4)),
         ("f.cls", b"1"), ("g.jpg", jpeg(5)), ("g.jpg", jpeg(6)), ("g.cls", b"1"), ("/etc/x.jpg", jpeg(7)),
         ("../y.jpg", jpeg(7)), ("h.jpg", None), ("i.jpg", b""), ("i.cls", b"0"),
+        ("j.jpg", jpeg(8)), ("j.cls", b"1"), ("j.cls", b"2"),
     ]  # fmt: skip
     write_tar(tmp_path / "a.tar", good + bad)
     config = ingest({"shards": {"train": f"{tmp_path}/a.tar"}}, class_names=NAMES, max_bad=0.5)
@@ -150,16 +151,32 @@ def test_what_is_wrong_with_a_tar_is_told_and_left_out(tmp_path):
     told = [json.loads(line) for line in place.storage.read(f"{place.prefix}/bad.jsonl").splitlines()]
     assert {line["image"].rpartition("/a.tar/")[2]: line["reason"] for line in told} == {
         "a": "no label", "b": "no image", "c": "truncated", "d": "mislabelled: 'cat' is none of class_names",
-        "e": "mislabelled: 10", "f": "several images", "g": "duplicate key", "/etc/x.jpg": "path leads out of the tar",
+        "e": "mislabelled: 10: expected numbers from 0 to below 10", "f": "several images",
+        "g": "duplicate key", "/etc/x.jpg": "path leads out of the tar",
         "../y.jpg": "path leads out of the tar", "h.jpg": "link or device", "i": "empty",
+        "j": "several labels: 2 members named .cls",
     }  # fmt: skip
-    assert (result.metrics["images"], result.metrics["bad"], result.metrics["bad/mislabelled"]) == (50, 11, 2)
-    with pytest.raises(UserError, match="11 of 61 images are bad"):
+    assert (result.metrics["images"], result.metrics["bad"], result.metrics["bad/mislabelled"]) == (50, 12, 2)
+    with pytest.raises(UserError, match="12 of 62 images are bad"):
         run(config.model_copy(update={"max_bad": 0.1}), {}, context(tmp_path, attempt=2))
 
 
+def test_labels_that_no_list_of_classes_bounds_are_bounded(tmp_path):
+    members = [("a.jpg", jpeg(1)), ("a.cls", b"3"), ("b.jpg", jpeg(2)), ("b.cls", b"1000000000000"), ("c.jpg", jpeg(3)),
+               ("c.cls", b"a cat")]  # fmt: skip
+    write_tar(tmp_path / "a.tar", members)
+    place = context(tmp_path)
+    output = run(ingest({"shards": {"train": f"{tmp_path}/a.tar"}}, max_bad=0.9), {}, place).output
+    assert dataset_meta(output).classes == ("0", "1", "2", "3")
+    told = [json.loads(line)["reason"] for line in place.storage.read(f"{place.prefix}/bad.jsonl").splitlines()]
+    assert told == [
+        "mislabelled: 1000000000000: expected numbers from 0 to below 1,000,000",
+        "mislabelled: 'a cat' is no number: set class_names to all names",
+    ]
+
+
 def test_several_labels_become_multi_hot_targets(tmp_path):
-    labels = [[1, 3], [], [0], [2, 0, 1]]
+    labels = [[1, 3, 3], [], [0], [2, 0, 1]]
     members = []
     for number, own in enumerate(labels):
         members += [(f"{number}.jpg", jpeg(number)), (f"{number}.json", json.dumps({"labels": own}).encode())]
@@ -246,7 +263,13 @@ def test_tars_that_end_early_or_have_a_hole_are_refused(tmp_path):
     assert run(config, {}, context(tmp_path / "whole")).metrics["images"] == 9
 
 
-@pytest.mark.parametrize("fields", [{"quality": 90}, {"held_out_classes": 1}, {"destination": "s3://bucket/x"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"quality": 90}, {"held_out_classes": 1}, {"destination": "s3://bucket/x"}, {"samples_per_shard": 7}),
+        *({"validation_fraction": 0}, {"test_fraction": 0.2}, {"shard_megabytes": 1}),
+    ],
+)
 def test_what_would_rewrite_the_tars_is_refused(tmp_path, fields):
     with pytest.raises(ValidationError, match="tars that are indexed in place are not rewritten"):
         ingest({"shards": {"train": "a.tar"}}, **fields)

@@ -257,7 +257,6 @@ MISTAKES = [
     ("t.jsonl", [A], {"label_separator": "|"}, r"label 1 and label_separator='\|': expected texts"),
     ("t.jsonl", [{**A, "image": 3}], {}, r"row 0: image 3: expected an address"),
     ("t.parquet", [{**A, "image": 3}], {}, r"column image is int64: expected addresses, bytes, or a struct"),
-    ("t.csv", [A, B, A], {}, r"image 'a.jpg' is in rows 0 and 2: expected one row"),
     ("t.csv", [{**A, "image": "ftp://example.com/a.jpg"}], {}, r"'ftp://example.com/a.jpg': expected a path"),
     ("t.csv", [{**A, "label": ""}], {}, r"no row with an image and a label"),
 ]
@@ -352,3 +351,16 @@ def test_a_class_map_names_the_tables_labels(tmp_path, images):
     meta, found = ingested(tmp_path, mapped)
     assert meta.classes == NAMES
     assert sorted(sample for split in found.values() for sample in split) == expected(digit)
+
+
+def test_an_image_that_is_listed_twice_is_used_once_and_counted(tmp_path, images):
+    rows = [{"image": f"images/{n}.jpg", "label": NAMES[digit(n)]} for n in range(COUNT)]
+    again = [f"{images}/0.jpg", f"file://{images}/1.jpg", "images/../images/2.jpg", "images/3.jpg"]
+    rows += [{"image": address, "label": "zero"} for address in again]
+    path = write_table(tmp_path / "data" / "t.csv", rows)
+    place = context(tmp_path)
+    result = run(ingest({"kind": "table", "path": str(path)}, max_bad=0.2), {}, place)
+    assert (result.metrics["images"], result.metrics["bad/listed twice"]) == (COUNT, 4)
+    told = [json.loads(line) for line in place.storage.read(f"{place.prefix}/bad.jsonl").splitlines()]
+    assert [line["image"] for line in told] == again
+    assert told[0]["reason"] == f"listed twice: again in row {COUNT}; several labels go into one row"
