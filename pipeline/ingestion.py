@@ -10,7 +10,12 @@ from typing import Any
 import yaml
 
 from cluster.errors import UserError
+from pipeline.api import run
 from pipeline.config import Workflow, parse_workflow
+from pipeline.identity import fingerprint, stage_folder
+from pipeline.reuse import identify, reusable
+from pipeline.settings import Settings
+from stages.context import Output
 from stages.ingest.config import SPLIT_NAMES
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -32,6 +37,20 @@ def ingest_workflow(source: str, destination: str | None = None, overrides: Iter
         stage["destination"] = destination
     document = {"name": f"ingest-{name}"[:60], "stages": {"ingest": stage}}
     return parse_workflow(yaml.safe_dump(document), "patchline ingest", given)
+
+
+def ingest(source: str, settings: Settings, destination: str | None = None, overrides: Iterable[str] = ()) -> Output:
+    """The data set of `source`, ingested in this process where it is not there yet, without a Ray cluster.
+
+    Raises UserError where the source is none, or the stage fails.
+    """
+    workflow, storage = ingest_workflow(source, destination, overrides), settings.storage()
+    folder = stage_folder("ingest", fingerprint(identify(workflow, "ingest", {})))
+    workflow_id, state = run(workflow, settings)
+    found = reusable(storage, folder, workflow.stages["ingest"], {})
+    if found is None:
+        raise UserError(f"{workflow_id} is {state}: `patchline status {workflow_id}` says why")
+    return found.output
 
 
 def of_kind(kind: str, source: str) -> dict[str, Any]:

@@ -96,6 +96,11 @@ class SampleReader:
             self._kept[shard, index] = decoded
         return decoded
 
+    def read_bytes(self, shard: int, index: int) -> tuple[bytes, list[int]]:
+        """A sample's image as it is stored, and the data set's own labels. Raises CorruptShard."""
+        opened = self.open(shard)
+        return opened.read(index), opened.index.labels_of(index)
+
     @property
     def replaced(self) -> int:
         """Samples that `read_or_replace` has met which are unreadable, or in a shard that was skipped."""

@@ -145,7 +145,7 @@ class IngestConfig(StageConfig):
     """
 
     kind: ClassVar[str] = "ingest"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     output: ClassVar[str] = "dataset"
 
     source: Source = Field(description="where the images come from")

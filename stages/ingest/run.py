@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from stages.context import Context, Inputs, Output, Result
 from stages.data.manifest import DatasetMeta, Split
-from stages.data.table import Shard, table_bytes
+from stages.data.table import Shard, class_counts_bytes, table_bytes
 from stages.ingest.addresses import shard_addresses
 from stages.ingest.config import IngestConfig, WebDatasetSource
 from stages.ingest.destination import claim
@@ -125,6 +125,8 @@ def _commit(
             raise UserError(f"split {name}: none of its images can be used; see the report of bad images")
         files.append(context.write(f"tables/{name}.safetensors", table_bytes(shards)))
         splits[name] = _split(shards, own, len(classes), files[-1]["path"])
+        counts = [part.class_counts for part in own if part.shard is not None]
+        files.append(context.write(splits[name].class_table, class_counts_bytes(counts)))
     meta = DatasetMeta(
         name=config.name or config.source.kind,
         classes=classes,

@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from stages.ingest.config import TableSource
 from stages.ingest.run import run
 from stages.ingest.sources import open_source, parquet
-from stages.ingest.sources.addressed import resolve
+from stages.ingest.sources.addressed import read_addresses, resolve
 from stages.ingest.sources.base import Missing, RawImage
 from stages.ingest.sources.labels import MOST_CLASSES
 from tests.unit.stages.ingest.pictures import NAMES, context, digit, ingest, ingested, jpeg
@@ -364,3 +364,12 @@ def test_an_image_that_is_listed_twice_is_used_once_and_counted(tmp_path, images
     told = [json.loads(line) for line in place.storage.read(f"{place.prefix}/bad.jsonl").splitlines()]
     assert [line["image"] for line in told] == again
     assert told[0]["reason"] == f"listed twice: again in row {COUNT}; several labels go into one row"
+
+
+def test_an_answer_that_is_no_image_is_said_in_the_servers_words(monkeypatch):
+    def refuse(name, address):
+        raise OSError(f"{address}: HTTP 400 Bad Request")
+
+    monkeypatch.setattr("stages.ingest.sources.addressed._read_stored", refuse)
+    [missing] = read_addresses(["https://h/a.jpg"], "/data")
+    assert missing == Missing(name="https://h/a.jpg", reason="cannot be read: https://h/a.jpg: HTTP 400 Bad Request")
