@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from PIL import Image
 
@@ -53,7 +53,7 @@ def _inspected(raw: RawImage, config: IngestConfig) -> tuple[Header, tuple[str, 
     header = read_header(raw.data)
     if header.width * header.height > config.max_pixels:
         raise BadImage(f"too many pixels: {header.width} × {header.height}")
-    claimed = SUFFIXES.get(PurePosixPath(raw.name).suffix.lower())
+    claimed = SUFFIXES.get(os.path.splitext(raw.name)[1].lower())
     return header, header.traits if claimed in (None, header.format) else (*header.traits, "misnamed")
 
 

@@ -19,8 +19,6 @@ from stages.ingest.sources.base import SPLITS, Listing, Missing, RawImage, Refer
 from stages.ingest.sources.class_names import class_names, map_digest
 from stages.ingest.sources.unused import EMPTY_CLASS, OUTSIDE, is_image_file, kind_of
 
-_Entry = os.DirEntry[str]
-
 
 @dataclass
 class _Found:
@@ -140,21 +138,22 @@ def _list_images(
         try:
             if entry.is_dir():
                 _list_images(found, place, entry.path, name, (*ancestors, own))
-            elif entry.is_symlink() and not os.path.exists(entry.path):
-                found.refused.append((name, "link to nothing"))
-            elif is_image_file(entry.path):
-                status = entry.stat()
+                continue
+            status = entry.stat()
+            if is_image_file(entry):
                 found.images.append((*place, name, status.st_size, status.st_mtime_ns))
             else:
                 found.unused[kind_of(entry.name)] += 1
+        except FileNotFoundError:
+            found.refused.append((name, "link to nothing"))
         except OSError as error:
             found.refused.append((name, f"cannot be read: {error.strerror}"))
 
 
-def _kind(entry: _Entry) -> str:
+def _kind(entry: os.DirEntry[str]) -> str:
     """What a file outside of the classes' folders is counted as."""
     try:
-        return OUTSIDE if is_image_file(entry.path) else kind_of(entry.name)
+        return OUTSIDE if is_image_file(entry) else kind_of(entry.name)
     except OSError:
         return kind_of(entry.name)
 

@@ -17,15 +17,15 @@ _MOST_KINDS = 20
 _OTHERS = "others"
 
 
-def is_image_file(path: str) -> bool:
+def is_image_file(entry: os.DirEntry[str]) -> bool:
     """Whether a file is taken for an image: by its suffix or, where it has none, by its first bytes.
 
     Raises OSError where these cannot be read.
     """
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix or not os.path.isfile(path):
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix or not entry.is_file():
         return suffix in SUFFIXES
-    with open(path, "rb", buffering=0) as file:
+    with open(entry.path, "rb", buffering=0) as file:
         return is_known(file.read(_BEGINNING))
 
 

@@ -17,6 +17,8 @@ from stages.context import Context, read_output
 from stages.data.manifest import dataset_meta
 from stages.ingest.config import DigitsSource, FolderSource, IdxSource, IngestConfig
 from stages.ingest.run import run
+from stages.ingest.sources.base import Listing
+from stages.ingest.splits import fill_shards
 from tests.unit.stages.shards import index, samples, shards
 
 
@@ -396,6 +398,20 @@ def test_shards_are_filled_by_size(tmp_path, folder):
     assert len(tars) > 2
     assert sum(tar.count for tar in tars) == 20
     assert max(tar.tar.bytes for tar in tars) < 0.015 * 2**20 + 10240
+
+
+def test_shards_are_as_few_and_as_equal_as_can_be(tmp_path, folder):
+    sizes = np.random.default_rng(0).integers(20_000, 60_000, 5000)
+    listing = Listing(classes=("a",), references=range(5000), labels=np.zeros(5000, dtype=np.int64), sizes=sizes,
+                      splits=np.zeros(5000, dtype=np.int8))  # fmt: skip
+    for megabytes in (10, 50, 64, 1000):
+        config = digits(samples_per_shard=None, shard_megabytes=megabytes)
+        groups = fill_shards(listing, np.arange(5000), config)
+        assert np.concatenate(groups).tolist() == list(range(5000))
+        bytes_of = [int((sizes[group] + 2048).sum()) for group in groups]
+        assert max(bytes_of) <= megabytes * 2**20
+        assert len(groups) <= -(-sum(bytes_of) // (megabytes * 2**20 - 62_048))
+        assert min(bytes_of) > max(bytes_of) - (len(groups) + 1) * 62_048
 
 
 def test_the_tars_go_where_they_are_wanted(tmp_path, folder):
