@@ -16,8 +16,10 @@ from cluster.storage.base import NotFound
 from stages.context import Context, read_output
 from stages.data.manifest import dataset_meta
 from stages.ingest.config import DigitsSource, FolderSource, IdxSource, IngestConfig
+from stages.ingest.headers import BadImage
+from stages.ingest.prepare import check, prepare
 from stages.ingest.run import run
-from stages.ingest.sources.base import Listing
+from stages.ingest.sources.base import Listing, RawImage
 from stages.ingest.splits import fill_shards
 from tests.unit.stages.shards import index, samples, shards
 
@@ -365,6 +367,36 @@ def test_decoding_finds_what_markers_cannot(tmp_path, folder):
     assert run(config, {}, context(tmp_path / "a")).metrics["bad"] == 0
     decoded = run(config.model_copy(update={"verify": "decode"}), {}, context(tmp_path / "b"))
     assert decoded.metrics["bad/cannot be decoded"] == 1
+
+
+def photograph(**options):
+    """A JPEG with detail in it, of 256 × 320 pixels."""
+    blocks = np.random.default_rng(0).integers(0, 256, (32, 40, 3))
+    buffer, image = io.BytesIO(), Image.fromarray(np.kron(blocks, np.ones((8, 8, 1))).astype(np.uint8))
+    image.convert(options.pop("mode", "RGB")).save(buffer, "JPEG", quality=90, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}, {"restart_marker_blocks": 4}]
+)
+def test_jpegs_with_damaged_pixels_are_found_by_decoding(tmp_path, options):
+    whole = photograph(**options)
+    half, cut = len(whole) // 2, len(whole) // 8
+    spoiled = {"middle out": whole[:half] + whole[half + cut :], "cut": whole[:half] + b"\xff\xd9"}
+    # Zeros are a long run of valid codes in a progressive image: nothing tells them from pixels.
+    if "progressive" not in options:
+        spoiled["zeros"] = whole[:half] + bytes(cut) + whole[half + cut :]
+    config = IngestConfig(source=DigitsSource(), verify="decode")
+    assert check(RawImage(name="x.jpg", data=whole), config) == check(
+        RawImage(name="x.jpg", data=whole), config.model_copy(update={"verify": "markers"})
+    )
+    for data in spoiled.values():
+        assert check(RawImage(name="x.jpg", data=data), config.model_copy(update={"verify": "markers"})) is not None
+        with pytest.raises(BadImage, match=r"damaged pixels: (Corrupt|Premature)"):
+            check(RawImage(name="x.jpg", data=data), config)
+        with pytest.raises(BadImage, match=r"damaged pixels: (Corrupt|Premature)"):
+            prepare(RawImage(name="x.jpg", data=data), config)
 
 
 def test_images_are_made_smaller_and_encoded_anew_where_asked(tmp_path, folder):
