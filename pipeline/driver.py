@@ -56,9 +56,10 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
 
     `number` counts the drivers that were submitted for it.
     """
-    workflow = read_workflow(storage, workflow_id)
     if ray:
+        # First of all: the processes start while the workflow is read and its state looked up.
         warm_up(_import_for_tasks)
+    workflow = read_workflow(storage, workflow_id)
     owner = f"{workflow_id}/{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     with (
         LogShipper(storage, f"workflows/{workflow_id}/logs/driver-{owner.rsplit('/', 1)[1]}"),

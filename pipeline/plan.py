@@ -95,7 +95,7 @@ def plan(storage: Storage, workflow: Workflow, question: Question | None = None)
         waiting = [target for target in targets.values() if target not in done]
         found = None
         if not waiting:
-            found = reusable(storage, folder, {f: done[target].output.digest for f, target in targets.items()})
+            found = reusable(storage, folder, config, {f: done[target].output.digest for f, target in targets.items()})
         if found is not None:
             done[name] = found
             action, why = "reuse", [f"done in {found.record.seconds:.0f} s by attempt {found.record.attempt}"]

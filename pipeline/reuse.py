@@ -10,6 +10,7 @@ from pipeline.config import Workflow
 from pipeline.head import read_head
 from pipeline.identity import identity
 from pipeline.record import Record, read_record, recorded_output
+from stages.config import StageConfig
 from stages.context import Output
 
 
@@ -31,18 +32,20 @@ def identify(workflow: Workflow, name: str, inputs: dict[str, str]) -> dict[str,
     return identity(seeded, inputs)
 
 
-def reusable(storage: Storage, folder: str, digests: dict[str, str]) -> Finished | None:
-    """The finished stage in `folder`, if it is done and was made from inputs with these digests."""
+def reusable(storage: Storage, folder: str, config: StageConfig, digests: dict[str, str]) -> Finished | None:
+    """The finished stage in `folder`, if it is done, from inputs with these digests, and where `config` wants it."""
     head = read_head(storage, folder)
     if head is None or head[0].state != "done" or head[0].record is None:
         return None
-    return finished(storage, folder, head[0].record, digests)
+    return finished(storage, folder, head[0].record, config, digests)
 
 
-def finished(storage: Storage, folder: str, key: str, digests: dict[str, str]) -> Finished | None:
-    """What a record says, if its output is still there and its inputs had these digests."""
+def finished(storage: Storage, folder: str, key: str, config: StageConfig, digests: dict[str, str]) -> Finished | None:
+    """What a record says, if its output is still there, where `config` wants it, and its inputs had these digests."""
     record = read_record(storage, key)
     output = recorded_output(storage, record)
     if output is None or {field: item.digest for field, item in record.inputs.items()} != digests:
+        return None
+    if not config.is_in_place(storage, output):
         return None
     return Finished(fingerprint=record.fingerprint, output=output, record=record, folder=folder, reused=True)

@@ -108,7 +108,8 @@ class Runner:
                 folder=stage_folder(config.kind, fingerprint(document)),
                 inputs=needed,
             )
-            done = reusable(self.storage, run.folder, {f: item.output.digest for f, item in needed.items()})
+            digests = {f: item.output.digest for f, item in needed.items()}
+            done = reusable(self.storage, run.folder, config, digests)
             if done is None:
                 done = run.run()
             else:

@@ -116,7 +116,7 @@ class StageRun:
     def _finished_by(self, head: Head, state: HeadDocument) -> Finished | None:
         if state.record is None:
             return None
-        done = finished(self.drive.storage, head.folder, state.record, self._digests())
+        done = finished(self.drive.storage, head.folder, state.record, self.config, self._digests())
         if done is not None:
             head.commit_record(state.record)
         return done

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 if TYPE_CHECKING:
-    from stages.context import Context, Inputs, Result
+    from cluster.storage import Storage
+    from stages.context import Context, Inputs, Output, Result
 
     StageFunction = Callable[[Any, Inputs, Context], Result]
 
@@ -66,3 +67,7 @@ class StageConfig(Config):
     def external_digest(self) -> str | None:
         """Digest of what the stage reads from outside the workflow; it enters the identity."""
         return None
+
+    def is_in_place(self, storage: Storage, output: Output) -> bool:
+        """Whether what a recorded output refers to is where this config wants it; its own files have been looked at."""
+        return True

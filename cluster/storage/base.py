@@ -116,6 +116,10 @@ class Storage(Protocol):
         """All keys that start with `prefix`, in sorted order."""
         ...
 
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """The keys that start with `prefix`, in sorted order, each with the size of its body in bytes."""
+        ...
+
     def list_folders(self, prefix: str) -> list[str]:
         """Names directly below the folder `prefix` ("" or ending in "/") that have keys below them, sorted."""
         ...

@@ -120,6 +120,12 @@ class FileStorage:
         folder = check_prefix(prefix).rpartition("/")[0]
         return iter(sorted(key for key in self._keys(folder) if key.startswith(prefix)))
 
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
+        for key in self.list(prefix):
+            # What is removed meanwhile is no longer listed.
+            if (found := self.stat(key)) is not None:
+                yield key, found.bytes
+
     def list_folders(self, prefix: str) -> list[str]:
         folder = self._root / check_prefix(prefix)
         try:

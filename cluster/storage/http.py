@@ -86,6 +86,9 @@ class HttpStorage:
     def list(self, prefix: str) -> NoReturn:
         self._refuse("has no list of its files: name each one")
 
+    def sizes(self, prefix: str) -> NoReturn:
+        self._refuse("has no list of its files: name each one")
+
     def list_folders(self, prefix: str) -> NoReturn:
         self._refuse("has no list of its files: name each one")
 

@@ -113,9 +113,12 @@ class S3Storage:
             raise OSError(f"{self.url}: {key} changed while it was fetched") from None
 
     def list(self, prefix: str) -> Iterator[str]:
+        return (key for key, _ in self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         for page in self._pages(prefix, ""):
             for item in page.get("Contents", []):
-                yield item["Key"].removeprefix(self._prefix)
+                yield item["Key"].removeprefix(self._prefix), item["Size"]
 
     def list_folders(self, prefix: str) -> list[str]:
         start = len(self._prefix) + len(prefix)

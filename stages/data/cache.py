@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.storage import Storage, open_storage
+from cluster.storage import NotFound, Storage, open_storage
 from cluster.storage.base import file_digest
 from stages.data.table import File
 
@@ -25,7 +25,7 @@ SUFFIX = ".cached"
 
 
 class CorruptShard(RuntimeError):
-    """A shard's bytes are not those of its manifest, also when fetched again."""
+    """A shard is lost, or its bytes are not those of its manifest, also when fetched again."""
 
 
 def default_folder() -> Path:
@@ -57,7 +57,7 @@ class ShardCache:
     def open(self, file: File) -> int:
         """A file descriptor, to be closed by the caller, of a file, fetched where needed.
 
-        Raises CorruptShard; NotFound where the storage has lost the file.
+        Raises CorruptShard, also where the storage has lost the file.
         """
         local = self.folder / f"{file.sha256}{SUFFIX}"
         descriptor = self._open(local, file.bytes)
@@ -75,9 +75,12 @@ class ShardCache:
             return opened.read()
 
     def read_range(self, file: File, start: int, length: int) -> bytes:
-        """A part of a file straight from storage, past the cache and its check of the sha256."""
+        """A part of a file straight from storage, past the cache and its check of the sha256. Raises CorruptShard."""
         storage, key = locate(self._storage, self._base, file.address)
-        return storage.read_range(key, start, length)
+        try:
+            return storage.read_range(key, start, length)
+        except NotFound:
+            raise _lost(file) from None
 
     def _open(self, local: Path, size: int) -> int | None:
         try:
@@ -105,6 +108,8 @@ class ShardCache:
                     os.replace(part, local)
                     self._evict(keep=local)
                     return
+        except NotFound:
+            raise _lost(file) from None
         finally:
             part.unlink(missing_ok=True)
         raise CorruptShard(
@@ -134,6 +139,10 @@ class ShardCache:
         with open(self.folder / f"{sha256[:2]}.lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _lost(file: File) -> CorruptShard:
+    return CorruptShard(f"{file.address} is no longer where its manifest says: put it back, or ingest again")
 
 
 def _sync(file: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from cluster.storage import Storage
 from stages.context import Output
@@ -14,7 +15,9 @@ from stages.data.config import DataConfig
 from stages.data.manifest import Part, base_folder, dataset_meta
 from stages.data.mixed_order import MixedOrder, mixed_order
 from stages.data.order import Order
-from stages.data.table import File, Shard, Shards, ShardTable
+from stages.data.table import ClassCounts, File, Shard, Shards, ShardTable
+
+T = TypeVar("T")
 
 
 def open_cache(storage: Storage, output: Output, config: DataConfig) -> ShardCache:
@@ -26,7 +29,15 @@ def open_cache(storage: Storage, output: Output, config: DataConfig) -> ShardCac
 def open_shards(cache: ShardCache, output: Output, splits: Iterable[str]) -> Shards:
     """The shards of several splits, end to end. Raises UserError for a split that there is not."""
     meta = dataset_meta(output)
-    return Shards(_open_table(cache, _table_file(output, meta.split(name).table)) for name in splits)
+    return Shards(_open_file(cache, _table_file(output, meta.split(name).table), ShardTable) for name in splits)
+
+
+def open_class_counts(cache: ShardCache, output: Output, split: str) -> ClassCounts | None:
+    """Samples by label of each shard of a split; None where the data set does not say. Raises UserError."""
+    path = dataset_meta(output).split(split).class_table
+    if path not in [entry["path"] for entry in output.manifest["files"]]:
+        return None
+    return _open_file(cache, _table_file(output, path), ClassCounts)
 
 
 def stored_shards(storage: Storage, output: Output, split: str) -> Sequence[Shard]:
@@ -58,10 +69,10 @@ def _table_file(output: Output, path: str) -> File:
     return File(address=address, bytes=entry["bytes"], sha256=entry["sha256"])
 
 
-def _open_table(cache: ShardCache, file: File) -> ShardTable:
+def _open_file(cache: ShardCache, file: File, read: Callable[[str], T]) -> T:
     descriptor = cache.open(file)
     try:
         # By descriptor: the file may be evicted, the copy that is open stays.
-        return ShardTable(f"/proc/self/fd/{descriptor}")
+        return read(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)

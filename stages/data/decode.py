@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cluster.errors import UserError
 
@@ -17,18 +17,49 @@ class UnreadableImage(UserError):
 def decode_rgb(data: bytes, name: str = "image") -> Image.Image:
     """The first frame in RGB, 8 bits a channel, upright.
 
-    EXIF rotation is applied. Grey, palette and CMYK are converted, 16-bit grey is scaled to 8 bits with
-    rounding, and anything transparent is laid on white. Raises UnreadableImage, naming `name`.
+    EXIF's orientation is applied where it can be read. Grey, palette and CMYK are converted, 16-bit grey is
+    scaled to 8 bits with rounding, and anything transparent is laid on white. Raises UnreadableImage, naming `name`.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = open_image(data)
+        # Before: a TIFF is turned as it is decoded, and a PNG may have its EXIF at its end.
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        turn = _TURNS.get(orientation(image))
+        return _to_rgb(image if turn is None else image.transpose(turn))
+    except MemoryError:
+        # The machine's trouble, not the image's.
+        raise
+    except Exception as error:
+        # Pillow's decoders and its readers of metadata raise whatever a damaged file makes them stumble over.
         raise UnreadableImage(
             f"{name} ({len(data)} bytes) cannot be decoded: {error}; replace the file or leave it out"
         ) from error
+
+
+def open_image(data: bytes) -> Image.Image:
+    """An image whose pixels are not decoded yet. Raises whatever Pillow does.
+
+    Pillow's own limit of pixels is lifted: ingestion's `max_pixels` is the one that says which images there are.
+    """
+    Image.MAX_IMAGE_PIXELS = None
+    return Image.open(io.BytesIO(data))
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's tag 0x0112, from 1 for an upright image to 8; 1 too where there is none that can be read."""
+    try:
+        found = image.getexif().get(0x0112)
+    except Exception:
+        return 1
+    return found if found in _TURNS else 1
+
+
+_TURNS = {
+    **{2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM},
+    **{5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE},
+    **{8: Image.Transpose.ROTATE_90},
+}
+"""What makes an image upright, by its orientation."""
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

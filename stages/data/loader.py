@@ -64,7 +64,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationBatch:
-    """One rank's rows of one evaluation step; rows that are padding have `mask` False and zeros else."""
+    """One rank's rows of one evaluation step; padding and unreadable rows have `mask` False and zeros else."""
 
     images: Tensor
     labels: Tensor
@@ -254,33 +254,41 @@ def evaluation_batches(
 ) -> Iterator[EvaluationBatch]:
     """All samples of the splits, each once over all ranks, in up to `batch` rows a rank and step.
 
-    Every rank gets the same number of batches of the same shape: a forward pass may be collective.
+    A sample that cannot be decoded is told and masked like padding, the same one on any number of ranks; more than
+    `max_bad` of them raise UnreadableImage. Every rank gets the same number of batches of the same shape: a forward
+    pass may be collective.
     """
     cache = open_cache(storage, dataset, config)
     shards = open_shards(cache, dataset, splits)
     total = int(shards.counts.sum())
     rows = min(batch, -(-total // world_size))
     reader = _reader(cache, shards, config, classes)
+    unreadable: set[int] = set()
 
     def fill(numbers: NDArray[np.int64], images: NDArray[np.uint8], labels: Tensor) -> None:
-        places = in_turn(shards.counts, numbers)
-        decoded = [reader.read(shard, index) for shard, index in zip(*(p.tolist() for p in places), strict=True)]
-        for row, sample in enumerate(decoded):
+        places = zip(numbers.tolist(), *(p.tolist() for p in in_turn(shards.counts, numbers)), strict=True)
+        for row, (number, shard, index) in enumerate(places):
+            sample = reader.read_or_none(shard, index)
+            if sample is None:
+                unreadable.add(number)
+                continue
             images[row] = evaluation_image(sample.image, config.evaluation, resolution)
-        _write_labels(decoded, labels)
+            _write_labels([sample], labels[row : row + 1])
 
     workers = _Workers(config.loader_threads, fill, resolution, _label_shape(dataset, classes))
     starts = deque(range(rank * rows, total + rank * rows, rows * world_size)) if total else deque[int]()
-    pending: deque[tuple[int, Callable[[], tuple[Tensor, Tensor]]]] = deque()
+    pending: deque[tuple[NDArray[np.int64], Callable[[], tuple[Tensor, Tensor]]]] = deque()
     try:
         while starts or pending:
             while starts and len(pending) <= config.read_ahead:
                 start = starts.popleft()
                 numbers = np.arange(start, max(start, min(start + rows, total)))
-                pending.append((len(numbers), workers.submit(numbers, rows)))
-            real, wait = pending.popleft()
+                pending.append((numbers, workers.submit(numbers, rows)))
+            numbers, wait = pending.popleft()
             images, labels = wait()
-            yield EvaluationBatch(images=images, labels=labels, mask=torch.arange(rows) < real)
+            readable = [number not in unreadable for number in numbers.tolist()]
+            mask = torch.tensor([*readable, *[False] * (rows - len(readable))])
+            yield EvaluationBatch(images=images, labels=labels, mask=mask)
     finally:
         workers.close()
 

@@ -36,6 +36,11 @@ class Split:
     parts: tuple[Part, ...] = ()
     """Of a mixture, in the order of the shards; without, samples are read in proportion to what there is."""
 
+    @property
+    def class_table(self) -> str:
+        """The file with each shard's samples by label; views, and data sets of earlier versions, have none."""
+        return self.table.removesuffix(".safetensors") + ".classes.safetensors"
+
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> Split:
         """From the JSON form, which is that of `asdict`."""

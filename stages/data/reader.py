@@ -96,6 +96,11 @@ class SampleReader:
             self._kept[shard, index] = decoded
         return decoded
 
+    def read_bytes(self, shard: int, index: int) -> tuple[bytes, list[int]]:
+        """A sample's image as it is stored, and the data set's own labels. Raises CorruptShard."""
+        opened = self.open(shard)
+        return opened.read(index), opened.index.labels_of(index)
+
     @property
     def replaced(self) -> int:
         """Samples that `read_or_replace` has met which are unreadable, or in a shard that was skipped."""
@@ -108,7 +113,27 @@ class SampleReader:
         Raises CorruptShard; with `skip_corrupt` the next shard's samples stand in, which do not count as bad.
         """
         self._read += 1
-        shard, index = self._sound(shard, index)
+        while True:
+            sound, place = self._sound(shard, index)
+            try:
+                return self._readable(sound, place)
+            except CorruptShard as error:
+                # Samples that are read one by one show only now that the tar is lost.
+                if not self._skip_corrupt or len(self._corrupt) + 1 >= len(self._shards):
+                    raise
+                self._skip(sound, error)
+
+    def read_or_none(self, shard: int, index: int) -> Decoded | None:
+        """One sample, or None where it cannot be decoded. Raises UnreadableImage as `read_or_replace` does."""
+        self._read += 1
+        try:
+            return self.read(shard, index)
+        except UnreadableImage as error:
+            self._count_bad((shard, index), error, "left out of the evaluation")
+            return None
+
+    def _readable(self, shard: int, index: int) -> Decoded:
+        """A sample or the next one of its shard that can be decoded."""
         count = self._shards[shard].count
         for step in range(count):
             place = (shard, (index + step) % count)
@@ -117,14 +142,22 @@ class SampleReader:
             try:
                 return self.read(*place)
             except UnreadableImage as error:
-                self._bad.add(place)
-                print(f"replaced by another sample: {error}", flush=True)
-                if len(self._bad) > max(FEW, self._max_bad * self._read):
-                    raise UnreadableImage(
-                        f"{len(self._bad)} of {self._read} samples are unreadable, more than max_bad={self._max_bad}: "
-                        f"ingest with verify: decode. The last one: {error}"
-                    ) from error
+                self._count_bad(place, error, "replaced by another sample")
         raise UnreadableImage(f"no sample of {self._shards[shard].tar.address} can be decoded")
+
+    def _count_bad(self, place: tuple[int, int], error: UnreadableImage, what: str) -> None:
+        """Say what is done about an unreadable sample. Raises UnreadableImage where there are too many."""
+        self._bad.add(place)
+        print(f"{what}: {error}", flush=True)
+        if len(self._bad) > max(FEW, self._max_bad * self._read):
+            raise UnreadableImage(
+                f"{len(self._bad)} of {self._read} samples are unreadable, more than max_bad={self._max_bad}: "
+                f"ingest with verify: decode. The last one: {error}"
+            ) from error
+
+    def _skip(self, shard: int, error: CorruptShard) -> None:
+        self._corrupt.add(shard)
+        print(f"skipped, since corrupt_shards is skip: {error}", flush=True)
 
     def _sound(self, shard: int, index: int) -> tuple[int, int]:
         """The place itself or, where its shard is corrupt and to be skipped, one in the next shard that is not."""
@@ -135,8 +168,7 @@ class SampleReader:
                 try:
                     self.open(number)
                 except CorruptShard as error:
-                    self._corrupt.add(number)
-                    print(f"skipped, since corrupt_shards is skip: {error}", flush=True)
+                    self._skip(number, error)
                     continue
                 if step:
                     self._skipped.add(place)

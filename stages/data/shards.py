@@ -41,24 +41,21 @@ class ShardWriter:
         if "." in key.rsplit("/", 1)[-1]:
             raise ValueError(f"sample key {key!r} has a dot after its last slash")
         label = ("json", _json_labels(labels)) if multi_label else ("cls", str(labels[0]).encode())
-        offset = 0
+        pieces, length, offset = list[bytes](), 0, 0
         # In the order in which webdataset's own writer puts them.
         for suffix, data in sorted([label, (extension, image)]):
-            self._member(f"{key}.{suffix}", data)
+            pieces += (_header(f"{key}.{suffix}", len(data)), data, bytes(-len(data) % _BLOCK))
+            length += _BLOCK + _padded(len(data))
             if suffix == extension:
-                offset = self._place - _padded(len(image))
+                offset = self._place + length - _padded(len(data))
+        # At once: to hash and to store small pieces one by one costs more than to copy an image.
+        self._write(b"".join(pieces))
         return offset, len(image)
 
     def close(self) -> None:
         """Write the end of the tar. The sink stays open."""
         self._write(bytes(2 * _BLOCK))
         self._write(bytes(-self._place % _RECORD))
-
-    def _member(self, name: str, data: bytes) -> None:
-        self._write(_header(name, len(data)))
-        self._write(data)
-        if padding := -len(data) % _BLOCK:
-            self._write(bytes(padding))
 
     def _write(self, data: bytes) -> None:
         self._sink.write(data)

@@ -1,12 +1,15 @@
 """The shards of a split as one table, which is read lazily: about 150 bytes a shard.
 
-A table is one safetensors file, so that a row costs the reading of that row. Addresses are relative to
-the data set's folder, or absolute (`s3://…`, `file://…`, `https://…`) where tars were indexed in place.
+How many samples of each class a shard has is in a file of its own beside it, 8 bytes for each class that a shard
+has, so that a reader who does not ask for it does not fetch it. A table is one safetensors file, so that a row costs
+the reading of that row. Addresses are relative to the data set's folder, or absolute (`s3://…`, `file://…`,
+`https://…`) where tars were indexed in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,14 @@ def table_bytes(shards: Sequence[Shard]) -> bytes:
     return safetensors.numpy.save(arrays)
 
 
+def tar_sizes(data: bytes) -> dict[str, int]:
+    """Of a table in its stored form, the bytes of every tar by its address."""
+    arrays = safetensors.numpy.load(data)
+    text, ends = arrays["tar.address"].tobytes(), arrays["tar.address_ends"].tolist()
+    addresses = [text[start:stop].decode() for start, stop in itertools.pairwise([0, *ends])]
+    return dict(zip(addresses, arrays["tar.bytes"].tolist(), strict=True))
+
+
 class ShardTable(Sequence[Shard]):
     """A split's shards from a local copy of its table. `counts` [n] are in memory, rows are read when asked for."""
 
@@ -77,6 +88,33 @@ class ShardTable(Sequence[Shard]):
             bytes=int(row("bytes", number, number + 1)[0]),
             sha256=row("sha256", number, number + 1).tobytes().hex(),
         )
+
+
+def class_counts_bytes(counts: Sequence[Mapping[int, int]]) -> bytes:
+    """The stored form of the samples by label of each shard of a table."""
+    pairs = [pair for own in counts for pair in sorted(own.items())]
+    table = np.array(pairs, dtype=np.int32).reshape(-1, 2)
+    ends = np.cumsum([len(own) for own in counts], dtype=np.int64)
+    return safetensors.numpy.save({"pairs": table, "ends": ends})
+
+
+class ClassCounts(Sequence[dict[int, int]]):
+    """Samples by label of each shard of a table, from a local copy; read when asked for."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._arrays = safe_open(str(path), framework="np")
+        self._ends: NDArray[np.int64] = self._arrays.get_tensor("ends")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        start, stop = int(self._ends[number - 1]) if number else 0, int(self._ends[number])
+        # Of multi-label samples without labels there is nothing to read.
+        return dict(self._arrays.get_slice("pairs")[start:stop].tolist()) if start < stop else {}
 
 
 class Shards(Sequence[Shard]):

@@ -10,7 +10,9 @@ from pydantic import AfterValidator, Field, model_validator
 from stages.config import Config, StageConfig, placement
 
 if TYPE_CHECKING:
+    from cluster.storage import Storage
     from stages.config import StageFunction
+    from stages.context import Output
 
 
 def _absolute(path: str) -> str:
@@ -27,6 +29,9 @@ def _absolute_address(address: str) -> str:
 
 Address = Annotated[str, AfterValidator(_absolute_address)]
 """A path on a disk that all workers see, `file:///…`, `s3://…` or, to read from, `https://…`."""
+
+SPLIT_NAMES = {**{name: name for name in ("train", "validation", "test")}, "val": "validation", "valid": "validation"}
+"""What data sets call the splits."""
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -126,6 +131,13 @@ SourceConfig = DigitsSource | IdxSource | FolderSource | TableSource | ArchivesS
 Source = Annotated[SourceConfig, Field(discriminator="kind")]
 
 
+_REWRITING = (
+    *("validation_fraction", "test_fraction", "splits_file", "held_out_classes", "shard_megabytes"),
+    *("samples_per_shard", "longest_side", "quality", "destination"),
+)
+"""Fields that say nothing for tars that stay as they are."""
+
+
 class IngestConfig(StageConfig):
     """Turn labelled images into shards, with splits drawn by the seed.
 
@@ -133,7 +145,7 @@ class IngestConfig(StageConfig):
     """
 
     kind: ClassVar[str] = "ingest"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     output: ClassVar[str] = "dataset"
 
     source: Source = Field(description="where the images come from")
@@ -171,14 +183,11 @@ class IngestConfig(StageConfig):
                 "leave nothing to train on: their sum must be below 1"
             )
         if isinstance(self.source, WebDatasetSource):
-            rewriting = {
-                **{"longest_side": None, "quality": None, "destination": None},
-                **{"held_out_classes": 0, "splits_file": None},
-            }
-            changed = [name for name, default in rewriting.items() if getattr(self, name) != default]
+            changed = [name for name in _REWRITING if getattr(self, name) != type(self).model_fields[name].default]
             if changed:
                 raise ValueError(
-                    f"{', '.join(changed)}: tars that are indexed in place are not rewritten; leave it out"
+                    f"{', '.join(changed)}: tars that are indexed in place are not rewritten, and their splits are "
+                    "those of source.shards; leave it out"
                 )
         return self
 
@@ -202,3 +211,11 @@ class IngestConfig(StageConfig):
         from stages.ingest.splits_file import digest_with
 
         return digest_with(digest, self.splits_file)
+
+    def is_in_place(self, storage: Storage, output: Output) -> bool:
+        """Whether the tars are at the destination. Those indexed where they lie are in the external digest."""
+        if isinstance(self.source, WebDatasetSource):
+            return True
+        from stages.ingest.destination import is_in_place
+
+        return is_in_place(self, storage, output)

@@ -1,17 +1,16 @@
 """What an image's bytes say of themselves without being decoded: format, size, pixels, and whether they end.
 
-JPEG: ITU T.81, annex B; Exif's orientation is TIFF tag 0x0112. PNG: W3C, chunks IHDR, tRNS, IEND. WebP: RIFF
+JPEG: ITU T.81, annex B; Exif's orientation is TIFF tag 0x0112. PNG: W3C, chunks IHDR, tRNS, eXIf, IEND. WebP: RIFF
 container of Google's WebP specification. Every other format is opened by Pillow.
 """
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from PIL import Image
+from stages.data.decode import open_image, orientation
 
 SUFFIXES = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "jpeg"),
@@ -23,6 +22,7 @@ SUFFIXES = {
 _START_OF_FRAME = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 _PNG = b"\x89PNG\r\n\x1a\n"
+_BEGINNINGS = (b"\xff\xd8\xff", _PNG, b"GIF87a", b"GIF89a", b"BM", b"P5", b"P6", b"II*\0", b"MM\0*")
 
 
 class BadImage(ValueError):
@@ -38,6 +38,12 @@ class Header:
     height: int
     traits: tuple[str, ...] = ()
     """Of grey, cmyk, palette, alpha, 16-bit, rotated."""
+
+
+def is_known(beginning: bytes) -> bool:
+    """Whether the first 12 bytes of a file are those of a format whose suffixes are known."""
+    webp = beginning[:4] == b"RIFF" and beginning[8:12] == b"WEBP"
+    return webp or beginning.startswith(_BEGINNINGS)
 
 
 def read_header(data: bytes) -> Header:
@@ -92,6 +98,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             length = int.from_bytes(data[place + 2 : place + 4], "big")
             if length < 2:
                 raise BadImage("damaged header")
+            if place + 2 + length > len(data):
+                raise BadImage("truncated")
             yield marker, place + 4, place + 2 + length
             place += 2 + length
 
@@ -120,13 +128,26 @@ def _png(data: bytes) -> Header:
     if data.rfind(b"IEND\xaeB`\x82") < 0:
         raise BadImage("truncated")
     alpha = colours in (4, 6) or b"tRNS" in data[33:4096]
+    exif = _chunk(data, b"eXIf")
     traits = (
         *(("grey",) if colours in (0, 4) else ()),
         *(("palette",) if colours == 3 else ()),
         *(("alpha",) if alpha else ()),
         *(("16-bit",) if bits == 16 else ()),
+        *(("rotated",) if exif and _orientation(exif) not in (0, 1) else ()),
     )
     return Header(format="png", width=width, height=height, traits=traits)
+
+
+def _chunk(data: bytes, wanted: bytes) -> bytes | None:
+    """The content of a PNG's first chunk of this kind, None where it has none."""
+    place = 8
+    while place + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        if kind == wanted:
+            return data[place + 8 : place + 8 + length]
+        place += 12 + length
+    return None
 
 
 _MODES = {
@@ -137,10 +158,11 @@ _MODES = {
 
 def _by_pillow(data: bytes) -> Header:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             name, (width, height) = str(image.format).lower(), image.size
-            return Header(format=name, width=width, height=height, traits=_MODES.get(image.mode, ()))
-    except Image.DecompressionBombError as error:
-        raise BadImage("too many pixels") from error
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
+            turned = ("rotated",) if orientation(image) != 1 else ()
+            return Header(format=name, width=width, height=height, traits=(*_MODES.get(image.mode, ()), *turned))
+    except MemoryError:
+        raise
+    except Exception as error:
         raise BadImage("no image that can be read") from error

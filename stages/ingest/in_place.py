@@ -25,7 +25,8 @@ from stages.ingest.headers import BadImage
 from stages.ingest.part import FORMAT, Part, read_part
 from stages.ingest.prepare import check
 from stages.ingest.sources.base import RawImage
-from stages.ingest.sources.tar_members import refusal
+from stages.ingest.sources.labels import MOST_CLASSES
+from stages.ingest.sources.tar_members import check_end, refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class IndexTask:
 class _Sample:
     images: list[tuple[str, int, int]] = field(default_factory=list)
     """Member's name, offset and length."""
-    label: bytes | None = None
+    labels: list[bytes] = field(default_factory=list)
 
 
 def index_tar(task: IndexTask) -> Part:
@@ -125,11 +126,10 @@ def _samples(file: BinaryIO, address: str, source: WebDatasetSource, bad: list[t
                     if extension.lower() in IMAGE_EXTENSIONS:
                         sample.images.append((member.name, member.offset_data, member.size))
                     elif extension == source.label_member and (content := tar.extractfile(member)) is not None:
-                        if sample.label is not None:
-                            bad.append((f"{address}/{member.name}", "duplicate key"))
-                        sample.label = sample.label or content.read()
+                        sample.labels.append(content.read())
+            check_end(file, tar.offset)
     except tarfile.TarError as error:
-        raise UserError(f"{address} is no tar that can be read: {error}; fetch or write it again") from error
+        raise UserError(f"{address} is no whole tar: {error}; fetch or write it again") from error
     return samples
 
 
@@ -146,17 +146,19 @@ def _image(sample: _Sample) -> tuple[str, int, int]:
 
 def _labels(sample: _Sample, source: WebDatasetSource, names: tuple[str, ...] | None) -> tuple[int, ...]:
     """The labels of a sample. Raises BadImage for one that is missing, or is none."""
-    if sample.label is None:
+    if not sample.labels:
         raise BadImage("no label")
+    if len(sample.labels) > 1:
+        raise BadImage(f"several labels: {len(sample.labels)} members named .{source.label_member}")
     try:
-        text = sample.label.decode().strip()
+        text = sample.labels[0].decode().strip()
         value = json.loads(text)[source.label_field] if source.label_field is not None else text
     except (ValueError, KeyError, TypeError) as error:
         raise BadImage("no label") from error
     values = value if isinstance(value, list) else [value]
     if len(values) != 1 and not source.multi_label:
         raise BadImage(f"mislabelled: {len(values)} labels")
-    return tuple(_label(item, names) for item in values)
+    return tuple(dict.fromkeys(_label(item, names) for item in values))
 
 
 def _label(value: object, names: tuple[str, ...] | None) -> int:
@@ -165,7 +167,9 @@ def _label(value: object, names: tuple[str, ...] | None) -> int:
     try:
         number = int(str(value))
     except ValueError:
-        raise BadImage(f"mislabelled: {value!r} is none of class_names") from None
-    if number < 0 or (names is not None and number >= len(names)):
-        raise BadImage(f"mislabelled: {number}")
+        expected = "is none of class_names" if names is not None else "is no number: set class_names to all names"
+        raise BadImage(f"mislabelled: {value!r} {expected}") from None
+    most = MOST_CLASSES if names is None else len(names)
+    if not 0 <= number < most:
+        raise BadImage(f"mislabelled: {number}: expected numbers from 0 to below {most:,}")
     return number

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from PIL import Image
 
 from stages.data.decode import UnreadableImage, decode_rgb
 from stages.ingest.config import IngestConfig
 from stages.ingest.headers import SUFFIXES, BadImage, Header, read_header
+from stages.ingest.jpeg import pixel_damage
 from stages.ingest.sources.base import RawImage
 
 KEPT = {"jpeg": "jpg", "png": "png", "webp": "webp"}
@@ -53,7 +54,9 @@ def _inspected(raw: RawImage, config: IngestConfig) -> tuple[Header, tuple[str, 
     header = read_header(raw.data)
     if header.width * header.height > config.max_pixels:
         raise BadImage(f"too many pixels: {header.width} × {header.height}")
-    claimed = SUFFIXES.get(PurePosixPath(raw.name).suffix.lower())
+    if config.verify == "decode" and header.format == "jpeg" and (damage := pixel_damage(raw.data)) is not None:
+        raise BadImage(f"damaged pixels: {damage}")
+    claimed = SUFFIXES.get(os.path.splitext(raw.name)[1].lower())
     return header, header.traits if claimed in (None, header.format) else (*header.traits, "misnamed")
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.errors import UserError
 from stages.context import Context
 from stages.ingest.part import Part
+from stages.ingest.sources.unused import most_common
 
+_NO_NAME = re.compile(r"[^A-Za-z0-9_ -]")
+"""What the tracker's names of metrics do not have."""
 SHOWN = 5
 """Bad images that an error message names."""
 
@@ -18,10 +22,11 @@ SHOWN = 5
 class Report:
     """Of all parts of an ingestion."""
 
-    def __init__(self, max_bad: float, parts: Sequence[Part]) -> None:
+    def __init__(self, max_bad: float, parts: Sequence[Part], unused: Mapping[str, int]) -> None:
         self._max_bad = max_bad
         self._bad = [entry for part in parts for entry in part.bad]
         self._total = len(self._bad) + sum(part.shard.count for part in parts if part.shard is not None)
+        self._unused = most_common(unused)
         self._traits: Counter[str] = Counter()
         for part in parts:
             self._traits.update(part.traits)
@@ -37,16 +42,26 @@ class Report:
             f"Mend or remove them, or raise max_bad. All: {address}. The first ones: {names}"
         )
 
+    def tell_unused(self) -> None:
+        """Say in one line which files of the source are not used, where there are any."""
+        if self._unused:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self._unused.items())
+            print(f"not used, since they are no images in a class: {kinds}", flush=True)
+
     def metrics(self) -> dict[str, float]:
-        """Counts by reason and by trait, for the tracker."""
+        """Counts by reason, by trait and by kind of unused file, for the tracker."""
         found = {f"bad/{reason}": float(count) for reason, count in sorted(self._reasons().items())}
         traits = {f"traits/{name}": float(count) for name, count in sorted(self._traits.items())}
-        return {"bad": float(len(self._bad)), **found, **traits}
+        kinds = {_NO_NAME.sub("_", kind.removeprefix(".")): count for kind, count in self._unused.items()}
+        unused = {f"unused/{kind}": float(count) for kind, count in kinds.items()}
+        totals = {"bad": float(len(self._bad)), "unused": float(sum(self._unused.values()))}
+        return {**totals, **found, **traits, **unused}
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
-        """Reasons and traits with their counts, where there are any."""
+        """Reasons, traits and kinds of unused files with their counts, where there are any."""
         rows = [{"what": f"left out: {reason}", "images": count} for reason, count in self._reasons().most_common()]
         rows += [{"what": name, "images": count} for name, count in self._traits.most_common()]
+        rows += [{"what": f"not used: {kind}", "images": count} for kind, count in self._unused.items()]
         return {"report": rows} if rows else {}
 
     def write(self, context: Context) -> dict[str, Any]:

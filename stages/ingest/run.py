@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from stages.context import Context, Inputs, Output, Result
 from stages.data.manifest import DatasetMeta, Split
-from stages.data.table import Shard, table_bytes
+from stages.data.table import Shard, class_counts_bytes, table_bytes
 from stages.ingest.addresses import shard_addresses
 from stages.ingest.config import IngestConfig, WebDatasetSource
+from stages.ingest.destination import claim
 from stages.ingest.in_place import IndexTask, index_tar
 from stages.ingest.part import Part
 from stages.ingest.report import Report
@@ -35,14 +37,19 @@ def run(config: IngestConfig, inputs: Inputs, context: Context) -> Result:
     held_out = draw_held_out(len(classes), config.held_out_classes, context.seed)
     splits = draw_splits(listing, config, held_out, context.seed)
     plan = {name: fill_shards(listing, numbers, config) for name, numbers in splits.items()}
+    claim(config, context)
     parts = context.tasks(make_shard, _tasks(config, context, listing, plan), label="shards")
-    return _finish(config, context, classes, held_out, _by_split(plan, parts), listing.refused)
+    return _finish(config, context, classes, held_out, _by_split(plan, parts), listing.refused, listing.unused)
 
 
 def _index_in_place(config: IngestConfig, context: Context, addresses: dict[str, list[str]]) -> Result:
     tasks = (
         IndexTask(
-            config=config, storage=context.storage, folder=context.folder, name=f"{split}-{number:06d}", address=address
+            config=_checked(config, split),
+            storage=context.storage,
+            folder=context.folder,
+            name=f"{split}-{number:06d}",
+            address=address,
         )
         for split, own in addresses.items()
         for number, address in enumerate(own)
@@ -51,6 +58,11 @@ def _index_in_place(config: IngestConfig, context: Context, addresses: dict[str,
     found = [label for own in parts.values() for part in own for label in part.class_counts]
     classes = config.class_names or tuple(str(label) for label in range(max(found, default=-1) + 1))
     return _finish(config, context, classes, (), parts)
+
+
+def _checked(config: IngestConfig, split: str) -> IngestConfig:
+    """The config for a split's tasks: what models are measured on is decoded whatever `verify` says."""
+    return config if split in ("train", "held_out") else config.model_copy(update={"verify": "decode"})
 
 
 def _by_split(plan: Mapping[str, Sequence[Any]], parts: Iterable[Part]) -> dict[str, list[Part]]:
@@ -66,10 +78,12 @@ def _finish(
     held_out: tuple[int, ...],
     parts: dict[str, list[Part]],
     refused: Sequence[tuple[str, str]] = (),
+    unused: Mapping[str, int] = MappingProxyType({}),
 ) -> Result:
     """Report what was met, and commit."""
     unlisted = Part(shard=None, multi_label=False, class_counts={}, bad=refused)
-    report = Report(config.max_bad, [unlisted, *(part for own in parts.values() for part in own)])
+    report = Report(config.max_bad, [unlisted, *(part for own in parts.values() for part in own)], unused)
+    report.tell_unused()
     names = report.write(context)
     report.check(f"{context.storage.url}/{context.prefix}/{names['path']}")
     output = _commit(config, context, classes, held_out, parts, names)
@@ -85,7 +99,7 @@ def _tasks(
     for name, groups in plan.items():
         for number, members in enumerate(groups):
             yield ShardTask(
-                config=config,
+                config=_checked(config, name),
                 storage=context.storage,
                 folder=context.folder,
                 name=f"{name}-{number:06d}",
@@ -111,6 +125,8 @@ def _commit(
             raise UserError(f"split {name}: none of its images can be used; see the report of bad images")
         files.append(context.write(f"tables/{name}.safetensors", table_bytes(shards)))
         splits[name] = _split(shards, own, len(classes), files[-1]["path"])
+        counts = [part.class_counts for part in own if part.shard is not None]
+        files.append(context.write(splits[name].class_table, class_counts_bytes(counts)))
     meta = DatasetMeta(
         name=config.name or config.source.kind,
         classes=classes,

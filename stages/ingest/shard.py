@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.storage import Storage, open_storage
+from cluster.storage import Storage
 from stages.context import canonical_json, sha256
 from stages.data.index import make_index
 from stages.data.shards import ShardWriter
 from stages.data.table import File, Shard
 from stages.ingest.config import IngestConfig
+from stages.ingest.destination import place
 from stages.ingest.headers import BadImage
 from stages.ingest.part import FORMAT, Part, read_part
 from stages.ingest.prepare import prepare
@@ -56,26 +57,18 @@ def _is_there(task: ShardTask, part: Part) -> bool:
     """Whether a part is for this destination, and its tar is still there whole."""
     if part.shard is None:
         return True
-    storage, key = _place(task)
+    storage, key, address = _place(task)
     stat = storage.stat(key)
-    return part.shard.tar.address == _address(task) and stat is not None and stat.bytes == part.shard.tar.bytes
+    return part.shard.tar.address == address and stat is not None and stat.bytes == part.shard.tar.bytes
 
 
-def _place(task: ShardTask) -> tuple[Storage, str]:
-    """Storage and key of the tar."""
-    if task.config.destination is None:
-        return task.storage, f"{task.folder}/shards/{task.name}.tar"
-    return open_storage(task.config.destination), f"{task.name}.tar"
-
-
-def _address(task: ShardTask) -> str:
-    """Of the tar, as the data set's table has it."""
-    destination = task.config.destination
-    return f"{destination.rstrip('/')}/{task.name}.tar" if destination else f"shards/{task.name}.tar"
+def _place(task: ShardTask) -> tuple[Storage, str, str]:
+    """Storage, key and address of the tar."""
+    return place(task.config, task.storage, task.folder, task.name)
 
 
 def _write(task: ShardTask) -> Part:
-    storage, key = _place(task)
+    storage, key, address = _place(task)
     places: list[tuple[int, int]] = []
     labels: list[tuple[int, ...]] = []
     bad: list[tuple[str, str]] = []
@@ -104,7 +97,7 @@ def _write(task: ShardTask) -> Part:
     index = make_index(places, labels, multi_label=task.multi_label).to_bytes()
     task.storage.write(f"{task.folder}/index/{task.name}.safetensors", index)
     shard = Shard(
-        tar=File(address=_address(task), bytes=file.digest.bytes, sha256=file.digest.sha256),
+        tar=File(address=address, bytes=file.digest.bytes, sha256=file.digest.sha256),
         index=File(address=f"index/{task.name}.safetensors", bytes=len(index), sha256=sha256(index)),
         count=len(labels),
     )

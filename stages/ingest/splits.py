@@ -59,9 +59,14 @@ def draw_splits(listing: Listing, config: IngestConfig, held_out: Sequence[int],
 
 
 def fill_shards(listing: Listing, numbers: Numbers, config: IngestConfig) -> list[Numbers]:
-    """The images of each shard: in order, as many as fit. At least one each."""
-    limit = int(config.shard_megabytes * 2**20)
-    ends = np.cumsum(listing.sizes[numbers] + _TAR_BYTES)
+    """The images of each shard: in order, at least one each. As few shards as there can be, of about equal sizes.
+
+    So the last one is no small rest, and tasks that run side by side end together.
+    """
+    sizes = listing.sizes[numbers] + _TAR_BYTES
+    ends = np.cumsum(sizes)
+    most_bytes, total = int(config.shard_megabytes * 2**20), int(sizes.sum())
+    limit = min(most_bytes, -(-total // -(-total // most_bytes)) + int(sizes.max(initial=0)))
     most = config.samples_per_shard or len(numbers)
     shards, start = [], 0
     while start < len(numbers):

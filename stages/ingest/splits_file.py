@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from stages.context import canonical_json, sha256
-from stages.ingest.sources.base import SPLIT_NAMES, SPLITS, Listing
+from stages.ingest.config import SPLIT_NAMES
+from stages.ingest.sources.base import SPLITS, Listing
 
 
 def digest_with(digest: str, file: str) -> str:

@@ -58,6 +58,29 @@ def test_a_list_of_shards_behind_a_token_is_indexed_and_trained_on(tmp_path, mon
     assert set(server.tokens()) == {"Bearer secret"}
 
 
+def test_signed_addresses_of_lists_and_tars_are_read_and_not_told(tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    with open(site / "0.tar", "wb") as file:
+        writer = ShardWriter(file)
+        writer.add("0", "jpg", jpeg(0), [digit(0)])
+        writer.close()
+    server = FileServer(site)
+
+    def config(signature, tar="0"):
+        (site / "list.txt").write_text(f"{tar}.tar?X-Signature={signature}/b.txt\n")
+        source = {"kind": "webdataset", "shards": {"train": f"{server.url}/list.txt?X-Signature={signature}"}}
+        return IngestConfig.model_validate({"source": source})
+
+    with server.running():
+        digest = config("one").external_digest()
+        assert config("two").external_digest() == digest
+        assert run(config("one"), {}, context(tmp_path)).metrics["images"] == 1
+        with pytest.raises(UserError, match=r"/7\.tar is not there") as told:
+            config("secret", "7").external_digest()
+    assert "secret" not in str(told.value)
+
+
 def test_a_table_on_the_web_has_images_by_its_side_and_elsewhere(tmp_path):
     site = tmp_path / "site"
     (site / "images").mkdir(parents=True)

@@ -62,7 +62,7 @@ def _read(name: str, address: str) -> RawImage | Missing:
         # A network that is away is no property of the image: the attempt fails, and is tried again.
         raise
     except OSError as error:
-        return Missing(name=name, reason=f"cannot be read: {error.strerror}")
+        return Missing(name=name, reason=f"cannot be read: {error.strerror or error}")
     except UserError:
         # Rights that are missing or have run out are the stage's trouble, not this image's.
         raise

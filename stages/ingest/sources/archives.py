@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
@@ -24,6 +25,7 @@ from stages.ingest.sources.class_archives import Archive, check_count, find_arch
 from stages.ingest.sources.class_names import class_names, map_digest
 from stages.ingest.sources.files import digest_files
 from stages.ingest.sources.tar_members import Member, tar_members
+from stages.ingest.sources.unused import is_image_member, kind_of
 
 _THREADS = 4
 """Tars that are listed at once: where they lie on a network, each header waits for an answer."""
@@ -31,10 +33,11 @@ _THREADS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class _Content:
-    """The images of one tar, and the members that are refused, by name and reason."""
+    """The images of one tar, the members that are refused, by name and reason, and the number of others."""
 
     images: list[Member] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
 
 
 class Archives:
@@ -49,7 +52,7 @@ class Archives:
         self._root = root_of(self._path)
 
     def listing(self) -> Listing:
-        archives, refused = find_archives(self._path, self._tars)
+        archives, refused, unused = find_archives(self._path, self._tars)
         names = [archive.name for archive in archives]
         check_count(self._path, len(names), self._config.expected_classes)
         if self._has_validation:
@@ -70,6 +73,7 @@ class Archives:
             sizes=np.array([image.bytes for content in contents for image in content.images], dtype=np.int64),
             splits=np.repeat(splits, [len(labels), len(validation)]).astype(np.int8),
             refused=[*refused, *(entry for content in contents for entry in content.refused)],
+            unused=sum((content.unused for content in contents), unused),
             image_name=lambda reference: _parse(reference)[3],
         )
 
@@ -93,18 +97,23 @@ class Archives:
 
     def _scan(self, archive: Archive) -> _Content:
         content, seen = _Content(), set[str]()
-        for member in tar_members(self._root / archive.file, archive.start, archive.length):
-            name = f"{archive.name}/{member.name}"
-            if member.refused is not None:
-                content.refused.append((f"{archive.file}/{name}", member.refused))
-            elif PurePosixPath(member.name).suffix.lower() not in SUFFIXES:
-                continue
-            elif member.name in seen:
-                content.refused.append((name, "name is in the tar twice"))
-            else:
-                seen.add(member.name)
-                content.images.append(member)
+        with open(self._root / archive.file, "rb", buffering=0) as file:
+            members = tar_members(self._root / archive.file, archive.start, archive.length)
+            for member in members:
+                self._take(file.fileno(), archive, member, content, seen)
         return content
+
+    def _take(self, tar: int, archive: Archive, member: Member, content: _Content, seen: set[str]) -> None:
+        name = f"{archive.name}/{member.name}"
+        if member.refused is not None:
+            content.refused.append((f"{archive.file}/{name}", member.refused))
+        elif not is_image_member(tar, member.name, member.offset, member.bytes):
+            content.unused[kind_of(member.name)] += 1
+        elif member.name in seen:
+            content.refused.append((name, "name is in the tar twice"))
+        else:
+            seen.add(member.name)
+            content.images.append(member)
 
     def _validation_labels(self, content: _Content, names: Sequence[str]) -> NDArray[np.int64]:
         """Classes of the validation images, which are brought into the order of their names: so are the labels."""

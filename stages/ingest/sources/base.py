@@ -5,8 +5,8 @@ A reference and the source's config are all that a worker needs to read an image
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +16,6 @@ Reference = int | str
 """What a source knows an image by: its number, or a name such as a path. A name is shown in reports."""
 
 SPLITS = ("train", "validation", "test")
-SPLIT_NAMES = {**{name: name for name in SPLITS}, "val": "validation", "valid": "validation"}
-"""What data sets call the splits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +37,8 @@ class Listing:
     """Index into SPLITS; `train` throughout where the source has no splits."""
     refused: Sequence[tuple[str, str]] = ()
     """Name and reason of each image that is not listed since it could not be used. They count as bad."""
+    unused: Mapping[str, int] = field(default_factory=dict)
+    """Files that are not taken for images, by what they are (see `stages.ingest.sources.unused`): no errors."""
     image_name: Callable[[Reference], str] = str
     """What people call an image, given its reference."""
 

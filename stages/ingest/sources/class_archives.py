@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from cluster.errors import UserError
 from stages.ingest.headers import SUFFIXES
 from stages.ingest.sources import imagenet
 from stages.ingest.sources.tar_members import tar_members
+from stages.ingest.sources.unused import OUTSIDE, kind_of
 
 _COMPRESSED = re.compile(r"\.(tgz|tar\.\w+)$")
 _WINTER = "winter21_whole"
@@ -63,20 +65,21 @@ def find_tars(path: Path) -> list[str]:
     return tars
 
 
-def find_archives(path: Path, tars: Sequence[str]) -> tuple[list[Archive], list[tuple[str, str]]]:
-    """The tars of the classes, sorted by class, and the refused members of the tars that they lie in.
+def find_archives(path: Path, tars: Sequence[str]) -> tuple[list[Archive], list[tuple[str, str]], Counter[str]]:
+    """The tars of the classes, sorted by class; of the tars that they lie in, the refused members and the unused ones.
 
     Raises UserError where two are of the same class.
     """
     root, found = root_of(path), dict[str, Archive]()
     refused: list[tuple[str, str]] = []
+    unused: Counter[str] = Counter()
     for file in tars:
-        for archive in _classes(path, file, refused):
+        for archive in _classes(path, file, refused, unused):
             other = found.setdefault(archive.name, archive)
             if other is not archive:
                 files = f"{other.file} and in {archive.file}" if other.file != archive.file else f"{other.file} twice"
                 raise UserError(f"{root}: class {archive.name} is in {files}: expected one tar for each class")
-    return [found[name] for name in sorted(found)], refused
+    return [found[name] for name in sorted(found)], refused, unused
 
 
 def check_count(path: Path, found: int, expected: int | None) -> None:
@@ -89,8 +92,8 @@ def check_count(path: Path, found: int, expected: int | None) -> None:
         )
 
 
-def _classes(path: Path, file: str, refused: list[tuple[str, str]]) -> Iterator[Archive]:
-    """The tars in a tar of tars; else the file itself."""
+def _classes(path: Path, file: str, refused: list[tuple[str, str]], unused: Counter[str]) -> Iterator[Archive]:
+    """The tars in a tar of tars; else the file itself. What else it has goes to `refused` and `unused`."""
     tar = root_of(path) / file
     if not _is_nested(tar):
         if file == imagenet.TRAIN or not path.is_dir():
@@ -105,6 +108,8 @@ def _classes(path: Path, file: str, refused: list[tuple[str, str]]) -> Iterator[
             raise UserError(f"{tar}: {member.name} is compressed and cannot be read at random: unpack the tars once")
         elif name.suffix == ".tar":
             yield Archive(name=name.stem, file=file, start=member.offset, length=member.bytes)
+        else:
+            unused[OUTSIDE if name.suffix.lower() in SUFFIXES else kind_of(member.name)] += 1
 
 
 def _is_nested(tar: Path) -> bool:

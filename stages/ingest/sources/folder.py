@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,10 +13,22 @@ import numpy as np
 
 from cluster.errors import UserError
 from stages.context import canonical_json, sha256
-from stages.ingest.config import FolderSource
+from stages.ingest.config import SPLIT_NAMES, FolderSource
 from stages.ingest.headers import SUFFIXES
-from stages.ingest.sources.base import SPLIT_NAMES, SPLITS, Listing, Missing, RawImage, Reference
+from stages.ingest.sources.base import SPLITS, Listing, Missing, RawImage, Reference
 from stages.ingest.sources.class_names import class_names, map_digest
+from stages.ingest.sources.unused import EMPTY_CLASS, OUTSIDE, is_image_file, kind_of
+
+
+@dataclass
+class _Found:
+    """What a folder holds."""
+
+    images: list[tuple[str, str, str, int, int]] = field(default_factory=list)
+    """Split, class, path below the root, size and time of change of every image."""
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """Path and reason of what cannot be read."""
+    unused: Counter[str] = field(default_factory=Counter)
 
 
 class Folder:
@@ -25,7 +39,8 @@ class Folder:
         self._map = None if config.class_map is None else Path(config.class_map)
 
     def listing(self) -> Listing:
-        files = self._files
+        found = self._found
+        files = found.images
         classes = sorted({name for split, name, *_ in files if split == "train"})
         numbers = {name: number for number, name in enumerate(classes)}
         unknown = [f"{split}/{name}" for split, name, *_ in files if name not in numbers]
@@ -39,10 +54,12 @@ class Folder:
             labels=np.array([numbers[name] for _, name, *_ in files], dtype=np.int64),
             sizes=np.array([size for *_, size, _ in files], dtype=np.int64),
             splits=np.array([SPLITS.index(split) for split, *_ in files], dtype=np.int8),
+            refused=found.refused,
+            unused=found.unused,
         )
 
     def digest(self) -> str:
-        return sha256(canonical_json([[entry[2:] for entry in self._files], map_digest(self._map)]))
+        return sha256(canonical_json([[entry[2:] for entry in self._found.images], map_digest(self._map)]))
 
     def read(self, references: Sequence[Reference]) -> Iterator[RawImage | Missing]:
         root = str(self._root)
@@ -56,31 +73,91 @@ class Folder:
                 yield Missing(name=name, reason=f"cannot be read: {error.strerror}")
 
     @cached_property
-    def _files(self) -> list[tuple[str, str, str, int, int]]:
-        """Split, class, path below the root, size and time of change of every image, by path."""
+    def _found(self) -> _Found:
+        """Everything below the root, images by path. Raises UserError where there are none to train on."""
         if not self._root.is_dir():
             raise UserError(f"{self._root} is not a folder: path must hold a folder of images for each class")
-        tops = [entry.name for entry in os.scandir(self._root) if entry.is_dir()]
-        parts = {name: SPLIT_NAMES[name] for name in tops if name in SPLIT_NAMES} if "train" in tops else {}
-        found: list[tuple[str, str, str, int, int]] = []
-        for folder, split in (parts or {"": "train"}).items():
-            for label in (entry for entry in os.scandir(self._root / folder) if entry.is_dir()):
-                below = f"{folder}/{label.name}" if folder else label.name
-                found += ((split, label.name, *file) for file in _images(label.path, below))
-        if not any(split == "train" for split, *_ in found):
+        found = _Found()
+        for folder, split in self._parts(found).items():
+            _list_classes(found, split, str(self._root / folder), f"{folder}/" if folder else "")
+        if not any(split == "train" for split, *_ in found.images):
             formats = ", ".join(sorted(suffix[1:] for suffix in SUFFIXES))
             raise UserError(
                 f"{self._root} has no images to train on: put them into a folder for each class ({formats})"
             )
-        return sorted(found, key=lambda entry: entry[2])
+        found.images.sort(key=lambda entry: entry[2])
+        found.refused.sort()
+        return found
+
+    def _parts(self, found: _Found) -> dict[str, str]:
+        """The folders below the root that hold classes, with their splits; the root itself, "", where it has none."""
+        entries = sorted(os.scandir(self._root), key=lambda entry: entry.name)
+        tops = [entry.name for entry in entries if entry.is_dir()]
+        named = [name for name in tops if name in SPLIT_NAMES]
+        if "train" not in tops:
+            if named and (len(named) > 1 or len(tops) == 1):
+                raise UserError(
+                    f"{self._root} has {' and '.join(named)} and no train: put the training images into a folder of "
+                    "that name beside them; where these are classes, give them other names"
+                )
+            return {"": "train"}
+        for entry in entries:
+            if entry.name not in SPLIT_NAMES:
+                found.unused["folder beside train" if entry.is_dir() else _kind(entry)] += 1
+        return {name: SPLIT_NAMES[name] for name in named}
 
 
-def _images(folder: str, below: str) -> Iterator[tuple[str, int, int]]:
-    """Path, size and time of change of every image below a folder."""
-    for entry in os.scandir(folder):
+def _list_classes(found: _Found, split: str, folder: str, below: str) -> None:
+    """Add the images of the classes in a folder, which has the path `below` the root."""
+    ancestors = (_identity(folder),)
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if not entry.is_dir():
+            found.unused[_kind(entry)] += 1
+            continue
+        before = len(found.images) + len(found.refused)
+        _list_images(found, (split, entry.name), entry.path, f"{below}{entry.name}", ancestors)
+        if len(found.images) + len(found.refused) == before:
+            found.unused[EMPTY_CLASS] += 1
+
+
+def _list_images(
+    found: _Found, place: tuple[str, str], folder: str, below: str, ancestors: tuple[tuple[int, int], ...]
+) -> None:
+    """Add the images of a class in a folder and in those in it. `ancestors` are the folders that it lies in."""
+    try:
+        own = _identity(folder)
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        found.refused.append((below, f"cannot be read: {error.strerror}"))
+        return
+    if own in ancestors:
+        found.refused.append((below, "link to a folder that it lies in"))
+        return
+    for entry in entries:
         name = f"{below}/{entry.name}"
-        if entry.is_dir():
-            yield from _images(entry.path, name)
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+        try:
+            if entry.is_dir():
+                _list_images(found, place, entry.path, name, (*ancestors, own))
+                continue
             status = entry.stat()
-            yield name, status.st_size, status.st_mtime_ns
+            if is_image_file(entry):
+                found.images.append((*place, name, status.st_size, status.st_mtime_ns))
+            else:
+                found.unused[kind_of(entry.name)] += 1
+        except FileNotFoundError:
+            found.refused.append((name, "link to nothing"))
+        except OSError as error:
+            found.refused.append((name, f"cannot be read: {error.strerror}"))
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What a file outside of the classes' folders is counted as."""
+    try:
+        return OUTSIDE if is_image_file(entry) else kind_of(entry.name)
+    except OSError:
+        return kind_of(entry.name)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import posixpath
+from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -11,9 +14,9 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from stages.context import canonical_json, sha256
-from stages.ingest.config import TableSource
+from stages.ingest.config import SPLIT_NAMES, TableSource
 from stages.ingest.sources.addressed import STORED, read_addresses, resolve
-from stages.ingest.sources.base import SPLIT_NAMES, SPLITS, Listing, Missing, RawImage, Reference
+from stages.ingest.sources.base import SPLITS, Listing, Missing, RawImage, Reference
 from stages.ingest.sources.class_names import class_names, map_digest
 from stages.ingest.sources.labels import Labels
 from stages.ingest.sources.parquet import ParquetTable
@@ -39,21 +42,20 @@ class Table:
         table, config, embedded = self._table, self._config, self._embedded
         columns = [config.label, *self._split_column, *([] if embedded else [config.image])]
         labels = Labels(config.path, config.label_separator, text=table.text)
-        rows: list[int] = []
-        addresses: dict[str, int] = {}
-        splits, refused = bytearray(), []
+        rows, addresses, seen = array("q"), list[str](), set[bytes]()
+        splits, refused = bytearray(), list[tuple[str, str]]()
         for row, (label, *others) in enumerate(table.rows(columns)):
             address = None if embedded else self._address(row, others[-1])
             if address is None and not embedded:
                 refused.append((f"row-{row}", "no image"))
+            elif address is not None and (place := self._digest_of(address)) in seen:
+                refused.append((address, f"listed twice: again in row {row}; several labels go into one row"))
             elif not labels.add(row, label):
                 refused.append((address or f"row-{row}", "no label"))
             else:
-                if address is not None and addresses.setdefault(address, row) != row:
-                    raise UserError(
-                        f"{config.path}: image {address!r} is in rows {addresses[address]} and {row}: expected one row "
-                        "for each image; several labels go into one, with label_separator or as a list"
-                    )
+                if address is not None:
+                    addresses.append(address)
+                    seen.add(place)
                 rows.append(row)
                 splits.append(self._split(row, others[0]) if self._split_column else 0)
         if not rows:
@@ -61,7 +63,7 @@ class Table:
         classes, numbers, starts = labels.finish()
         return Listing(
             classes=class_names(self._map, classes),
-            references=rows if embedded else list(addresses),
+            references=rows.tolist() if embedded else addresses,
             labels=numbers,
             starts=starts,
             sizes=self._sizes(rows),
@@ -116,15 +118,20 @@ class Table:
         resolve(value, self._base)
         return value
 
+    def _digest_of(self, address: str) -> bytes:
+        """What an image is known by, however its address is written: of 16 bytes, since all are in memory at once."""
+        place = posixpath.normpath(resolve(address, self._base).removeprefix("file://"))
+        return hashlib.blake2b(place.encode(), digest_size=16).digest()
+
     def _split(self, row: int, value: object) -> int:
         if not isinstance(value, str) or value not in SPLIT_NAMES:
             column, expected = self._config.split, ", ".join(SPLIT_NAMES)
             raise UserError(f"{self._config.path}, row {row}: {column} is {value!r}: expected one of {expected}")
         return SPLITS.index(SPLIT_NAMES[value])
 
-    def _sizes(self, rows: list[int]) -> NDArray[np.int64]:
+    def _sizes(self, rows: Sequence[int]) -> NDArray[np.int64]:
         if self._embedded and isinstance(self._table, ParquetTable):
-            return self._table.sizes(self._config.image)[rows]
+            return self._table.sizes(self._config.image)[np.asarray(rows, dtype=np.int64)]
         return np.full(len(rows), _TYPICAL_BYTES)
 
     def _state(self) -> tuple[str, int, int | str]:

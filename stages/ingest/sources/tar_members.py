@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from cluster.errors import UserError
 from stages.ingest.sources.ranges import RangeFile
@@ -38,6 +39,23 @@ def refusal(member: tarfile.TarInfo) -> str | None:
     return None
 
 
+def check_end(file: BinaryIO, place: int, start: int = 0) -> None:
+    """Raise tarfile.ReadError unless nothing but zeros follows byte `place` of a tar, one block of them at least.
+
+    `tarfile` ends at damaged headers and at the end of the file silently, as it does at the zeros of a tar's end.
+    `start` is where the tar begins, for the message.
+    """
+    file.seek(place)
+    block = file.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0"):
+        raise tarfile.ReadError(f"no header at byte {start + place}")
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it stops at byte {start + place + len(block)}, before the zeros that end a tar")
+    while block := file.read(_BUFFER_BYTES):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"something follows the zeros at byte {start + place}")
+
+
 def tar_members(path: Path, start: int = 0, length: int | None = None) -> Iterator[Member]:
     """The files in the tar at `path`, or in that which fills `length` bytes of it from `start`, without folders.
 
@@ -60,10 +78,7 @@ def tar_members(path: Path, start: int = 0, length: int | None = None) -> Iterat
                             bytes=member.size,
                             refused=reason,
                         )
-                # A damaged header ends a tar silently, as the zeros do that stand at its end.
-                part.seek(tar.offset)
-                if part.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                    raise tarfile.ReadError(f"no header at byte {start + tar.offset}")
+                check_end(part, tar.offset, start)
         except tarfile.TarError as error:
             where = f"{path}, the tar at byte {start}" if start else f"{path}"
             raise UserError(f"{where}: damaged or cut: {error}; fetch it again") from error

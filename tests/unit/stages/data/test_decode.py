@@ -1,8 +1,9 @@
 import io
+import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cluster.errors import UserError
 from stages.data.decode import UnreadableImage, decode_rgb
@@ -65,6 +66,52 @@ def test_exif_rotation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # Turned by 90 degrees.
     assert decode_rgb(encode(image, "JPEG", exif=exif)).size == (8, 16)
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_made_upright_in_every_format(form, orientation):
+    pixels = np.kron(np.arange(1, 7).reshape(2, 3) * 40, np.ones((16, 16))).astype(np.uint8)
+    image, exif = Image.fromarray(pixels).convert("RGB"), Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(image, form, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert np.array_equal(np.asarray(decode_rgb(data)), np.asarray(upright))
+
+
+def malformed_exif():
+    """Directories with tags that Pillow reads and cannot write again, beside an orientation of 6."""
+    for kind, count, value in ((5, 2, b"\xff\xff\xff\xff"), (12, 1, b"abcd"), (2, 9, b"\x00\x00\x00\x08"),
+                               (129, 7, b"abcd"), (1, 4, b"\xff\xff\xff\xff"), (10, 300, bytes(4))):  # fmt: skip
+        for tag in (0x010F, 0x011A, 0x8769, 0x8825, 0xA005, 0x927C, 0x0132):
+            entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHI", tag, kind, count) + value
+            yield b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + entries + bytes(4)
+    yield b"Exif\0\0MM\0*\0\0"
+    yield b"Exif\0\0XX\0*\0\0\0\x08"
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger")
+def test_malformed_exif_harms_no_image():
+    image = Image.new("RGB", (16, 8), "white")
+    for exif in malformed_exif():
+        assert decode_rgb(encode(image, "JPEG", exif=exif)).size in ((8, 16), (16, 8))
+
+
+def test_whatever_a_decoder_raises_is_said_of_the_image(monkeypatch):
+    def fails(image):
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr("stages.data.decode._to_rgb", fails)
+    with pytest.raises(UnreadableImage, match=r"x\.jpg .* cannot be decoded: unpack requires"):
+        decode_rgb(encode(Image.new("RGB", (2, 2))), "x.jpg")
+
+
+def test_pixels_are_limited_by_ingestion_alone(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert decode_rgb(encode(Image.new("RGB", (16, 16)))).size == (16, 16)
 
 
 @pytest.mark.parametrize("spoil", [lambda d: b"", lambda d: b"no image", lambda d: d[: len(d) // 2]])

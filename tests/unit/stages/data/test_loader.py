@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from cluster.errors import UserError
-from cluster.storage import NotFound, open_storage
+from cluster.storage import open_storage
 from stages.data.cache import CorruptShard, ShardCache
 from stages.data.config import DataConfig
-from stages.data.decode import UnreadableImage
+from stages.data.decode import UnreadableImage, decode_rgb
 from stages.data.fetch_ahead import FetchAhead
 from stages.data.loader import TrainLoader, evaluation_batches
 from stages.data.manifest import base_folder, dataset_meta
@@ -210,6 +210,40 @@ def test_evaluation_counts_each_sample_once_in_equal_steps(digits, tmp_path, wor
     assert not padding.any()
 
 
+@pytest.mark.parametrize(("world_size", "threads"), [(1, 0), (1, 2), (3, 2)])
+def test_evaluation_leaves_out_what_cannot_be_decoded(digits, tmp_path, monkeypatch, capsys, world_size, threads):
+    storage, output = digits
+    unreadable = ["sample 3 of shards/test-000000.tar", "sample 90 of shards/test-000000.tar"]
+
+    def decode(data, name):
+        if name in unreadable:
+            raise UnreadableImage(f"{name} cannot be decoded")
+        return decode_rgb(data, name)
+
+    def evaluated(world_size, **config):
+        found = []
+        for rank in range(world_size):
+            batches = evaluation_batches(
+                storage, output, ["test"], resolution=8, batch=32, rank=rank, world_size=world_size,
+                classes=seen_classes(output), config=DataConfig(cache=str(tmp_path / "cache"), **config),
+            )  # fmt: skip
+            for batch in batches:
+                assert not batch.images[~batch.mask].any()
+                pairs = zip(batch.images[batch.mask], batch.labels[batch.mask].tolist(), strict=True)
+                found += [(image.numpy().tobytes(), label) for image, label in pairs]
+        return sorted(found)
+
+    whole = evaluated(1)
+    monkeypatch.setattr("stages.data.reader.decode_rgb", decode)
+    found = evaluated(world_size, loader_threads=threads)
+    assert len(found) == len(whole) - 2
+    assert set(found) <= set(whole)
+    assert capsys.readouterr().out.count("left out of the evaluation: sample ") == 2
+    unreadable += [f"sample {number} of shards/test-000000.tar" for number in range(20, 40)]
+    with pytest.raises(UnreadableImage, match=r"11 of \d+ samples are unreadable, more than max_bad=0\.001"):
+        evaluated(1, loader_threads=0)
+
+
 def test_evaluation_can_be_left_early(digits, tmp_path):
     storage, output = digits
     batches = evaluation_batches(
@@ -343,6 +377,22 @@ def test_a_corrupt_shard_that_is_skipped_gives_way_to_the_next(digits, spoiled, 
     assert sum(own.replaced for own in ranks) == (tars == 1).sum()
 
 
+@pytest.mark.parametrize("fetch", ["shards", "samples"])
+def test_a_lost_shard_is_named_or_gives_way_to_the_next(digits, tmp_path, fetch):
+    storage, output = digits
+    shutil.copytree(storage.url.removeprefix("file://"), tmp_path / "copy")
+    lost = open_storage(f"file://{tmp_path}/copy")
+    lost.delete(f"{base_folder(output)}/shards/train-000001.tar")
+    plain = {"global_batch": 600, "fetch": fetch}
+    with pytest.raises(CorruptShard, match=r"train-000001\.tar is no longer where its manifest says"):
+        take([loader((lost, output), tmp_path, **plain)], 1)
+    own = loader((lost, output), tmp_path, corrupt_shards="skip", loader_threads=0, **plain)
+    _, _, samples = take([own], 1)
+    counts = shards(*digits, "train").counts
+    _, tars, _ = Order(counts=counts, seed=SEED, streams=3, window=50).locate(samples)
+    assert own.replaced == (tars == 1).sum() > 0
+
+
 def cached(folder):
     return {path.stem for path in folder.glob("*.cached")}
 
@@ -381,6 +431,6 @@ def test_what_fails_ahead_is_told_when_it_is_needed(digits, tmp_path, capsys):
     for tar in (tmp_path / "copy").rglob("train-*.tar"):
         tar.unlink()
     batches = loader((copy, output), tmp_path)
-    with pytest.raises(NotFound):
+    with pytest.raises(CorruptShard, match="is no longer where its manifest says"):
         next(batches)
     batches.close()

@@ -221,6 +221,18 @@ def test_what_could_lead_out_of_a_tar_is_refused_and_counted(tmp_path):
         run(ingest(archives(path)), {}, context(tmp_path, attempt=2))
 
 
+def test_members_that_are_not_used_are_counted(tmp_path):
+    inner = tar_bytes([*class_images(0), ("a.heic", b"x"), ("a.XML", b"x"), ("text", b"no image"), ("image", jpeg(50))])
+    path = tmp_path / "x.tar"
+    path.write_bytes(tar_bytes([("one.tar", inner), ("loose.jpg", jpeg(51)), ("notes.txt", b"x")]))
+    metrics = run(ingest(archives(path)), {}, context(tmp_path)).metrics
+    assert metrics["images"] == 9
+    assert {name: value for name, value in metrics.items() if name.startswith("unused")} == {
+        "unused": 5, "unused/heic": 1, "unused/xml": 1, "unused/without a suffix": 1, "unused/txt": 1,
+        "unused/image outside of a class": 1,
+    }  # fmt: skip
+
+
 def test_damaged_and_cut_tars_are_named(tmp_path):
     path, data = tmp_path / "x.tar", tar_bytes(class_tars())
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -233,6 +245,16 @@ def test_damaged_and_cut_tars_are_named(tmp_path):
     for place, where in ((second - 512, r"x\.tar: "), (second + inner, rf"x\.tar, the tar at byte {second}: ")):
         path.write_bytes(data[:place] + b"?" * 512 + data[place + 512 :])
         with pytest.raises(UserError, match=rf"{where}damaged or cut: no header at byte {place}"):
+            source(path).listing()
+
+
+def test_tars_that_stop_between_two_members_are_cut(tmp_path):
+    path, data = tmp_path / "x.tar", tar_bytes(class_tars())
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        second, end = tar.getmembers()[1].offset, tar.offset
+    for length in (second, second + 100, end):
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError, match=r"x\.tar: damaged or cut"):
             source(path).listing()
 
 

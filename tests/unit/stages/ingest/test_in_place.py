@@ -16,6 +16,7 @@ from stages.context import Context
 from stages.data.config import DataConfig
 from stages.data.loader import TrainLoader
 from stages.data.manifest import dataset_meta
+from stages.ingest.addresses import shard_addresses
 from stages.ingest.config import IngestConfig
 from stages.ingest.run import run
 from tests.unit.stages.shards import shards, stored
@@ -141,6 +142,7 @@ def test_what_is_wrong_with_a_tar_is_told_and_left_out(tmp_path):
         ("d.cls", b"cat"), ("e.jpg", jpeg(4)), ("e.cls", b"10"), ("f.jpg", jpeg(4)), ("f.png", jpeg(4)),
         ("f.cls", b"1"), ("g.jpg", jpeg(5)), ("g.jpg", jpeg(6)), ("g.cls", b"1"), ("/etc/x.jpg", jpeg(7)),
         ("../y.jpg", jpeg(7)), ("h.jpg", None), ("i.jpg", b""), ("i.cls", b"0"),
+        ("j.jpg", jpeg(8)), ("j.cls", b"1"), ("j.cls", b"2"),
     ]  # fmt: skip
     write_tar(tmp_path / "a.tar", good + bad)
     config = ingest({"shards": {"train": f"{tmp_path}/a.tar"}}, class_names=NAMES, max_bad=0.5)
@@ -149,16 +151,32 @@ def test_what_is_wrong_with_a_tar_is_told_and_left_out(tmp_path):
     told = [json.loads(line) for line in place.storage.read(f"{place.prefix}/bad.jsonl").splitlines()]
     assert {line["image"].rpartition("/a.tar/")[2]: line["reason"] for line in told} == {
         "a": "no label", "b": "no image", "c": "truncated", "d": "mislabelled: 'cat' is none of class_names",
-        "e": "mislabelled: 10", "f": "several images", "g": "duplicate key", "/etc/x.jpg": "path leads out of the tar",
+        "e": "mislabelled: 10: expected numbers from 0 to below 10", "f": "several images",
+        "g": "duplicate key", "/etc/x.jpg": "path leads out of the tar",
         "../y.jpg": "path leads out of the tar", "h.jpg": "link or device", "i": "empty",
+        "j": "several labels: 2 members named .cls",
     }  # fmt: skip
-    assert (result.metrics["images"], result.metrics["bad"], result.metrics["bad/mislabelled"]) == (50, 11, 2)
-    with pytest.raises(UserError, match="11 of 61 images are bad"):
+    assert (result.metrics["images"], result.metrics["bad"], result.metrics["bad/mislabelled"]) == (50, 12, 2)
+    with pytest.raises(UserError, match="12 of 62 images are bad"):
         run(config.model_copy(update={"max_bad": 0.1}), {}, context(tmp_path, attempt=2))
 
 
+def test_labels_that_no_list_of_classes_bounds_are_bounded(tmp_path):
+    members = [("a.jpg", jpeg(1)), ("a.cls", b"3"), ("b.jpg", jpeg(2)), ("b.cls", b"1000000000000"), ("c.jpg", jpeg(3)),
+               ("c.cls", b"a cat")]  # fmt: skip
+    write_tar(tmp_path / "a.tar", members)
+    place = context(tmp_path)
+    output = run(ingest({"shards": {"train": f"{tmp_path}/a.tar"}}, max_bad=0.9), {}, place).output
+    assert dataset_meta(output).classes == ("0", "1", "2", "3")
+    told = [json.loads(line)["reason"] for line in place.storage.read(f"{place.prefix}/bad.jsonl").splitlines()]
+    assert told == [
+        "mislabelled: 1000000000000: expected numbers from 0 to below 1,000,000",
+        "mislabelled: 'a cat' is no number: set class_names to all names",
+    ]
+
+
 def test_several_labels_become_multi_hot_targets(tmp_path):
-    labels = [[1, 3], [], [0], [2, 0, 1]]
+    labels = [[1, 3, 3], [], [0], [2, 0, 1]]
     members = []
     for number, own in enumerate(labels):
         members += [(f"{number}.jpg", jpeg(number)), (f"{number}.json", json.dumps({"labels": own}).encode())]
@@ -204,13 +222,54 @@ def test_the_digest_follows_the_tars(tmp_path):
     assert config.external_digest() != digest
 
 
+def test_lists_of_tars_are_read_line_by_line_and_relative_to_themselves(tmp_path):
+    tars = [tmp_path / "sub" / "a b.tar", tmp_path / "c.tar", tmp_path / "0.tar", tmp_path / "1.tar"]
+    for number, path in enumerate(tars):
+        write_tar(path, [("1.jpg", jpeg(number)), ("1.cls", b"1")])
+    (tmp_path / "list.txt").write_text(f"sub/a b.tar\n\n  {tmp_path}/c.tar  \r\n{{0..1}}.tar\n")
+    found = shard_addresses(ingest({"shards": {"train": f"{tmp_path}/list.txt"}}).source)
+    assert found == {"train": [f"file://{path}" for path in tars]}
+    with pytest.raises(UserError, match=r"source\.shards: the list file://.*/none\.txt is not there"):
+        shard_addresses(ingest({"shards": {"train": f"{tmp_path}/none.txt"}}).source)
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"list\.txt is no text in UTF-8"):
+        shard_addresses(ingest({"shards": {"train": f"{tmp_path}/list.txt"}}).source)
+
+
 def test_a_file_that_is_no_tar_is_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(UserError, match=r"a\.tar is no tar that can be read"):
+    with pytest.raises(UserError, match=r"a\.tar is no whole tar"):
         run(ingest({"shards": {"train": f"{tmp_path}/a.tar"}}), {}, context(tmp_path))
 
 
-@pytest.mark.parametrize("fields", [{"quality": 90}, {"held_out_classes": 1}, {"destination": "s3://bucket/x"}])
+def test_tars_that_end_early_or_have_a_hole_are_refused(tmp_path):
+    path = write_tar(
+        tmp_path / "a.tar", [(f"{n}.{e}", d) for n in range(9) for e, d in (("jpg", jpeg(n)), ("cls", b"1"))]
+    )
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        headers = [member.offset for member in tar]
+        end = tar.offset
+    cuts = {"damaged header": data[: headers[8]] + b"?" * 512 + data[headers[8] + 512 :],
+            "zeros for a header": data[: headers[8]] + bytes(512) + data[headers[8] + 512 :],
+            "at a member's end": data[: headers[8]], "within a header": data[: headers[8] + 100],
+            "without its end": data[:end], "two, one after the other": data + data}  # fmt: skip
+    config = ingest({"shards": {"train": f"{path}"}})
+    for name, cut in cuts.items():
+        path.write_bytes(cut)
+        with pytest.raises(UserError, match=r"a\.tar is no whole tar: .* byte \d+.*fetch or write it again"):
+            run(config, {}, context(tmp_path / name))
+    path.write_bytes(data[: end + 512])
+    assert run(config, {}, context(tmp_path / "whole")).metrics["images"] == 9
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"quality": 90}, {"held_out_classes": 1}, {"destination": "s3://bucket/x"}, {"samples_per_shard": 7}),
+        *({"validation_fraction": 0}, {"test_fraction": 0.2}, {"shard_megabytes": 1}),
+    ],
+)
 def test_what_would_rewrite_the_tars_is_refused(tmp_path, fields):
     with pytest.raises(ValidationError, match="tars that are indexed in place are not rewritten"):
         ingest({"shards": {"train": "a.tar"}}, **fields)

@@ -16,7 +16,11 @@ from cluster.storage.base import NotFound
 from stages.context import Context, read_output
 from stages.data.manifest import dataset_meta
 from stages.ingest.config import DigitsSource, FolderSource, IdxSource, IngestConfig
+from stages.ingest.headers import BadImage
+from stages.ingest.prepare import check, prepare
 from stages.ingest.run import run
+from stages.ingest.sources.base import Listing, RawImage
+from stages.ingest.splits import fill_shards
 from tests.unit.stages.shards import index, samples, shards
 
 
@@ -268,6 +272,72 @@ def test_a_folder_with_splits_keeps_them(tmp_path, folder):
         run(config, {}, context(tmp_path, attempt=2))
 
 
+def test_files_that_are_not_used_are_counted_by_what_they_are(tmp_path, folder, capsys):
+    (folder / "cat" / "x.heic").write_bytes(b"1")
+    (folder / "cat" / "y.HEIC").write_bytes(b"1")
+    (folder / "cat" / "plain").write_bytes(b"text")
+    (folder / "dog" / "1.jpg").rename(folder / "dog" / "image")
+    (folder / "bird").mkdir()
+    picture(folder / "top.jpg", 1)
+    (folder / "README").write_text("top")
+    result = run(IngestConfig(source=FolderSource(path=str(folder))), {}, context(tmp_path))
+    assert result.metrics["images"] == 20
+    counts = {name: value for name, value in result.metrics.items() if name.startswith("unused")}
+    assert counts == {
+        "unused": 8, "unused/heic": 2, "unused/txt": 2, "unused/without a suffix": 2, "unused/class without images": 1,
+        "unused/image outside of a class": 1,
+    }  # fmt: skip
+    assert {"what": "not used: .heic", "images": 2} in result.tables["report"]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not used")]
+    assert told == [
+        "not used, since they are no images in a class: 2 .heic, 2 .txt, 2 without a suffix, 1 class without images, "
+        "1 image outside of a class"
+    ]
+
+
+def test_rare_kinds_of_files_are_counted_together(tmp_path, folder):
+    for number in range(40):
+        (folder / "cat" / f"frame.{number:03d}").write_bytes(b"1")
+    metrics = run(IngestConfig(source=FolderSource(path=str(folder))), {}, context(tmp_path)).metrics
+    assert (metrics["unused"], metrics["unused/others"], metrics["unused/txt"]) == (42, 21, 2)
+    assert len([name for name in metrics if name.startswith("unused/")]) == 21
+
+
+def test_links_to_nothing_and_in_circles_are_reported(tmp_path, folder):
+    (folder / "cat" / "gone.jpg").symlink_to(tmp_path / "nothing.jpg")
+    (folder / "cat" / "deeper" / "again").symlink_to(folder / "cat")
+    (folder / "dog" / "self").symlink_to(folder / "dog" / "self")
+    picture(tmp_path / "elsewhere" / "a.jpg", 9)
+    (folder / "dog" / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "dog" / "b.jpg").symlink_to(tmp_path / "elsewhere" / "a.jpg")
+    place = context(tmp_path)
+    result = run(IngestConfig(source=FolderSource(path=str(folder)), max_bad=0.2), {}, place)
+    told = [json.loads(line) for line in place.storage.read(f"{place.prefix}/bad.jsonl").splitlines()]
+    assert {line["image"]: line["reason"] for line in told} == {
+        "cat/deeper/again": "link to a folder that it lies in",
+        "cat/gone.jpg": "link to nothing",
+        "dog/self": "cannot be read: Too many levels of symbolic links",
+    }
+    assert result.metrics["images"] == 22
+
+
+@pytest.mark.parametrize("splits", [["test", "val"], ["validation"], ["test", "val", "notes"]])
+def test_splits_without_training_images_are_no_classes(tmp_path, splits):
+    for name in splits:
+        picture(tmp_path / "photos" / name / "cat" / "1.jpg", 1)
+    with pytest.raises(UserError, match=rf"has {splits[0]}.* and no train: put the training images"):
+        IngestConfig(source=FolderSource(path=str(tmp_path / "photos"))).external_digest()
+
+
+def test_folders_and_files_beside_train_are_counted(tmp_path, folder):
+    folder.rename(tmp_path / "train")
+    picture(tmp_path / "photos" / "extra" / "1.jpg", 1)
+    picture(tmp_path / "photos" / "1.jpg", 1)
+    (tmp_path / "train").rename(tmp_path / "photos" / "train")
+    metrics = run(IngestConfig(source=FolderSource(path=str(tmp_path / "photos"))), {}, context(tmp_path)).metrics
+    assert (metrics["unused/folder beside train"], metrics["unused/image outside of a class"]) == (1, 1)
+
+
 def test_bad_images_are_left_out_with_their_reasons_up_to_a_limit(tmp_path, folder):
     (folder / "cat" / "3.jpg").write_bytes(b"broken")
     (folder / "cat" / "4.jpg").write_bytes(b"")
@@ -299,6 +369,36 @@ def test_decoding_finds_what_markers_cannot(tmp_path, folder):
     assert decoded.metrics["bad/cannot be decoded"] == 1
 
 
+def photograph(**options):
+    """A JPEG with detail in it, of 256 × 320 pixels."""
+    blocks = np.random.default_rng(0).integers(0, 256, (32, 40, 3))
+    buffer, image = io.BytesIO(), Image.fromarray(np.kron(blocks, np.ones((8, 8, 1))).astype(np.uint8))
+    image.convert(options.pop("mode", "RGB")).save(buffer, "JPEG", quality=90, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"mode": "L"}, {"mode": "CMYK"}, {"restart_marker_blocks": 4}]
+)
+def test_jpegs_with_damaged_pixels_are_found_by_decoding(tmp_path, options):
+    whole = photograph(**options)
+    half, cut = len(whole) // 2, len(whole) // 8
+    spoiled = {"middle out": whole[:half] + whole[half + cut :], "cut": whole[:half] + b"\xff\xd9"}
+    # Zeros are a long run of valid codes in a progressive image: nothing tells them from pixels.
+    if "progressive" not in options:
+        spoiled["zeros"] = whole[:half] + bytes(cut) + whole[half + cut :]
+    config = IngestConfig(source=DigitsSource(), verify="decode")
+    assert check(RawImage(name="x.jpg", data=whole), config) == check(
+        RawImage(name="x.jpg", data=whole), config.model_copy(update={"verify": "markers"})
+    )
+    for data in spoiled.values():
+        assert check(RawImage(name="x.jpg", data=data), config.model_copy(update={"verify": "markers"})) is not None
+        with pytest.raises(BadImage, match=r"damaged pixels: (Corrupt|Premature)"):
+            check(RawImage(name="x.jpg", data=data), config)
+        with pytest.raises(BadImage, match=r"damaged pixels: (Corrupt|Premature)"):
+            prepare(RawImage(name="x.jpg", data=data), config)
+
+
 def test_images_are_made_smaller_and_encoded_anew_where_asked(tmp_path, folder):
     picture(folder / "cat" / "large.jpg", 70)
     Image.new("RGB", (300, 200), "red").save(folder / "dog" / "wide.jpg")
@@ -311,6 +411,15 @@ def test_images_are_made_smaller_and_encoded_anew_where_asked(tmp_path, folder):
     assert sorted(image.size for image in images)[-2:] == [(6, 5), (100, 67)]
 
 
+def test_images_above_pillows_own_limit_are_taken_where_asked(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    config = IngestConfig(source=FolderSource(path=str(folder)), max_pixels=30, verify="decode")
+    assert run(config, {}, context(tmp_path)).metrics["images"] == 20
+    Image.new("RGB", (16, 8)).save(folder / "cat" / "y.bmp")
+    config = config.model_copy(update={"max_bad": 0.1})
+    assert run(config, {}, context(tmp_path / "b")).metrics["bad/too many pixels"] == 1
+
+
 def test_shards_are_filled_by_size(tmp_path, folder):
     place = context(tmp_path)
     config = IngestConfig(
@@ -321,6 +430,20 @@ def test_shards_are_filled_by_size(tmp_path, folder):
     assert len(tars) > 2
     assert sum(tar.count for tar in tars) == 20
     assert max(tar.tar.bytes for tar in tars) < 0.015 * 2**20 + 10240
+
+
+def test_shards_are_as_few_and_as_equal_as_can_be(tmp_path, folder):
+    sizes = np.random.default_rng(0).integers(20_000, 60_000, 5000)
+    listing = Listing(classes=("a",), references=range(5000), labels=np.zeros(5000, dtype=np.int64), sizes=sizes,
+                      splits=np.zeros(5000, dtype=np.int8))  # fmt: skip
+    for megabytes in (10, 50, 64, 1000):
+        config = digits(samples_per_shard=None, shard_megabytes=megabytes)
+        groups = fill_shards(listing, np.arange(5000), config)
+        assert np.concatenate(groups).tolist() == list(range(5000))
+        bytes_of = [int((sizes[group] + 2048).sum()) for group in groups]
+        assert max(bytes_of) <= megabytes * 2**20
+        assert len(groups) <= -(-sum(bytes_of) // (megabytes * 2**20 - 62_048))
+        assert min(bytes_of) > max(bytes_of) - (len(groups) + 1) * 62_048
 
 
 def test_the_tars_go_where_they_are_wanted(tmp_path, folder):

@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from stages.ingest.config import TableSource
 from stages.ingest.run import run
 from stages.ingest.sources import open_source, parquet
-from stages.ingest.sources.addressed import resolve
+from stages.ingest.sources.addressed import read_addresses, resolve
 from stages.ingest.sources.base import Missing, RawImage
 from stages.ingest.sources.labels import MOST_CLASSES
 from tests.unit.stages.ingest.pictures import NAMES, context, digit, ingest, ingested, jpeg
@@ -257,7 +257,6 @@ MISTAKES = [
     ("t.jsonl", [A], {"label_separator": "|"}, r"label 1 and label_separator='\|': expected texts"),
     ("t.jsonl", [{**A, "image": 3}], {}, r"row 0: image 3: expected an address"),
     ("t.parquet", [{**A, "image": 3}], {}, r"column image is int64: expected addresses, bytes, or a struct"),
-    ("t.csv", [A, B, A], {}, r"image 'a.jpg' is in rows 0 and 2: expected one row"),
     ("t.csv", [{**A, "image": "ftp://example.com/a.jpg"}], {}, r"'ftp://example.com/a.jpg': expected a path"),
     ("t.csv", [{**A, "label": ""}], {}, r"no row with an image and a label"),
 ]
@@ -352,3 +351,25 @@ def test_a_class_map_names_the_tables_labels(tmp_path, images):
     meta, found = ingested(tmp_path, mapped)
     assert meta.classes == NAMES
     assert sorted(sample for split in found.values() for sample in split) == expected(digit)
+
+
+def test_an_image_that_is_listed_twice_is_used_once_and_counted(tmp_path, images):
+    rows = [{"image": f"images/{n}.jpg", "label": NAMES[digit(n)]} for n in range(COUNT)]
+    again = [f"{images}/0.jpg", f"file://{images}/1.jpg", "images/../images/2.jpg", "images/3.jpg"]
+    rows += [{"image": address, "label": "zero"} for address in again]
+    path = write_table(tmp_path / "data" / "t.csv", rows)
+    place = context(tmp_path)
+    result = run(ingest({"kind": "table", "path": str(path)}, max_bad=0.2), {}, place)
+    assert (result.metrics["images"], result.metrics["bad/listed twice"]) == (COUNT, 4)
+    told = [json.loads(line) for line in place.storage.read(f"{place.prefix}/bad.jsonl").splitlines()]
+    assert [line["image"] for line in told] == again
+    assert told[0]["reason"] == f"listed twice: again in row {COUNT}; several labels go into one row"
+
+
+def test_an_answer_that_is_no_image_is_said_in_the_servers_words(monkeypatch):
+    def refuse(name, address):
+        raise OSError(f"{address}: HTTP 400 Bad Request")
+
+    monkeypatch.setattr("stages.ingest.sources.addressed._read_stored", refuse)
+    [missing] = read_addresses(["https://h/a.jpg"], "/data")
+    assert missing == Missing(name="https://h/a.jpg", reason="cannot be read: https://h/a.jpg: HTTP 400 Bad Request")

@@ -1,0 +1,24 @@
+"""The examples in docs/data.md run as they stand there."""
+
+import re
+from pathlib import Path
+
+from tests.unit.stages.ingest.pictures import NAMES, digit, jpeg
+
+DATA = Path(__file__).parents[2] / "docs" / "data.md"
+
+
+def test_the_examples_of_the_page_on_data_run(tmp_path, monkeypatch, capsys):
+    for number in range(100):
+        path = tmp_path / "photos" / NAMES[digit(number)] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATCHLINE_HOME", str(tmp_path / "home"))
+    blocks = re.findall(r"```python\n(.*?)```", DATA.read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    code = "\n".join(blocks).replace("file:///data/results", f"file://{tmp_path}/results")
+    exec(code, {})
+    told = capsys.readouterr().out
+    assert re.search(r"^\d+ images in 1 tars, of 10 classes$", told, re.MULTILINE)
+    assert "000000000128 (24, 24) " in told
