@@ -16,7 +16,7 @@ demo: install
 
 # The long files first, so that the short ones fill the gaps between them.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration tests/unit tests/contract
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration tests/chaos tests/unit tests/contract
 
 unit: install
 	$(BIN)/python -m pytest tests/unit
