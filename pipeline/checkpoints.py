@@ -16,7 +16,7 @@ from pipeline.head import HeadDocument, read_head
 from pipeline.record import read_record
 from pipeline.status import StatusReader
 from stages.context import read_output
-from stages.models.weights_out import CHUNK_BYTES, StoredTensor, checkpoint_tensors, stored_tensors, write_safetensors
+from stages.models.weights_out import CHUNK_BYTES, checkpoint_kinds, checkpoint_tensors, write_safetensors
 from stages.training.manifest import Damaged, check_stored, read_manifest
 
 WEIGHTS = "model.safetensors"
@@ -197,9 +197,8 @@ def export(
         check_stored(storage, f"{chosen}/{part['path']}", part)
         if not fast and (found := stored_digest(storage, f"{chosen}/{part['path']}").sha256) != part["sha256"]:
             raise Damaged(f"{chosen}/{part['path']} has sha256 {found}; its manifest says {part['sha256']}")
-    kinds = {name.rpartition("/")[2] for name, _ in stored_tensors(storage, f"{chosen}/{manifest['parts'][0]['path']}")}
-    kind = "weight" if raw or "average" not in kinds else "average"
-    tensors: dict[str, StoredTensor] = checkpoint_tensors(storage, chosen, manifest, kind)
+    kind = "weight" if raw or "average" not in checkpoint_kinds(storage, chosen, manifest) else "average"
+    tensors = checkpoint_tensors(storage, chosen, manifest, kind)
     description = {
         "format": 1,
         **manifest.get("about", {}),

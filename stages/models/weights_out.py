@@ -20,49 +20,82 @@ CHUNK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """Where the bytes of one tensor lie."""
+class StoredPiece:
+    """Where consecutive elements of a tensor lie."""
 
     key: str
     """Of the stored file."""
     start: int
     """First byte in that file."""
     length: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A whole tensor, in pieces."""
+
+    pieces: tuple[StoredPiece, ...]
+    """In the order of their elements."""
     dtype: str
     """As safetensors calls it, for example F32."""
-    shape: list[int]
+    shape: tuple[int, ...]
 
-
-def stored_tensors(storage: Storage, key: str) -> Iterator[tuple[str, StoredTensor]]:
-    """Names and places of the tensors in a stored safetensors file; reads its header alone."""
-    length = int.from_bytes(storage.read_range(key, 0, 8), "little")
-    header: dict[str, Any] = json.loads(storage.read_range(key, 8, length))
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, stop = entry["data_offsets"]
-            yield (
-                name,
-                StoredTensor(
-                    key=key, start=8 + length + start, length=stop - start, dtype=entry["dtype"], shape=entry["shape"]
-                ),
-            )
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return sum(piece.length for piece in self.pieces)
 
 
 def checkpoint_tensors(storage: Storage, prefix: str, manifest: dict[str, Any], kind: str) -> dict[str, StoredTensor]:
     """A checkpoint's tensors of one kind ("weight", "average", …) by their parameters' names.
 
-    Raises UserError where it has none.
+    Reads the headers of its files alone. Raises UserError where it has none of the kind.
     """
-    found, kinds = {}, set()
+    found: dict[str, list[tuple[int, StoredPiece, str, tuple[int, ...]]]] = {}
+    kinds: set[str] = set()
     for part in manifest["parts"]:
-        for name, tensor in stored_tensors(storage, f"{prefix}/{part['path']}"):
+        for name, first, piece, dtype, shape in _stored_pieces(storage, f"{prefix}/{part['path']}"):
             parameter, _, own = name.rpartition("/")
             kinds.add(own)
             if own == kind:
-                found[parameter] = tensor
+                found.setdefault(parameter, []).append((first, piece, dtype, shape))
     if not found:
         raise UserError(f"{prefix} has no {kind}; it has {', '.join(sorted(kinds))}")
-    return found
+    return {
+        name: StoredTensor(
+            pieces=tuple(piece for _, piece, _, _ in sorted(pieces, key=lambda entry: entry[0])),
+            dtype=pieces[0][2],
+            shape=pieces[0][3],
+        )
+        for name, pieces in found.items()
+    }
+
+
+def checkpoint_kinds(storage: Storage, prefix: str, manifest: dict[str, Any]) -> set[str]:
+    """What a checkpoint has of each parameter: "weight", "exp_avg", "average", …"""
+    first = manifest["parts"][0]["path"]
+    return {name.rpartition("/")[2] for name, *_ in _stored_pieces(storage, f"{prefix}/{first}")}
+
+
+def _stored_pieces(storage: Storage, key: str) -> Iterator[tuple[str, int, StoredPiece, str, tuple[int, ...]]]:
+    """Name, first element, place, type, and shape of the whole, of each piece in a part of a checkpoint."""
+    length = int.from_bytes(storage.read_range(key, 0, 8), "little")
+    header: dict[str, Any] = json.loads(storage.read_range(key, 8, length))
+    places = header.pop("__metadata__", {})
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        piece = StoredPiece(key=key, start=8 + length + start, length=stop - start)
+        # The first checkpoints had whole tensors alone.
+        whole = f"0 {','.join(map(str, entry['shape']))}"
+        first, shape = read_place(places.get(name, whole))
+        yield name, first, piece, entry["dtype"], shape
+
+
+def read_place(text: str) -> tuple[int, tuple[int, ...]]:
+    """First element and whole shape, of a piece's entry in `__metadata__` (`stages/training/snapshot.py`)."""
+    start, _, shape = text.partition(" ")
+    return int(start), tuple(int(size) for size in shape.split(",") if size)
 
 
 def write_safetensors(storage: Storage, tensors: dict[str, StoredTensor], sink: ObjectWriter) -> None:
@@ -74,7 +107,7 @@ def write_safetensors(storage: Storage, tensors: dict[str, StoredTensor], sink: 
     for name in sorted(tensors):
         tensor = tensors[name]
         header[name] = {
-            "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [place, place + tensor.length],
+            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [place, place + tensor.length],
         }  # fmt: skip
         place += tensor.length
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -82,7 +115,7 @@ def write_safetensors(storage: Storage, tensors: dict[str, StoredTensor], sink: 
     sink.write(len(text).to_bytes(8, "little"))
     sink.write(text)
     for name in sorted(tensors):
-        tensor = tensors[name]
-        for offset in range(0, tensor.length, CHUNK_BYTES):
-            length = min(CHUNK_BYTES, tensor.length - offset)
-            sink.write(storage.read_range(tensor.key, tensor.start + offset, length))
+        for piece in tensors[name].pieces:
+            for offset in range(0, piece.length, CHUNK_BYTES):
+                length = min(CHUNK_BYTES, piece.length - offset)
+                sink.write(storage.read_range(piece.key, piece.start + offset, length))

@@ -1,8 +1,8 @@
-"""Writing checkpoints: parameter by parameter, each rank its share, committed last.
+"""Writing checkpoints: each rank what it holds, by parameter, committed last.
 
 Below `checkpoints/<update>-a<attempt>/`:
-- `rank-<r>.safetensors`: the fp32 weights and optimizer tensors of the parameters that rank r was given,
-  as `<parameter>/weight`, `<parameter>/exp_avg`, ...;
+- `rank-<r>.safetensors`: the pieces of the fp32 weights and optimizer tensors that rank r holds,
+  as `<parameter>/weight`, `<parameter>/exp_avg`, ... (see `snapshot.py`);
 - `part-<r>.json`: that rank's file with its size and sha256, written after it;
 - `MANIFEST.json`: all parts and the position of the run, written by rank 0 when every part is there.
 
@@ -13,16 +13,11 @@ of one. Nothing is pickled. Any world size, ZeRO stage and optimizer reads the s
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
 
 from cluster.errors import check_format
 from cluster.storage.base import NotFound, Storage
@@ -30,20 +25,11 @@ from stages.context import Rank, canonical_json
 from stages.metrics import MetricWriter
 from stages.training.engine import Engine
 from stages.training.manifest import FORMAT, Position
+from stages.training.snapshot import Snapshot
 
 PART_FORMAT = 1
 PART_TIMEOUT = 1800.0
 """Seconds that rank 0 waits for the other ranks' parts before it gives the attempt up."""
-
-
-def share(sizes: list[int], ranks: int) -> list[int]:
-    """The rank that writes each parameter: largest first, always to the rank that has least so far."""
-    loads, owners = [0] * ranks, [0] * len(sizes)
-    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        rank = loads.index(min(loads))
-        owners[index] = rank
-        loads[rank] += sizes[index]
-    return owners
 
 
 def kept(updates: Sequence[int], *, last: int, every: int) -> set[int]:
@@ -59,21 +45,23 @@ class CheckpointWriter:
     ) -> None:
         self._rank, self._metrics, self._about = rank, metrics, about
         self._keep = lambda updates: kept(updates, last=keep_last, every=keep_every)
+        self._snapshot: Snapshot | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.seconds_stored = 0.0
         """How long the newest checkpoint took from its snapshot to its commit, on rank 0."""
 
     def save(self, engine: Engine, position: Position) -> None:
-        """Copy this rank's share out of the engine, then store and commit it in the background.
+        """Copy what this rank holds out of the engine, then store and commit it in the background.
 
-        Collective, and called only when every update up to this one is known to be finite. Waits for the
-        checkpoint before it, so that snapshots never pile up.
+        Every rank calls it after the same update, and only when every update up to this one is known to be finite.
+        Waits for the checkpoint before it, whose copy's memory it uses.
         """
         self.wait()
-        tensors = snapshot(engine, self._rank)
+        self._snapshot = self._snapshot or Snapshot(engine.device)
+        self._snapshot.take(engine.tensors.own(self._rank.world_size, self._rank.rank))
         prefix = f"{self._rank.folder}/checkpoints/{position.update:08d}-a{self._rank.attempt}"
-        self._thread = threading.Thread(target=self._store, args=(prefix, position, tensors), daemon=True)
+        self._thread = threading.Thread(target=self._store, args=(prefix, position, self._snapshot), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
@@ -88,23 +76,22 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _store(self, prefix: str, position: Position, tensors: dict[str, Tensor]) -> None:
+    def _store(self, prefix: str, position: Position, snapshot: Snapshot) -> None:
         began = time.monotonic()
         try:
-            self._write_part(prefix, tensors)
+            self._write_part(prefix, snapshot)
             if self._rank.rank == 0:
                 self._commit(prefix, position)
                 self.seconds_stored = time.monotonic() - began
         except BaseException as error:
             self._error = error
 
-    def _write_part(self, prefix: str, tensors: dict[str, Tensor]) -> None:
+    def _write_part(self, prefix: str, snapshot: Snapshot) -> None:
         name = f"rank-{self._rank.rank:04d}.safetensors"
-        with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
-            path = Path(folder) / name
-            save_file(tensors, path)
-            tensors.clear()
-            digest = self._rank.storage.upload(f"{prefix}/{name}", path)
+        with self._rank.storage.writer(f"{prefix}/{name}") as sink:
+            snapshot.write(sink)
+        digest = sink.digest
+        assert digest is not None
         part = {"format": PART_FORMAT, "path": name, "bytes": digest.bytes, "sha256": digest.sha256}
         self._rank.storage.write(f"{prefix}/part-{self._rank.rank:04d}.json", canonical_json(part))
 
@@ -138,19 +125,6 @@ class CheckpointWriter:
                 continue
             check_format(part.pop("format", PART_FORMAT), PART_FORMAT, key)
             return part
-
-
-def snapshot(engine: Engine, rank: Rank) -> dict[str, Tensor]:
-    """This rank's share of all tensors, in the machine's memory, as `<parameter>/<key>`. Collective."""
-    tensors = engine.tensors
-    owners = share([tensors.size(name) for name in tensors.names], rank.world_size)
-    found: dict[str, Tensor] = {}
-    for name, owner in zip(tensors.names, owners, strict=True):
-        for key in tensors.keys():  # noqa: SIM118 (it is no mapping)
-            whole = tensors.read(name, key)
-            if owner == rank.rank:
-                found[f"{name}/{key}"] = whole.to("cpu", copy=True)
-    return found
 
 
 def delete_checkpoint(storage: Storage, prefix: str) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from cluster.storage.base import Storage, file_digest
+from stages.models.weights_out import read_place
 from stages.training.manifest import Damaged, Position, check_stored, read_manifest
 
 
@@ -52,13 +57,33 @@ class CheckpointFiles:
                 raise Damaged(f"{key} has sha256 {found.sha256}; its manifest says {part['sha256']}")
 
     def tensors(self, *, keys: frozenset[str] | None = None) -> Iterator[tuple[str, str, Tensor]]:
-        """The tensors as (parameter, "weight" or state name, fp32 tensor), all or those of these names."""
-        for part in self.manifest["parts"]:
-            with safe_open(Path(self._folder.name) / part["path"], framework="pt") as tensors:
-                for full in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    name, _, key = full.rpartition("/")
-                    if keys is None or key in keys:
-                        yield name, key, tensors.get_tensor(full)
+        """The whole tensors as (parameter, "weight" or state name, fp32 tensor), all or those of these names.
+
+        One at a time, put together from the ranks' pieces. Raises Damaged where pieces are missing.
+        """
+        with ExitStack() as stack:
+            pieces: dict[str, list[tuple[int, tuple[int, ...], Any]]] = {}
+            for part in self.manifest["parts"]:
+                file = stack.enter_context(safe_open(Path(self._folder.name) / part["path"], framework="pt"))
+                places = file.metadata() or {}
+                for full in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    if keys is None or full.rpartition("/")[2] in keys:
+                        # The first checkpoints had whole tensors alone.
+                        whole = f"0 {','.join(map(str, file.get_slice(full).get_shape()))}"
+                        start, shape = read_place(places.get(full, whole))
+                        pieces.setdefault(full, []).append((start, shape, file))
+            for full in sorted(pieces):
+                name, _, key = full.rpartition("/")
+                yield name, key, _whole(full, pieces[full])
+
+
+def _whole(full: str, pieces: list[tuple[int, tuple[int, ...], Any]]) -> Tensor:
+    found = [file.get_tensor(full).flatten() for _, _, file in sorted(pieces, key=lambda piece: piece[0])]
+    starts, shape = sorted(piece[0] for piece in pieces), pieces[0][1]
+    ends = list(itertools.accumulate(part.numel() for part in found))
+    if starts != [0, *ends[:-1]] or ends[-1] != math.prod(shape):
+        raise Damaged(f"{full} is not whole: its pieces begin at {starts} and end at {ends}")
+    return (found[0] if len(found) == 1 else torch.cat(found)).reshape(shape)
 
 
 def load_weights(model: nn.Module, files: CheckpointFiles) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -13,10 +14,35 @@ from stages.training.config import TrainingConfig
 from stages.training.optimizer import state_names
 
 
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Consecutive elements of a weight or an optimizer tensor."""
+
+    name: str
+    key: str
+    """"weight", or the name of an optimizer's tensor."""
+    start: int
+    """Of its first element, in the whole tensor laid out flat."""
+    tensor: Tensor
+    """fp32 [elements]."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+
+
+def share(sizes: list[int], ranks: int) -> list[int]:
+    """The rank that each of these goes to: largest first, always to the rank that has least so far."""
+    loads, owners = [0] * ranks, [0] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        rank = loads.index(min(loads))
+        owners[index] = rank
+        loads[rank] += sizes[index]
+    return owners
+
+
 class Tensors:
     """The fp32 weights and optimizer tensors of a network that ZeRO has spread over the ranks.
 
-    Made after the engine. All methods but `names` and `size` are collective: every rank calls them alike.
+    Made after the engine. `read`, `averaged` and what sets are collective: every rank calls them alike.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> None:
@@ -50,6 +76,52 @@ class Tensors:
             tensor = safe_get_full_optimizer_state(parameter, key)
         assert tensor is not None, f"{name} has no {key}"
         return tensor.detach()
+
+    def own(self, ranks: int, rank: int) -> list[Piece]:
+        """What this rank holds, or without ZeRO its share: all ranks' pieces together are everything, each once.
+
+        No collective; the tensors are the engine's own, to be copied before it goes on.
+        """
+        if self._config.zero_stage == 0:
+            owners = share([self.size(name) for name in self.names], ranks)
+            return [
+                Piece(name=name, key=key, start=0, tensor=self.read(name, key).flatten(), shape=self.shape(name))
+                for name, owner in zip(self.names, owners, strict=True)
+                if owner == rank
+                for key in self.keys()
+            ]
+        own = self._part_of_3 if self._config.zero_stage == 3 else self._part_of_flat
+        return [piece for name in self.names for key in self.keys() for piece in own(name, key)]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a whole parameter."""
+        parameter = self._parameters[name]
+        return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+    def _part_of_flat(self, name: str, key: str) -> list[Piece]:
+        # ZeRO 1 and 2 cut the concatenation of all parameters into equal parts (`utils/tensor_fragment.py`).
+        mapping = self._parameters[name]._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return []
+        tensor = mapping.get_hp_fragment(None if key == "weight" else key)
+        start = mapping.lp_fragment_address.start
+        return [Piece(name=name, key=key, start=start, tensor=tensor.detach(), shape=self.shape(name))]
+
+    def _part_of_3(self, name: str, key: str) -> list[Piece]:
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        parameter = self._parameters[name]
+        if key == "weight":
+            part = safe_get_local_fp32_param(parameter)
+        else:
+            part = safe_get_local_optimizer_state(parameter, key)
+        assert part is not None, f"{name} has no {key}"
+        # Every parameter is cut into equal parts, the last ones filled up.
+        start = part.numel() * dist.get_rank()
+        length = min(part.numel(), self.size(name) - start)
+        if length <= 0:
+            return []
+        return [Piece(name=name, key=key, start=start, tensor=part.detach()[:length], shape=self.shape(name))]
 
     def restore(self, tensors: Iterable[tuple[str, str, Tensor]]) -> None:
         """Set what is given, as (parameter, key, whole tensor).

@@ -39,18 +39,17 @@ class _Points:
 
     def __init__(self, folder: Path, rank: int, checkpoint: str | None) -> None:
         self._folder, self._rank, self._checkpoint = folder, rank, checkpoint
-        self._update, self._entered, self._reads = 0, False, 0
+        self._update, self._entered = 0, False
         (folder / f"rank-{rank}").write_text(str(os.getpid()))
         if rank == 0:
             self._note(event="start", update=_update(checkpoint) if checkpoint else 0)
 
     def patch(self) -> None:
-        from stages.training import checkpoint, engine, tensors
+        from stages.training import checkpoint, engine
 
         self._wrap(engine.Engine, "step", self._step)
         self._wrap(engine, "cross_entropy", self._in_update)
-        self._wrap(checkpoint, "snapshot", self._in_snapshot)
-        self._wrap(tensors.Tensors, "read", self._read)
+        self._wrap(checkpoint.Snapshot, "take", self._take)
         self._wrap(checkpoint.CheckpointWriter, "_write_part", self._write_part)
         self._wrap(checkpoint.CheckpointWriter, "_commit", self._commit)
 
@@ -73,27 +72,19 @@ class _Points:
         self._reached("update", self._update)
         return loss
 
-    def _in_snapshot(self, original: Any, *arguments: Any) -> Any:
-        self._reads = 1
-        found = original(*arguments)
-        self._reads = 0
-        return found
+    def _take(self, original: Any, snapshot: Any, pieces: Any) -> None:
+        original(snapshot, pieces[: len(pieces) // 2])
+        self._reached("snapshot", self._update)
+        original(snapshot, pieces)
 
-    def _read(self, original: Any, *arguments: Any) -> Any:
-        if self._reads:
-            self._reads += 1
-            if self._reads == 5:
-                self._reached("snapshot", self._update)
-        return original(*arguments)
-
-    def _write_part(self, original: Any, writer: Any, prefix: str, tensors: Any) -> None:
+    def _write_part(self, original: Any, writer: Any, prefix: str, snapshot: Any) -> None:
         planned = self._planned("upload", _update(prefix))
         if planned is not None:
             # A moment after the upload has begun; and it never comes as far as the part's document.
             threading.Timer(0.002, self._kill, [planned]).start()
             original_write = writer._rank.storage.write
             writer._rank.storage.write = lambda *a: time.sleep(60) or original_write(*a)
-        original(writer, prefix, tensors)
+        original(writer, prefix, snapshot)
 
     def _commit(self, original: Any, writer: Any, prefix: str, position: Any) -> None:
         storage, rank = writer._rank.storage, writer._rank

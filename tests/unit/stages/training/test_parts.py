@@ -10,7 +10,6 @@ from cluster.storage import open_storage
 from stages.metrics import MetricReader, MetricWriter
 from stages.models.config import ModelConfig
 from stages.models.vit import VisionTransformer
-from stages.training.checkpoint import share
 from stages.training.config import TrainingConfig
 from stages.training.devices import choose_device
 from stages.training.loop import train
@@ -19,6 +18,7 @@ from stages.training.objectives import cross_entropy, per_image_loss
 from stages.training.optimizer import decayed
 from stages.training.restore import CheckpointFiles
 from stages.training.schedule import learning_rate
+from stages.training.tensors import share
 
 
 def config(**fields) -> TrainingConfig:

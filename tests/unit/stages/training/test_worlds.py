@@ -7,8 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
+from stages.models.vit import VisionTransformer
+from stages.models.weights_out import checkpoint_tensors, write_safetensors
 from stages.training.loop import train
+from stages.training.manifest import Damaged, read_manifest
+from stages.training.restore import CheckpointFiles, load_weights
 from tests.unit.stages.training.ranks import run_ranks
 
 BATCH = 24
@@ -84,3 +90,30 @@ def test_checkpoints_go_from_each_zero_stage_and_world_size_to_each(make_stage, 
     expected = list(whole.losses(1).values())
     assert len(expected) == len(WALK)
     np.testing.assert_allclose(walking.losses(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_the_pieces_of_several_ranks_are_whole_tensors(make_stage, tmp_path, zero_stage):
+    run = Run(make_stage("pieces"), tmp_path / "notes", updates=20, zero_stage=zero_stage)
+    run.go_on(ranks=3, updates=1)
+    storage, prefix = run.stage.storage, json.loads((run.notes / "kept.json").read_text())["1"]
+    manifest = read_manifest(storage, prefix)
+    sizes = [part["bytes"] for part in manifest["parts"]]
+    assert len(sizes) == 3
+    # Nobody writes more than a third, but for headers.
+    assert max(sizes) < 1.2 * sum(sizes) / 3
+    with CheckpointFiles(storage, prefix) as files:
+        files.fetch()
+        read = {name: value for name, _, value in files.tensors(keys=frozenset({"weight"}))}
+        model = VisionTransformer(run.stage.job().model, 16, 7)
+        load_weights(model, files)
+    with storage.writer("out.safetensors") as sink:
+        write_safetensors(storage, checkpoint_tensors(storage, prefix, manifest, "weight"), sink)
+    exported = safetensors.torch.load(storage.read("out.safetensors"))
+    assert exported.keys() == read.keys()
+    assert all(torch.equal(exported[name], read[name]) for name in read)
+    # A part that says less than it should is found, whatever its sha256.
+    with CheckpointFiles(storage, prefix) as files, pytest.raises(Damaged, match="is not whole"):
+        files.fetch()
+        del files.manifest["parts"][1]
+        load_weights(model, files)
