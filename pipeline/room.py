@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0
 """Between two looks at a cluster that has no room."""
+SETTLED_SECONDS = 3.0
+"""Room that has not grown for so long is what there is."""
 GROWTH_SECONDS = 60.0
-"""Between two looks at a cluster that may have room for more workers; and how long a gang is left in peace first."""
+"""Between two looks at a cluster that may have room for more workers, and how long a gang is left in peace first;
+unless PATCHLINE_GROWTH_SECONDS says otherwise."""
 
 
 def wait_for_room(drive: Drive, stage: str, config: Any, workers: int | list[int]) -> bool:
@@ -57,7 +61,7 @@ class GrowthWatch:
     ) -> None:
         self._drive, self._prefix, self._usable = drive, prefix, usable
         self._most, self._size = workers[1], (cpus, gpus)
-        room = max(workers[0], min(self._most, free_workers(cpus, gpus)))
+        room = max(workers[0], min(self._most, _settled(lambda: free_workers(cpus, gpus), enough=self._most)))
         self.workers = usable(room)
         # With fewer than the fewest, all that there is room for are started, and some idle.
         self.workers = self.workers if self.workers >= workers[0] else room
@@ -73,7 +77,8 @@ class GrowthWatch:
         self._closed.set()
 
     def _run(self) -> None:
-        while not self._closed.wait(GROWTH_SECONDS):
+        seconds = float(os.environ.get("PATCHLINE_GROWTH_SECONDS", GROWTH_SECONDS))
+        while not self._closed.wait(seconds):
             try:
                 room = min(self._most, self.workers + free_workers(*self._size))
                 if self._usable(room) > self._usable(self.workers):
@@ -82,3 +87,13 @@ class GrowthWatch:
             except Exception as error:
                 # The cluster or the storage may be away for a moment; the gang is well without this.
                 print(f"cannot look for more room: {error}", flush=True)
+
+
+def _settled(free: Callable[[], int], *, enough: int) -> int:
+    """How much room there is once it has stopped to grow: the gang before takes a moment to be gone."""
+    found, since = free(), time.monotonic()
+    while found < enough and time.monotonic() - since < SETTLED_SECONDS:
+        time.sleep(LOOK_SECONDS / 2)
+        if (now := free()) > found:
+            found, since = now, time.monotonic()
+    return found

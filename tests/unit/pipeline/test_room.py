@@ -1,0 +1,91 @@
+"""Room for gangs: what is waited for, and what a range of workers comes to."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.storage import open_storage
+from pipeline import room
+from pipeline.record import Event, EventLog
+from pipeline.room import GrowthWatch, wait_for_room
+from pipeline.status import TOLD
+from stages.training.config import TrainingConfig, usable_ranks
+
+
+@pytest.fixture
+def drive(tmp_path, monkeypatch) -> Any:
+    monkeypatch.setattr(room, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(room, "SETTLED_SECONDS", 0.05)
+    storage = open_storage(f"file://{tmp_path}")
+    keeper = SimpleNamespace(stop=threading.Event())
+    return SimpleNamespace(storage=storage, events=EventLog(storage, "w"), keeper=keeper)
+
+
+def events(drive: Any, type_: str) -> list[Event]:
+    return [event for event in EventLog(drive.storage, "w").new_events() if event.type == type_]
+
+
+def free(monkeypatch, *numbers: int) -> None:
+    """The cluster has this room at each look, and the last one from then on."""
+    looks = itertools.chain(numbers, itertools.repeat(numbers[-1]))
+    monkeypatch.setattr(room, "free_workers", lambda cpus, gpus: next(looks))
+    monkeypatch.setattr(room, "most_workers", lambda cpus, gpus: 4)
+
+
+CONFIG = TrainingConfig(updates=1, global_batch=64, workers=8, gpus_per_worker=1)
+
+
+def test_room_that_is_there_is_taken_without_a_word(drive, monkeypatch):
+    free(monkeypatch, 8)
+    assert wait_for_room(drive, "pretrain", CONFIG, 8)
+    assert events(drive, "waiting_for_room") == []
+
+
+def test_room_that_is_missing_is_waited_for_in_sight(drive, monkeypatch):
+    free(monkeypatch, *[3] * 20, *[8] * 2)
+    assert wait_for_room(drive, "pretrain", CONFIG, 8)
+    (event,) = events(drive, "waiting_for_room")
+    assert TOLD["waiting_for_room"](event.data) == (
+        "waiting for room for 8 workers of 1 GPU each; the cluster has room for 4, 3 of them free"
+    )
+
+
+def test_a_wait_for_room_can_be_cancelled(drive, monkeypatch):
+    free(monkeypatch, 0)
+    threading.Timer(0.2, drive.keeper.stop.set).start()
+    assert not wait_for_room(drive, "pretrain", CONFIG, [2, 8])
+
+
+@pytest.mark.parametrize(
+    ("looks", "workers", "text"),
+    [
+        ((8,), 8, "8 of 8 workers"),
+        ((2, 6, 6), 4, "4 of 8 workers; room for 2 more, which would idle"),
+        ((1,), 2, "2 of 8 workers"),
+    ],
+)
+def test_a_range_is_as_many_as_there_is_room_for_and_share_the_batch(drive, monkeypatch, looks, workers, text):
+    free(monkeypatch, *looks)
+    with GrowthWatch(
+        drive, "pretrain", "a/1", (2, 8), cpus=1, gpus=0, usable=lambda ranks: usable_ranks(64, ranks)
+    ) as watch:
+        assert watch.workers == workers
+    (event,) = events(drive, "gang")
+    assert TOLD["gang"](event.data) == text
+
+
+def test_more_room_asks_the_gang_to_stop_and_grow(drive, monkeypatch):
+    monkeypatch.setenv("PATCHLINE_GROWTH_SECONDS", "0.02")
+    free(monkeypatch, *[3] * 20, 1, 1, 2)
+    usable = lambda ranks: usable_ranks(60, ranks)  # noqa: E731
+    with GrowthWatch(drive, "pretrain", "a/1", (2, 5), cpus=1, gpus=0, usable=usable) as watch:
+        assert watch.workers == 3
+        deadline = threading.Event()
+        while drive.storage.stat("a/1/STOP") is None and not deadline.wait(0.02):
+            pass
+    assert b'"resized"' in drive.storage.read("a/1/STOP")
