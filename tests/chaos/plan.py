@@ -30,26 +30,26 @@ def draw(seed: int, kills: int, *, updates: int, save_every: int) -> list[Distur
     """
     assert kills >= len(POINTS), f"{kills} kills cannot hit {len(POINTS)} points"
     rng = random.Random(seed)
-    points = list(POINTS) + [rng.choice(POINTS) for _ in range(kills - len(POINTS))]
-    victims = list(VICTIMS) + [rng.choice(VICTIMS) for _ in range(max(0, kills - len(VICTIMS)))]
+    victims = list(VICTIMS) + [rng.choice(VICTIMS) for _ in range(kills - len(VICTIMS))]
     rng.shuffle(victims)
-    places: set[tuple[int, int]] = set()
-    for number, point in enumerate(points):
+    # A committed checkpoint is not made again: each of these is met once.
+    commits = list(range(2 * save_every, updates + 1, save_every))
+    rng.shuffle(commits)
+    places: list[tuple[int, int]] = []
+    for number in range(kills):
+        point = number if number < len(POINTS) else rng.randrange(len(POINTS))
+        if POINTS[point] == "committed" and not commits:
+            point = POINTS.index("update")
         early = number >= len(POINTS) and rng.random() < 0.1
-        while True:
-            first = 2 if early else save_every + 1
-            update = rng.randint(first, updates - 1)
-            if point != "update":
-                update = -(-update // save_every) * save_every
-            # A committed checkpoint is not made again.
-            if point != "committed" or (update, POINTS.index(point)) not in places:
-                places.add((update, POINTS.index(point)))
-                points[number] = f"{update:06d} {POINTS.index(point)}"
-                break
-    ordered = sorted(points)
+        update = rng.randint(2 if early else save_every + 1, updates - 1)
+        if POINTS[point] == "committed":
+            update = commits.pop()
+        elif POINTS[point] != "update":
+            update = -(-update // save_every) * save_every
+        places.append((update, point))
     return [
-        Disturbance(point=POINTS[int(text.split()[1])], update=int(text.split()[0]), victim=victim)
-        for text, victim in zip(ordered, victims, strict=False)
+        Disturbance(point=POINTS[point], update=update, victim=victim)
+        for (update, point), victim in zip(sorted(places), victims, strict=True)
     ]
 
 
