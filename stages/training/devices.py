@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
-import tempfile
 import time
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from cluster.errors import UserError
 from stages.training.config import TrainingConfig
@@ -41,8 +40,7 @@ def initialize_distributed(device: torch.device, timeout: float) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group(backend, init_method="env://", timeout=patience)
         else:
-            store = Path(tempfile.mkdtemp(prefix="patchline-")) / "store"
-            dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     for name, value in (("RANK", dist.get_rank()), ("WORLD_SIZE", dist.get_world_size()), ("LOCAL_RANK", 0)):
         os.environ.setdefault(name, str(value))
 
