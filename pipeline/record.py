@@ -210,10 +210,20 @@ def builds() -> Mapping[str, str]:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    found = {"python": platform.python_version(), "machine": platform.machine(), "cpu": _cpu()}
     for package in ("torch", "deepspeed", "numpy", "pillow", "patchline"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _cpu() -> str:
+    """What the processor calls itself: another kind may sum in another order."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        return "unknown"
+    return names[0] if names else "unknown"
