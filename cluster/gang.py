@@ -136,8 +136,10 @@ def free_workers(cpus: float, gpus: float = 0) -> int:
     """How many workers of this size the cluster has room for just now, beside everything that runs on it."""
     from cluster.connect import connect
 
-    free = connect().available_resources()
-    return _fitting(free.get("CPU", 0.0), free.get("GPU", 0.0), cpus, gpus)
+    ray = connect()
+    # A worker is on one machine: what two of them have together is of no use to it. No public call tells (2.60).
+    machines = ray._private.state.available_resources_per_node().values()
+    return sum(_fitting(free.get("CPU", 0.0), free.get("GPU", 0.0), cpus, gpus) for free in machines)
 
 
 def most_workers(cpus: float, gpus: float = 0) -> int:

@@ -15,7 +15,7 @@ def collect(storage: Storage, folder: str, head: HeadDocument) -> int:
     For the holder of the stage's lease, before it starts an attempt: nobody else writes below the folder then but
     processes that lost their lease, whose objects the next call finds.
     """
-    named = {item.prefix for item in head.checkpoints}
+    named = {item.prefix for item in head.checkpoints} | set(head.refused)
     doomed: list[str] = []
     for name in storage.list_folders(f"{folder}/checkpoints/"):
         prefix = f"{folder}/checkpoints/{name}"

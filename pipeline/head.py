@@ -71,6 +71,7 @@ class HeadDocument(Config):
     inputs: dict[str, str] = Field(default_factory=dict, description="digests of what the checkpoints were made of")
     checkpoints: tuple[Committed, ...] = Field(default=(), description="those that are kept, by their updates")
     history: tuple[Segment, ...] = ()
+    refused: tuple[str, ...] = Field(default=(), description="checkpoints that were found damaged, which are kept")
     left_out: tuple[LeftOut, ...] = Field(default=(), description="data that training leaves out, and why")
     record: str | None = None
     renewed_ms: int = Field(default=0, description="the holder's clock, to be shown to people; no decision rests on it")
@@ -171,9 +172,10 @@ class Head:
         record, which somebody found to be of no use."""
 
         def change(document: HeadDocument) -> HeadDocument:
-            if document.inputs == inputs and document.record is None:
-                return document.changed()
-            return document.changed(inputs=inputs, checkpoints=(), history=(), left_out=(), record=None)
+            if document.inputs == inputs:
+                # Checkpoints are whole, also where a record's output is not: that is made of them again.
+                return document.changed(record=None)
+            return document.changed(inputs=inputs, checkpoints=(), refused=(), history=(), left_out=(), record=None)
 
         self._change(change)
 
@@ -181,13 +183,14 @@ class Head:
         """Have every attempt from now on leave these samples out."""
         self._change(lambda document: document.changed(left_out=(*document.left_out, left_out)))
 
-    def forget_checkpoint(self, prefix: str) -> None:
-        """Go on from the checkpoint before this one, which cannot be used."""
+    def forget_checkpoint(self, prefix: str) -> HeadDocument:
+        """Go on from the checkpoint before this one, which cannot be used here. Its bytes stay, for whoever looks."""
 
         def change(document: HeadDocument) -> HeadDocument:
-            return document.changed(checkpoints=[item for item in document.checkpoints if item.prefix != prefix])
+            left = [item for item in document.checkpoints if item.prefix != prefix]
+            return document.changed(checkpoints=left, refused=(*document.refused, prefix))
 
-        self._change(change)
+        return self._change(change)
 
     def commit_record(self, key: str) -> None:
         """Make the stage done with this record; the lease ends with it."""

@@ -144,10 +144,12 @@ class StageRun:
                 self._roll_back(head, state, wanted)
             except CheckpointDamaged as damage:
                 self._end_attempt(state.attempt, "failed", damage.reason)
-                head.forget_checkpoint(damage.prefix)
-                self.drive.events.append(
-                    "checkpoint_refused", self.name, reason=damage.reason, checkpoint=damage.prefix
-                )
+                left = len(head.forget_checkpoint(damage.prefix).checkpoints)
+                refused = {"reason": damage.reason, "checkpoint": damage.prefix, "left": left}
+                self.drive.events.append("checkpoint_refused", self.name, **refused)
+                if not left:
+                    message = f"{damage.reason}; it was the last checkpoint: `resume` starts from the beginning"
+                    raise self._given_up(head, message) from None
             except LeaseLost:
                 raise
             except UserError as error:
@@ -155,7 +157,11 @@ class StageRun:
                 self._end_attempt(state.attempt, "failed", str(error))
                 raise
             except Exception as error:
-                failures.append(_Failure.of(error, _newest_update(head, state), self._faults(state)))
+                failure = _Failure.of(error, _newest_update(head, state), self._faults(state))
+                if failures and failure.update > failures[-1].update:
+                    # The stage has got on since: the budget is for standing still.
+                    failures.clear()
+                failures.append(failure)
                 self._end_attempt(state.attempt, "failed", failures[-1].message)
                 if _give_up(failures, self.config.retries) or self.drive.keeper.stop.is_set():
                     raise self._given_up(head, failures[-1].message) from None
@@ -173,7 +179,11 @@ class StageRun:
             self._stop(head, None)
             return None
         state = head.new_attempt()
-        collect(self.drive.storage, head.folder, state)
+        try:
+            collect(self.drive.storage, head.folder, state)
+        except Exception as error:
+            # It is there to save room; the next attempt tries again.
+            print(f"what dead attempts have left stays for now: {error}", flush=True)
         return state
 
     def _attempt_started(self, state: HeadDocument, note: AttemptNote) -> None:

@@ -118,7 +118,9 @@ TOLD: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "gang": _gang,
     "stage_interrupted": _interrupted,
     "stage_rolled_back": _rolled_back,
-    "checkpoint_refused": lambda data: f"{data['reason']}; the checkpoint before it is used",
+    "checkpoint_refused": lambda data: (
+        data["reason"] + ("; the checkpoint before it is used" if data["left"] else "; there is none before it")
+    ),
 }
 """What is said of events that a running stage lives through, by their type."""
 

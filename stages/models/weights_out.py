@@ -8,6 +8,7 @@ header of names, shapes and places, the data).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -62,14 +63,19 @@ def checkpoint_tensors(storage: Storage, prefix: str, manifest: dict[str, Any], 
                 found.setdefault(parameter, []).append((first, piece, dtype, shape))
     if not found:
         raise UserError(f"{prefix} has no {kind}; it has {', '.join(sorted(kinds))}")
-    return {
-        name: StoredTensor(
-            pieces=tuple(piece for _, piece, _, _ in sorted(pieces, key=lambda entry: entry[0])),
-            dtype=pieces[0][2],
-            shape=pieces[0][3],
-        )
-        for name, pieces in found.items()
-    }
+    return {name: _whole(f"{prefix}: {name}", pieces) for name, pieces in found.items()}
+
+
+def _whole(name: str, found: list[tuple[int, StoredPiece, str, tuple[int, ...]]]) -> StoredTensor:
+    pieces, dtype, shape = sorted(found, key=lambda entry: entry[0]), found[0][2], found[0][3]
+    size, place = 4 * math.prod(shape), 0
+    for first, piece, _, _ in pieces:
+        if 4 * first != place:
+            raise UserError(f"{name} is not whole: a piece begins at element {first}, expected {place // 4}")
+        place += piece.length
+    if place != size:
+        raise UserError(f"{name} is not whole: its pieces have {place} bytes, expected {size}")
+    return StoredTensor(pieces=tuple(piece for _, piece, _, _ in pieces), dtype=dtype, shape=shape)
 
 
 def checkpoint_kinds(storage: Storage, prefix: str, manifest: dict[str, Any]) -> set[str]:

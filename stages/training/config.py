@@ -23,7 +23,7 @@ class GuardConfig(Config):
     Training goes back to the newest checkpoint and leaves the samples of that update out.
     """
 
-    max_rollbacks: int = Field(default=3, ge=0, description="how often training goes back before it is given up")
+    max_rollbacks: int = placement(3, "how often training goes back before it is given up", ge=0)
     spike: float = Field(
         default=0.0, ge=0, description="a loss this many times the recent ones' median is a spike; 0 looks for none"
     )

@@ -35,6 +35,9 @@ def initialize_distributed(device: torch.device, timeout: float) -> None:
 
     `timeout` is how long a collective waits for the other ranks, in seconds.
     """
+    if device.type == "cuda":
+        # Before the first collective: object collectives use the current GPU, which is the first one for all else.
+        torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend, patience = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

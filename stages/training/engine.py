@@ -157,7 +157,8 @@ class Engine:
             self._gradient_norm(),
             ranks=self.world_size,
             with_norm=with_norm,
-            skipped=self._engine.skipped_steps > skipped_before,
+            # In other precisions DeepSpeed also leaves an update out whose gradients are no numbers: that is trouble.
+            skipped=self.config.precision == "fp16" and self._engine.skipped_steps > skipped_before,
         )
 
     @torch.no_grad()

@@ -84,7 +84,8 @@ def train(job: Job, rank: Rank) -> dict[str, Any] | None:
     with explained_memory(job, rank), ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(job.config.hang_seconds, lambda found: end_process(rank, found)))
         try:
-            run = _Run(job, rank, watchdog, stack)
+            with watchdog.patient("starts"):
+                run = _Run(job, rank, watchdog, stack)
             outcome = run.updates() or run.finish()
         except _Trouble as trouble:
             outcome = {"outcome": "rollback", **asdict(trouble.rollback)}
@@ -135,7 +136,7 @@ class _Run:
                 _initialize(model, job, rank)
             self.engine = Engine(model, job.config, rank.world_size, rank.local_rank)
             if checkpoint is not None:
-                self.engine.restore(position.counters, checkpoint.tensors())
+                _restore(self.engine, position, checkpoint, rank)
         self.start = position.update
         self.guard = Guard(job.config.guards, position.recent_losses)
         self.loader = stack.enter_context(_loader(job, rank, position.cursor))
@@ -169,15 +170,17 @@ class _Run:
                 with_norm=self._logs(update),
             )
             self.pending.append((update, begin, pending))
-            due = update % config.save_every == 0 or last
+            due = last or any(every and update % every == 0 for every in (config.save_every, config.keep_every))
             stop = self._settle(keep=0 if due else self.engine.lag)
             if config.evaluate_every and update % config.evaluate_every == 0 and not last:
                 self._evaluate(("validation",), update)
+            asked = time.monotonic()
             if due or stop:
                 self._save(update)
             if stop and not last:
-                return self._stopped()
-        self.checkpoints.wait()
+                return self._stopped(asked)
+        with self.watchdog.patient("its checkpoint is stored"):
+            self.checkpoints.wait()
         return None
 
     def finish(self) -> dict[str, Any]:
@@ -194,13 +197,13 @@ class _Run:
         files.append(self._export("average" if self.job.config.polyak_decay else "weight", WEIGHTS))
         return {"outcome": "done", "files": files, "metrics": figures}
 
-    def _stopped(self) -> dict[str, Any]:
-        """What is told of a stop, once its checkpoint is committed."""
+    def _stopped(self, asked: float) -> dict[str, Any]:
+        """What is told of a stop, once its checkpoint is committed. `asked` is when that began."""
         own = self.rank.stop_requested()
         request = agreed(asdict(own) if own is not None else None)
-        began = time.monotonic()
-        self.checkpoints.wait()
-        return {"outcome": "stopped", "request": request, "save_seconds": time.monotonic() - began}
+        with self.watchdog.patient("its checkpoint is stored"):
+            self.checkpoints.wait()
+        return {"outcome": "stopped", "request": request, "save_seconds": time.monotonic() - asked}
 
     def _settle(self, *, keep: int) -> bool:
         """Look at what the updates measured, all but the newest `keep`. Returns whether training is to stop now."""
@@ -217,8 +220,7 @@ class _Run:
         return stop
 
     def _save(self, update: int) -> None:
-        self.watchdog.at(f"update {update} is saved")
-        with self.meters.saving():
+        with self.watchdog.patient(f"update {update} is saved"), self.meters.saving():
             position = Position(
                 update=update,
                 cursor=self.loader.cursor,
@@ -259,8 +261,8 @@ class _Run:
         return figures
 
     def _export(self, key: str, name: str) -> dict[str, Any] | None:
-        self.watchdog.at(f"{name} is exported")
-        return export_weights(self.engine, self.rank, key, name)
+        with self.watchdog.patient(f"{name} is exported"):
+            return export_weights(self.engine, self.rank, key, name)
 
 
 def _fetch(rank: Rank) -> CheckpointFiles:
@@ -281,6 +283,13 @@ def _load_weights(model: VisionTransformer, files: CheckpointFiles, rank: Rank) 
     # All ranks have the same verified bytes, and find the same.
     try:
         load_weights(model, files)
+    except Damaged as error:
+        raise CheckpointDamaged(str(rank.checkpoint), str(error)) from None
+
+
+def _restore(engine: Engine, position: Position, files: CheckpointFiles, rank: Rank) -> None:
+    try:
+        engine.restore(position.counters, files.tensors())
     except Damaged as error:
         raise CheckpointDamaged(str(rank.checkpoint), str(error)) from None
 

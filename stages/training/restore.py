@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from cluster.errors import UserError
 from cluster.storage.base import Storage, file_digest
 from stages.models.weights_out import read_place
 from stages.training.manifest import Damaged, Position, check_stored, read_manifest
@@ -51,9 +52,13 @@ class CheckpointFiles:
         for part in self.manifest["parts"]:
             key, path = f"{self._prefix}/{part['path']}", Path(self._folder.name) / part["path"]
             check_stored(self._storage, key, part)
-            self._storage.download(key, path)
-            found = file_digest(path)
-            if found.sha256 != part["sha256"]:
+            for _ in range(2):
+                # Twice: this machine, or the way to it, may have been wrong.
+                self._storage.download(key, path)
+                found = file_digest(path)
+                if found.sha256 == part["sha256"]:
+                    break
+            else:
                 raise Damaged(f"{key} has sha256 {found.sha256}; its manifest says {part['sha256']}")
 
     def tensors(self, *, keys: frozenset[str] | None = None) -> Iterator[tuple[str, str, Tensor]]:
@@ -87,11 +92,13 @@ def _whole(full: str, pieces: list[tuple[int, tuple[int, ...], Any]]) -> Tensor:
 
 
 def load_weights(model: nn.Module, files: CheckpointFiles) -> None:
-    """Put a checkpoint's weights into a model. Raises Damaged where it does not have exactly the model's."""
+    """Put a checkpoint's weights into a model. Raises Damaged where it lacks any; UserError where it is another's."""
     own = model.state_dict()
     for name, _, value in files.tensors(keys=frozenset({"weight"})):
         if name not in own or own[name].shape != value.shape:
-            raise Damaged(f"the checkpoint has {name} {tuple(value.shape)}, which the model has not")
+            raise UserError(
+                f"the checkpoint has {name} {tuple(value.shape)}, which the model has not: it is of another version"
+            )
         own.pop(name).copy_(value)
     if own:
         raise Damaged(f"the checkpoint lacks {', '.join(own)}")

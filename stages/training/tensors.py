@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from stages.training.config import TrainingConfig
+from stages.training.manifest import Damaged
 from stages.training.optimizer import state_names
 
 
@@ -108,14 +109,10 @@ class Tensors:
         return [Piece(name=name, key=key, start=start, tensor=tensor.detach(), shape=self.shape(name))]
 
     def _part_of_3(self, name: str, key: str) -> list[Piece]:
-        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
         parameter = self._parameters[name]
-        if key == "weight":
-            part = safe_get_local_fp32_param(parameter)
-        else:
-            part = safe_get_local_optimizer_state(parameter, key)
-        assert part is not None, f"{name} has no {key}"
+        # `safe_get_local_fp32_param` would bring everything that is offloaded to the GPU (DeepSpeed 0.19).
+        zero = parameter._z3_optimizer  # type: ignore[attr-defined]
+        part, _ = zero._get_fp32_opt_state_partition(parameter, True, None if key == "weight" else key)
         # Every parameter is cut into equal parts, the last ones filled up.
         start = part.numel() * dist.get_rank()
         length = min(part.numel(), self.size(name) - start)
@@ -127,18 +124,22 @@ class Tensors:
         """Set what is given, as (parameter, key, whole tensor).
 
         Tensors that this optimizer does not have are left out. An average that is not among them begins with
-        the weights.
+        the weights. Raises Damaged where any other is missing.
         """
-        known, averaged = set(self.keys()), False
+        known, seen = set(self.keys()), set[tuple[str, str]]()
         for name, key, value in tensors:
-            averaged |= key == "average"
+            seen.add((name, key))
             if key == "weight":
                 self.set_weight(name, value)
             elif key in known:
                 self._set_state(name, key, value)
-        if "average" in known and not averaged:
+        missing = {(name, key) for name in self.names for key in known} - seen
+        if "average" in known and all((name, "average") in missing for name in self.names):
             for name in self.names:
                 self._set_state(name, "average", self.read(name, "weight"))
+                missing.discard((name, "average"))
+        if missing:
+            raise Damaged(f"the checkpoint lacks {', '.join(sorted('/'.join(item) for item in missing)[:3])}")
 
     def set_weight(self, name: str, value: Tensor) -> None:
         """Set the fp32 weight. The network's own, which may be of another precision, has to have its value already."""

@@ -6,7 +6,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -33,7 +34,7 @@ class Watchdog:
         self._since: dict[int, tuple[str, float]] = {}
         self._beaten: dict[int, tuple[int, float]] = {}
         self._answered, self._trouble_found = time.monotonic(), ""
-        self._closed = threading.Event()
+        self._closed, self._patient = threading.Event(), False
 
     def __enter__(self) -> Watchdog:
         for act in (self._talk, self._watch):
@@ -47,6 +48,16 @@ class Watchdog:
     def at(self, place: str) -> None:
         """This rank has come to a new place, for example `update 7 computes`. Costs nothing."""
         self._place, self._moves = place, self._moves + 1
+
+    @contextmanager
+    def patient(self, place: str) -> Iterator[None]:
+        """Around what waits for storage, which gives up by itself: however long that takes, it is no hang."""
+        self.at(place)
+        self._patient = True
+        try:
+            yield
+        finally:
+            self._patient = False
 
     def _talk(self) -> None:
         """Tell the others and hear of them, for as long as rank 0 answers; a store whose process stands may never."""
@@ -70,6 +81,7 @@ class Watchdog:
 
     def _look(self) -> str | None:
         self._beats += 1
+        self._moves += self._patient
         own = {"beats": self._beats, "moves": self._moves, "place": self._place}
         reports = {self._rank: own}
         if self._store is not None:

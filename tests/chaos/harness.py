@@ -199,6 +199,11 @@ def repeated_too_much(kill: Kill) -> bool:
     return kill.update - kill.resumed_after > 2 * SAVE_EVERY
 
 
+def late(kill: Kill) -> bool:
+    """Whether a worker's death was not made good in time. (After a driver's, its lease has to run out first.)"""
+    return kill.victim != "driver" and (kill.recovery_seconds or 0.0) > RECOVERY_SECONDS
+
+
 def summary(undisturbed: Outcome, disturbed: Outcome, seed: int) -> dict[str, Any]:
     """The figures, and what is broken."""
     kills = disturbed.kills
@@ -207,6 +212,7 @@ def summary(undisturbed: Outcome, disturbed: Outcome, seed: int) -> dict[str, An
     if undisturbed.sha256 != disturbed.sha256:
         broken.append("the bits differ")
     broken += [f"too much repeated: {kill}" for kill in kills if repeated_too_much(kill)]
+    broken += [f"recovered too late: {kill}" for kill in kills if late(kill)]
     missing = set(plan.POINTS) - {kill.point for kill in kills}
     if missing:
         broken.append(f"never hit: {', '.join(sorted(missing))}")

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 
 from stages.context import Rollback
 from stages.training import engine
@@ -99,6 +100,36 @@ def test_training_goes_back_leaves_the_data_out_and_a_kill_after_that_gives_the_
     train(killed.job(**fields), killed.rank(lambda: next(calls) >= 10))
     train(killed.job(**fields), killed.rank())
     assert killed.weights(2) == whole.weights(1)
+
+
+class _SpoiledGradient(torch.autograd.Function):
+    """A loss whose value is sound, and whose gradients are no numbers."""
+
+    @staticmethod
+    def forward(context, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "precision"),
+    [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")],
+)
+def test_gradients_that_are_no_numbers_are_trouble_at_every_zero_stage(make_stage, monkeypatch, zero_stage, precision):
+    stage, calls = make_stage("gradients"), itertools.count(1)
+
+    def spoiling(*arguments, **options):
+        loss = cross_entropy(*arguments, **options)
+        return _SpoiledGradient.apply(loss) if next(calls) == 5 else loss
+
+    monkeypatch.setattr(engine, "cross_entropy", spoiling)
+    outcome = train(stage.job(zero_stage=zero_stage, precision=precision), stage.rank())
+    assert (outcome["outcome"], outcome["update"]) == ("rollback", 5)
+    assert outcome["reason"].startswith("the gradients' norm is")
+    assert stage.commits == [3]
 
 
 def test_no_batch_begins_in_what_is_left_out(digits):
