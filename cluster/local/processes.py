@@ -73,24 +73,40 @@ def stop(*processes: Process) -> list[Process]:
     return running
 
 
+FIRST_PORT, BLOCK, BLOCKS = 21000, 16, 687
+"""Ports are taken from blocks below the range that connections take theirs from."""
+_CLAIMS: list[socket.socket] = []
+"""What keeps other processes out of this one's blocks, for as long as it runs: its servers listen by then."""
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens on, below the range that connections take theirs from."""
-    found: list[int] = []
-    sockets = []
-    candidate = int.from_bytes(os.urandom(2)) % 11000
-    while len(found) < count:
-        candidate = (candidate + 1) % 11000
-        probe = socket.socket()
+    """Ports on loopback that nobody listens on, and that no other process is given meanwhile."""
+    assert count <= BLOCK, f"{count} ports do not fit into a block of {BLOCK}"
+    first = int.from_bytes(os.urandom(2)) % BLOCKS
+    for block in (*range(first, BLOCKS), *range(first)):
+        claim = socket.socket(socket.AF_UNIX)
         try:
-            probe.bind(("127.0.0.1", 21000 + candidate))
+            # A name in Linux's abstract space: no file, and gone with the process.
+            claim.bind(f"\0patchline-ports-{block}")
         except OSError:
-            probe.close()
+            claim.close()
             continue
-        found.append(21000 + candidate)
-        sockets.append(probe)
-    for probe in sockets:
-        probe.close()
-    return found
+        start = FIRST_PORT + block * BLOCK
+        found = [port for port in range(start, start + BLOCK) if _is_free(port)]
+        if len(found) >= count:
+            _CLAIMS.append(claim)
+            return found[:count]
+        claim.close()
+    raise OSError(f"no {count} free ports from {FIRST_PORT} to {FIRST_PORT + BLOCKS * BLOCK}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _signal(group: int, number: int) -> None:

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import socket
@@ -178,3 +179,18 @@ def test_a_port_in_use_is_not_called_free(monkeypatch: pytest.MonkeyPatch):
         # The search begins at a random place: here, right before the port that is taken.
         monkeypatch.setattr(os, "urandom", ((first - 21001) % 11000).to_bytes)
         assert first not in free_ports(3)
+
+
+def test_ports_are_given_to_one_process_alone():
+    code = "from cluster.local.processes import free_ports; print(free_ports(10)); input()"
+    others = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    try:
+        given = [json.loads(other.stdout.readline()) for other in others] + [free_ports(10) for _ in range(5)]
+    finally:
+        for other in others:
+            other.communicate("\n")
+    ports = [port for own in given for port in own]
+    assert len(ports) == len(set(ports)) == 80
