@@ -3,7 +3,7 @@
 Both train on a real Ray cluster with two workers, DeepSpeed ZeRO 2 in bf16, dropout, random crops and Polyak's
 average, on the real digits in an S3 server. Each kill is a SIGKILL at a named point; the workers log it with the
 victims' process ids. The last line is JSON; the exit code is 1 where the bits differ, or more was repeated than
-the rule allows.
+the rule allows, or a recovery took too long.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def main() -> None:
         local.down(home)
         shutil.rmtree(home, ignore_errors=True)
     result = summary(undisturbed, disturbed, arguments.seed)
+    result["late"] = [str(kill) for kill in disturbed.kills if late(kill)]
     print(json.dumps(result))
-    sys.exit(0 if not result["broken"] else 1)
+    sys.exit(1 if result["broken"] or result["late"] else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +201,10 @@ def repeated_too_much(kill: Kill) -> bool:
 
 
 def late(kill: Kill) -> bool:
-    """Whether a worker's death was not made good in time. (After a driver's, its lease has to run out first.)"""
+    """Whether a worker's death was not made good in time. (After a driver's, its lease has to run out first.)
+
+    Asked by the long form alone: how fast the machine of a test is says nothing of the program.
+    """
     return kill.victim != "driver" and (kill.recovery_seconds or 0.0) > RECOVERY_SECONDS
 
 
@@ -212,7 +216,6 @@ def summary(undisturbed: Outcome, disturbed: Outcome, seed: int) -> dict[str, An
     if undisturbed.sha256 != disturbed.sha256:
         broken.append("the bits differ")
     broken += [f"too much repeated: {kill}" for kill in kills if repeated_too_much(kill)]
-    broken += [f"recovered too late: {kill}" for kill in kills if late(kill)]
     missing = set(plan.POINTS) - {kill.point for kill in kills}
     if missing:
         broken.append(f"never hit: {', '.join(sorted(missing))}")
