@@ -120,11 +120,8 @@ class Storage(Protocol):
         """The keys that start with `prefix`, in sorted order, each with the size of its body in bytes."""
         ...
 
-    def list_folders(self, prefix: str, limit: int | None = None) -> list[str]:
-        """Names directly below the folder `prefix` ("" or ending in "/") that have keys below them, sorted.
-
-        With a limit, the first ones alone, which costs no more than these.
-        """
+    def list_folders(self, prefix: str) -> list[str]:
+        """Names directly below the folder `prefix` ("" or ending in "/") that have keys below them, sorted."""
         ...
 
     def delete(self, key: str) -> None:
