@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from typing import Any
 
 from cluster.errors import UserError
 from cluster.signals import kept_handlers
+
+_LOCK = threading.Lock()
 
 
 def connect() -> Any:
@@ -18,13 +21,18 @@ def connect() -> Any:
     """
     import ray
 
+    with _LOCK:
+        _initialize(ray)
+    return ray
+
+
+def _initialize(ray: Any) -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         if not address:
             raise UserError("no Ray cluster: RAY_ADDRESS is not set; submit the workflow to a cluster, or run it here")
         with kept_handlers():
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
-    return ray
 
 
 def disconnect() -> None:

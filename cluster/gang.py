@@ -30,6 +30,8 @@ class Place:
     rank: int
     world_size: int
     local_rank: int
+    own_process: bool = True
+    """Whether the process is this worker's alone."""
     interruption: Callable[[], Interruption | None] = lambda: None
     """Whether this worker is about to be ended. Cheap."""
 
@@ -67,7 +69,7 @@ def run_gang(
     process belongs to. There are no retries here. Raises UserError where a worker raised one, else GangError.
     """
     if workers == 0:
-        return function(argument, Place(rank=0, world_size=1, local_rank=0))
+        return function(argument, Place(rank=0, world_size=1, local_rank=0, own_process=False))
     from cluster.connect import connect
 
     connect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from dataclasses import dataclass, replace
 
@@ -73,6 +74,16 @@ def parse_shape(text: str, *, gpu_memory_gb: float | None = None, gpus_per_node:
     name, gpus = _parts(text)
     gpu = GPUS[name] if gpu_memory_gb is None else replace(GPUS[name], memory_gb=gpu_memory_gb)
     return ClusterShape(gpu=gpu, gpus=gpus, gpus_per_node=min(gpus, gpus_per_node or 8))
+
+
+def gpu_of(device: str) -> GpuModel | None:
+    """The model of a GPU that calls itself so, `NVIDIA A100-SXM4-80GB` for example; None where it is none of these.
+
+    Its memory may be of another size.
+    """
+    words = re.findall(r"[a-z]+\d*[a-z]*|\d+", device.lower())
+    names = {*words, *(left + right for left, right in itertools.pairwise(words))}
+    return next((gpu for name, gpu in GPUS.items() if name.partition("-")[0] in names), None)
 
 
 def _parts(text: str) -> tuple[str, int]:

@@ -1,4 +1,5 @@
-"""The verbs, in Python: run, submit, resume, cancel. The command line is a thin layer over these."""
+"""The verbs, in Python: run, submit, resume, cancel; `again.py`, `cancelling.py`, `outputs.py`, `removal.py`,
+`collection.py` and `verification.py` have the others. The command line is a thin layer over these."""
 
 from __future__ import annotations
 
@@ -6,21 +7,28 @@ import secrets
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import jobs
 from cluster.errors import UserError
 from cluster.storage import Conflict, Storage
 from pipeline.config import Workflow
-from pipeline.driver import create, drive, read_workflow
+from pipeline.driver import create, drive, end_failed, newest_driver, read_workflow
+from pipeline.ids import drivers_before
 from pipeline.keeper import request_cancel
+from pipeline.kinds import own_code
 from pipeline.record import EventLog, listed, mark
 from pipeline.settings import Settings, check_reachable
-from pipeline.status import StatusReader, in_doubt, match_id, states
+from pipeline.status import StatusReader, in_doubt, match_id, silence, states
+from pipeline.versions import check_versions
 
 PACKAGES = ("pipeline", "stages", "cluster")
 PATIENCE_SECONDS = 60.0
 """How long a cluster that does not answer is asked again."""
+ANY: Any = object()
+"""Whatever drivers there are."""
 
 
 def run(workflow: Workflow, settings: Settings, *, created: str | None = None) -> tuple[str, str]:
@@ -31,13 +39,40 @@ def run(workflow: Workflow, settings: Settings, *, created: str | None = None) -
     return workflow_id, state
 
 
-def submit(workflow: Workflow, settings: Settings) -> str:
-    """Send a workflow to a Ray cluster as a job; returns its id. Raises UserError where no cluster answers."""
+def submit(workflow: Workflow, settings: Settings, *, workflow_id: str | None = None) -> str:
+    """Send a workflow to a Ray cluster as a job; returns its id. See `submit_once`."""
+    return submit_once(workflow, settings, workflow_id=workflow_id).id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """What became of a submission."""
+
+    id: str
+    state: str
+    """In which the workflow was found: `new`, or one of a workflow's states."""
+    driver: int | None
+    """Number of the driver that was submitted; None where none was, since the workflow is done or under way."""
+
+
+def submit_once(workflow: Workflow, settings: Settings, *, workflow_id: str | None = None) -> Submitted:
+    """Send a workflow to a Ray cluster, once for each id: where it runs or is done under this id, nothing is sent.
+
+    Where it has failed, was stopped or is silent it goes on, as `resume` does. Raises UserError where no cluster
+    answers, and where the id is another workflow's.
+    """
     storage = settings.storage()
-    jobs.check(_jobs_address(settings))
-    workflow_id = create(storage, workflow)
-    _submit_driver(storage, workflow_id, settings)
-    return workflow_id
+    jobs_address(settings)
+    check_versions(settings)
+    found = create(storage, workflow, workflow_id)
+    newest = newest_driver(storage, found)
+    new = newest is None or newest < drivers_before(storage, found)
+    state = "new" if new else state_of(storage, found, settings)
+    if state in ("submitted", "running", "done"):
+        return Submitted(id=found, state=state, driver=None)
+    # Whoever submits the same id in this very moment takes the same number, and one of the two gets it.
+    number = submit_driver(storage, found, settings, after=newest)
+    return Submitted(id=found, state=state if number is not None else "submitted", driver=number)
 
 
 def resume(workflow_id: str | None, settings: Settings, *, foreground: bool = False) -> tuple[str, str]:
@@ -50,8 +85,9 @@ def resume(workflow_id: str | None, settings: Settings, *, foreground: bool = Fa
     workflow = read_workflow(storage, workflow_id)
     if foreground:
         return run(workflow, settings, created=workflow_id)
-    jobs.check(_jobs_address(settings))
-    _submit_driver(storage, workflow_id, settings)
+    jobs_address(settings)
+    check_versions(settings)
+    submit_driver(storage, workflow_id, settings)
     return workflow_id, "submitted"
 
 
@@ -113,23 +149,31 @@ def ask_cluster(reader: StatusReader, storage: Storage, settings: Settings) -> N
         status.state, status.message = "failed", reason
 
 
-def all_states(settings: Settings) -> dict[str, str]:
-    """The state of every workflow, oldest first; `failed` also where a submitted driver has died before its start."""
+def state_of(storage: Storage, workflow_id: str, settings: Settings) -> str:
+    """The state of one workflow: submitted, running, done, failed, stopped, or silent where its driver is gone."""
+    reader = StatusReader(storage, workflow_id, [])
+    reader.update()
+    ask_cluster(reader, storage, settings)
+    if reader.status.state == "running" and silence(storage, workflow_id) is not None:
+        return "silent"
+    return reader.status.state
+
+
+def all_states(settings: Settings, *, name: str | None = None, seconds: float | None = None) -> dict[str, str]:
+    """The states of workflows, oldest first; `failed` also where a submitted driver has died before its start.
+
+    All of them, or those of this name (see `pipeline.ids.chosen`), or those of the last `seconds`.
+    """
     storage = settings.storage()
-    found = states(storage)
+    found = states(storage, name=name, seconds=seconds)
     waiting = [name for name, state in found.items() if state == "submitted"]
     dead = [name for name in waiting if DriverWatch(storage, name, settings).died() is not None]
     now = listed(storage) if dead else {}
     return {**found, **{name: "failed" for name in dead if now[name] == "submitted"}}
 
 
-def newest_driver(storage: Storage, workflow_id: str) -> int | None:
-    """Number of the driver that was submitted last, or None where none was."""
-    count = sum(1 for _ in storage.list(f"workflows/{workflow_id}/drivers/"))
-    return count - 1 if count else None
-
-
-def _jobs_address(settings: Settings) -> str:
+def jobs_address(settings: Settings) -> str:
+    """Address of the cluster that the settings name. Raises UserError where there is none, or it cannot do."""
     if settings.jobs is None:
         raise UserError(
             "no Ray cluster: give --address http://HOST:8265, or start the local stack with `patchline up`, "
@@ -139,10 +183,19 @@ def _jobs_address(settings: Settings) -> str:
     return settings.jobs
 
 
-def _submit_driver(storage: Storage, workflow_id: str, settings: Settings) -> None:
-    """Start a driver for a stored workflow. Every driver is a job of its own; the lease orders them."""
-    address = _jobs_address(settings)
-    number = _take_number(storage, workflow_id)
+def submit_driver(
+    storage: Storage, workflow_id: str, settings: Settings, *, after: int | None = ANY, again: bool = False
+) -> int | None:
+    """Start a driver for a stored workflow, as a job of its own; returns its number. The lease orders drivers.
+
+    `after` is the newest driver that the caller knows of (None: of none). Where there is another one, somebody else
+    was faster: then nothing is started, and None comes back. Where the cluster does not take it, the workflow has
+    failed, unless somebody will try `again`.
+    """
+    address = jobs_address(settings)
+    number = _take_number(storage, workflow_id) if after is ANY else _take_next(storage, workflow_id, after)
+    if number is None:
+        return None
     # The local stack runs on this very installation; another cluster is sent the three packages.
     python = sys.executable if settings.local else "python"
     modules = None if settings.local else [Path(__file__).parents[1] / name for name in PACKAGES]
@@ -159,12 +212,29 @@ def _submit_driver(storage: Storage, workflow_id: str, settings: Settings) -> No
             submission_id=f"{workflow_id}-d{number}",
             environment=settings.passed_on(),
             modules=modules,
+            code=own_code(read_workflow(storage, workflow_id).stages.values()),
             metadata={"patchline_workflow": workflow_id},
         )
     except Exception as error:
-        EventLog(storage, workflow_id).append("workflow_ended", state="failed", driver=number, message=str(error))
-        mark(storage, workflow_id, "failed")
+        if not again:
+            end_failed(storage, workflow_id, number, str(error))
         raise
+    return number
+
+
+def _take_next(storage: Storage, workflow_id: str, after: int | None) -> int | None:
+    """The number after this one, or None where somebody else has it."""
+    number = 0 if after is None else after + 1
+    try:
+        _claim(storage, workflow_id, number)
+    except Conflict:
+        return None
+    return number
+
+
+def _claim(storage: Storage, workflow_id: str, number: int) -> None:
+    # Its own words, so that no other process takes them for its own after a lost answer.
+    storage.write_if_absent(f"workflows/{workflow_id}/drivers/{number:04d}", secrets.token_hex(8).encode())
 
 
 def _take_number(storage: Storage, workflow_id: str) -> int:
@@ -173,8 +243,7 @@ def _take_number(storage: Storage, workflow_id: str) -> int:
     number = 0 if newest is None else newest + 1
     while True:
         try:
-            # Its own words, so that no other process takes them for its own after a lost answer.
-            storage.write_if_absent(f"workflows/{workflow_id}/drivers/{number:04d}", secrets.token_hex(8).encode())
+            _claim(storage, workflow_id, number)
         except Conflict:
             number += 1
         else:

@@ -5,21 +5,33 @@ A workflow is named by its file, or by its name where it ships in `pipeline/reci
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from cluster.errors import UserError, check_format
 from pipeline.consistency import check_stages
+from pipeline.explain import explain
 from pipeline.identity import references
-from pipeline.kinds import KINDS
+from pipeline.kinds import KINDS, config_of, kind_of
+from pipeline.places import with_lines
+from pipeline.spelling import plain_references
+from pipeline.sweep import expand
+from pipeline.yaml_file import apply_override, read_yaml
 from stages.config import Config, StageConfig
 
+SWEEP = {
+    "sweep": {"type": "object", "description": "fields, each with a list of values: a stage for each combination"},
+    "choose": {
+        "type": "object",
+        "description": "which of a sweep's models is this stage's: metric, and mode max or min",
+    },
+}
+"""What a stage of the file may have beside its own fields; see `pipeline.sweep`."""
 RECIPES = Path(__file__).parent / "recipes"
 FORMAT = 1
 """Of a stored workflow file. A user's own need not name it."""
@@ -31,6 +43,9 @@ class Workflow(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,60}$", description="name of the workflow")
     description: str = Field("", description="one line, shown in MLflow")
     seed: int = Field(0, ge=0, description="seed of every stage that has none of its own")
+    pin: dict[str, str] = Field(
+        default_factory=dict, description="versions that the driver's machine has to have, by package: torch, python, …"
+    )
     stages: dict[str, SerializeAsAny[StageConfig]] = Field(min_length=1, description="stages by name")
 
     @field_validator("stages")
@@ -50,7 +65,7 @@ class Workflow(Config):
                 return
             if name in visiting:
                 cycle = " → ".join([*visiting[visiting.index(name) :], name])
-                raise UserError(f"stages refer to each other in a circle: {cycle}")
+                raise UserError(f"stages.{name}: stages refer to each other in a circle: {cycle}")
             visiting.append(name)
             for field, target in references(self.stages[name]).items():
                 self._check_reference(name, field, target)
@@ -72,11 +87,25 @@ class Workflow(Config):
         own = self.stages[name].seed
         return self.seed if own is None else own
 
+    def run(self, *, root: str | None = None, mlflow: str | None = None) -> tuple[str, str]:
+        """Run it in this process, without a Ray cluster; returns its id and its state."""
+        from pipeline import api
+        from pipeline.settings import resolve
+
+        return api.run(self, resolve(root=root, mlflow=mlflow))
+
+    def submit(self, address: str | None = None, *, root: str | None = None, mlflow: str | None = None) -> str:
+        """Send it to the Ray cluster whose job server has this address, or to the local stack; returns its id."""
+        from pipeline import api
+        from pipeline.settings import resolve
+
+        return api.submit(self, resolve(root=root, mlflow=mlflow, address=address))
+
     def to_yaml(self) -> str:
         """The whole workflow, every field written out, in the form that `load_workflow` reads."""
         document = {"format": FORMAT, **self.model_dump(mode="json", by_alias=True, exclude={"stages"})}
         document["stages"] = {
-            name: {"kind": stage.kind, **stage.model_dump(mode="json", by_alias=True)}
+            name: {"kind": kind_of(stage), **stage.model_dump(mode="json", by_alias=True)}
             for name, stage in self.stages.items()
         }
         return yaml.safe_dump(document, sort_keys=False)
@@ -130,7 +159,7 @@ def load_workflow(name: str, overrides: Iterable[str] = ()) -> Workflow:
 def parse_workflow(text: str, source: str, overrides: Iterable[str] = ()) -> Workflow:
     """A workflow from the text of a workflow file. `source` names it in errors."""
     try:
-        document = _read_yaml(text)
+        document = read_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from error
     except UserError as error:
@@ -140,13 +169,19 @@ def parse_workflow(text: str, source: str, overrides: Iterable[str] = ()) -> Wor
         _check_format(source, document.pop("format", FORMAT))
     if not isinstance(document, dict) or not isinstance(document.get("stages"), dict):
         raise UserError(f"{source}: expected a mapping with the keys name and stages")
-    for override in overrides:
-        _override(document, override)
-    stages = {name: _stage(source, name, body) for name, body in document["stages"].items()}
+    overridden = [apply_override(document, override, Workflow.model_fields) for override in overrides]
+    try:
+        return _workflow(source, document)
+    except UserError as error:
+        raise UserError(with_lines(str(error), source, text, overridden)) from error.__cause__
+
+
+def _workflow(source: str, document: dict[str, Any]) -> Workflow:
+    stages = _stages(source, document["stages"])
     try:
         workflow = Workflow.model_validate({**document, "stages": stages})
     except ValidationError as error:
-        raise UserError(_explain(source, "", Workflow, error)) from error
+        raise UserError(explain(source, "", Workflow, error)) from error
     try:
         workflow.check()
     except UserError as error:
@@ -162,7 +197,7 @@ def json_schema() -> dict[str, Any]:
     for kind, config in KINDS.items():
         stage = config.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
         definitions |= stage.pop("$defs", {})
-        stage["properties"] = {"kind": {"const": kind}, **stage["properties"]}
+        stage["properties"] = {"kind": {"const": kind}, **stage["properties"], **SWEEP}
         definitions[config.__name__] = stage
         choices.append({"$ref": f"#/$defs/{config.__name__}"})
     schema["properties"]["format"] = {"const": FORMAT, "description": "of this file; need not be there"}
@@ -177,26 +212,19 @@ def _check_format(source: str, found: Any) -> None:
     check_format(found, FORMAT, source)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader takes the last of two equal keys and says nothing; this one refuses them."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode | None:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, Any], int] = {}
-        for key, _ in node.value if node is not None else ():
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            line = key.start_mark.line + 1
-            if (key.tag, key.value) in lines:
-                first = lines[key.tag, key.value]
-                raise UserError(f"line {line}: '{key.value}' is there twice, first in line {first}: take one away")
-            lines[key.tag, key.value] = line
-        return node
-
-
-def _read_yaml(text: str) -> Any:
-    """What a text of YAML says. Raises YAMLError; UserError where a mapping has a key twice."""
-    return yaml.load(text, Loader=_Loader)
+def _stages(source: str, bodies: dict[Any, Any]) -> dict[str, StageConfig]:
+    stages: dict[str, StageConfig] = {}
+    for name, body in bodies.items():
+        _check_stage_name(f"{source}: stages: ", name)
+        try:
+            expanded = expand(name, body) if isinstance(body, dict) else {name: body}
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
+        for own, fields in expanded.items():
+            if own in stages or (own != name and own in bodies):
+                raise UserError(f"{source}: stages.{name}.sweep: there is another stage called '{own}'")
+            stages[own] = _stage(source, own, fields)
+    return stages
 
 
 def _stage(source: str, name: Any, body: Any) -> StageConfig:
@@ -206,87 +234,15 @@ def _stage(source: str, name: Any, body: Any) -> StageConfig:
         raise UserError(f"{source}: {key}: got {body!r}, expected a mapping of the stage's fields")
     body = dict(body)
     kind = body.pop("kind", name)
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str):
         raise UserError(f"{source}: {key}.kind: got {kind!r}, expected one of {', '.join(KINDS)}")
     try:
-        return KINDS[kind].model_validate(body)
-    except ValidationError as error:
-        raise UserError(_explain(source, key, KINDS[kind], error)) from error
-
-
-def _override(document: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(f"-o {override}: expected a field and a value, for example -o pretrain.epochs=3")
-    try:
-        value = _read_yaml(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"-o {override}: the value is not readable as YAML") from error
+        config = config_of(kind)
     except UserError as error:
-        raise UserError(f"-o {override}: {error}") from error
-    parts = path.split(".")
-    if parts[0] == "stages" and len(parts) > 1:
-        parts = parts[1:]
-    if parts[0] in document["stages"] and len(parts) > 1:
-        target = document["stages"]
-    elif parts[0] in Workflow.model_fields and parts[0] != "stages" and len(parts) == 1:
-        target = document
-    elif parts[0] in document["stages"]:
-        raise UserError(f"-o {override}: '{parts[0]}' is a stage: name one of its fields, such as {parts[0]}.seed=1")
-    else:
-        stages = ", ".join(document["stages"])
-        raise UserError(f"-o {override}: '{parts[0]}' is no stage of this workflow; its stages: {stages}")
-    for part in parts[:-1]:
-        inner = target.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"-o {override}: '{part}' is {inner!r} and has no fields")
-        target = inner
-    target[parts[-1]] = value
-
-
-def _explain(source: str, key: str, model: type[BaseModel], error: ValidationError) -> str:
-    """One line per problem: the path, the value, what was expected."""
-    lines = []
-    problem: Any
-    for problem in error.errors():
-        place = ".".join([key, *(str(part) for part in problem["loc"])]).strip(".")
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{source}: {place}: unknown field{_suggestion(model, problem['loc'])}")
-        elif problem["type"] == "missing":
-            lines.append(f"{source}: {place}: this field is required")
-        elif problem["type"] == "union_tag_not_found":
-            lines.append(f"{source}: {place}.{_tag(problem)}: this field is required")
-        elif problem["type"] == "union_tag_invalid":
-            found, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
-            lines.append(f"{source}: {place}.{_tag(problem)}: got {found!r}, expected one of {known}")
-        elif problem["type"] in ("model_type", "model_attributes_type"):
-            lines.append(f"{source}: {place}: got {_shown(problem['input'])}, expected a mapping of fields")
-        elif problem["type"] == "value_error":
-            lines.append(f"{source}: {place}: {problem['msg'].removeprefix('Value error, ')}")
-        else:
-            message = problem["msg"].replace("Input should be", "expected")
-            lines.append(f"{source}: {place}: got {_shown(problem['input'])}, {message}")
-    return "\n".join(lines)
-
-
-def _tag(problem: Any) -> str:
-    """Name of the field that says which of several models is meant."""
-    return problem["ctx"]["discriminator"].strip("'")
-
-
-def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """The nearest field name, where the unknown one looks like a slip of the keyboard."""
-    fields: Mapping[str, Any] = model.model_fields
-    for part in location[:-1]:
-        annotation = fields[part].annotation if part in fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        fields = annotation.model_fields
-    names = [info.alias or name for name, info in fields.items()]
-    near = difflib.get_close_matches(str(location[-1]), names, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known fields: {', '.join(names)}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        raise UserError(f"{source}: {key}.kind: {error}") from error
+    try:
+        return config.model_validate(plain_references(config, body))
+    except ValidationError as error:
+        raise UserError(explain(source, key, config, error)) from error
+    except UserError as error:
+        raise UserError(f"{source}: {key}.{error}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,10 +15,10 @@ from rich.text import Text
 from cluster.storage import Storage
 from pipeline.checkpoints import Audited, Checkpoint
 from pipeline.plan import PlannedStage
+from pipeline.progress import LOSS, Progress
 from pipeline.record import Event
 from pipeline.status import TOLD, StageStatus, StatusReader, WorkflowStatus, origin
 from pipeline.words import duration, headline, size
-from stages.metrics import MetricReader
 
 POLL_SECONDS = 0.5
 MARKS = {
@@ -33,29 +32,6 @@ MARKS = {
 }
 
 
-@dataclass
-class _Progress:
-    """The newest metric points of the stage that runs."""
-
-    prefix: str
-    reader: MetricReader
-    step: int = 0
-    first: tuple[float, int] | None = None
-    values: dict[str, float] = field(default_factory=dict)
-
-    def update(self) -> None:
-        for point in self.reader.new_points():
-            self.step = max(self.step, point.step)
-            self.values[point.name] = point.value
-        if self.first is None and self.step:
-            self.first = (time.monotonic(), self.step)
-
-    def seconds_left(self, total: int) -> float | None:
-        if self.first is None or self.step <= self.first[1]:
-            return None
-        return (time.monotonic() - self.first[0]) / (self.step - self.first[1]) * (total - self.step)
-
-
 def follow(
     storage: Storage,
     workflow_id: str,
@@ -67,8 +43,9 @@ def follow(
 ) -> WorkflowStatus:
     """Show a workflow until the driver of this number ends. `died` tells why it runs no more, or None."""
     reader = StatusReader(storage, workflow_id, stages)
-    progress: _Progress | None = None
-    submitted = ended = False
+    progress = Progress(storage)
+    # One that runs in a user's own process has no number.
+    submitted, ended = driver is None, False
     asked = time.monotonic()
     live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else nullcontext()
     with live:
@@ -76,11 +53,12 @@ def follow(
             for event in reader.update():
                 submitted = submitted or (event.type == "driver_submitted" and event.data["number"] == driver)
                 ended = ended or _ends(event, driver)
+                if driver is None and event.type == "workflow_started":
+                    ended = False
                 if isinstance(live, nullcontext) and submitted:
                     _print_event(console, event)
-            progress = _progress_of(storage, reader.status, progress)
             if isinstance(live, Live):
-                live.update(_live_view(reader.status, progress))
+                live.update(_live_view(progress.measure(reader.status), progress))
             if ended:
                 return reader.status
             if time.monotonic() - asked > 3:
@@ -95,17 +73,7 @@ def _ends(event: Event, driver: int | None) -> bool:
     return event.type == "workflow_ended" and event.data["driver"] == driver
 
 
-def _progress_of(storage: Storage, status: WorkflowStatus, old: _Progress | None) -> _Progress | None:
-    running = next((stage for stage in status.stages.values() if stage.outcome == "running"), None)
-    if running is None or running.prefix is None:
-        return None
-    if old is None or old.prefix != running.prefix:
-        old = _Progress(running.prefix, MetricReader(storage, running.prefix))
-    old.update()
-    return old
-
-
-def _live_view(status: WorkflowStatus, progress: _Progress | None) -> Group:
+def _live_view(status: WorkflowStatus, progress: Progress) -> Group:
     table = Table.grid(padding=(0, 2))
     for stage in status.stages.values():
         mark, style = MARKS[stage.outcome]
@@ -114,22 +82,37 @@ def _live_view(status: WorkflowStatus, progress: _Progress | None) -> Group:
     return Group(head, table)
 
 
-def _live_cells(stage: StageStatus, progress: _Progress | None) -> tuple[RenderableType, ...]:
+def _live_cells(stage: StageStatus, progress: Progress) -> tuple[RenderableType, ...]:
     if stage.outcome == "running" and stage.started_ms is not None:
+        tail = progress.tail(stage)
+        if stage.updates and stage.update is not None and tail is not None:
+            loss = f"loss {tail.values[LOSS]:.3f}" if LOSS in tail.values else ""
+            bar = ProgressBar(total=stage.updates, completed=stage.update, width=24)
+            return bar, Text(_joined(figures(stage), loss, _attempt(stage)))
         seconds = time.time() - stage.started_ms / 1000
-        if stage.updates and progress is not None and progress.prefix == stage.prefix:
-            left = progress.seconds_left(stage.updates)
-            figures = f"{progress.step}/{stage.updates} updates"
-            if "train/loss" in progress.values:
-                figures += f"  loss {progress.values['train/loss']:.3f}"
-                figures += f"  {progress.values['train/images_per_s']:.0f} images/s"
-            if left is not None:
-                figures += f"  {duration(left)} left"
-            return ProgressBar(total=stage.updates, completed=progress.step, width=24), Text(figures)
-        return Text(f"{seconds:.0f} s"), Text(stage.message, style="dim")
+        return Text(f"{seconds:.0f} s"), Text(_joined(stage.message, _attempt(stage)), style="dim")
     if stage.outcome in ("done", "reused") and stage.seconds is not None:
         return Text("reused" if stage.outcome == "reused" else duration(stage.seconds)), Text(headline(stage.metrics))
     return Text(stage.outcome if stage.outcome != "pending" else "", style="dim"), Text(stage.message)
+
+
+def figures(stage: StageStatus) -> str:
+    """How far a training stage is, as people say it; empty where nothing is known."""
+    if stage.update is None or not stage.updates:
+        return ""
+    speed = f"{stage.images_per_s:.0f} images/s" if stage.images_per_s is not None else ""
+    left = f"{duration(stage.seconds_left)} left" if stage.seconds_left is not None else ""
+    return _joined(f"{stage.update}/{stage.updates} updates", speed, left)
+
+
+def _attempt(stage: StageStatus) -> str:
+    """Of a stage that did not get through at once: which attempt it is, and what that has cost."""
+    lost = f"{stage.updates_repeated} updates repeated" if stage.updates_repeated else ""
+    return _joined(f"attempt {stage.attempt}" if (stage.attempt or 1) > 1 else "", lost)
+
+
+def _joined(*parts: str) -> str:
+    return "  ".join(part for part in parts if part)
 
 
 def _print_event(console: Console, event: Event) -> None:
@@ -151,6 +134,8 @@ def describe(event: Event) -> str:
             return f"{stage}: attempt {data['attempt']} started {origin(data)}".rstrip()
         case "stage_reused":
             return f"{stage}: reused"
+        case "stages_retried":
+            return f"to be made anew: {', '.join(map(str, _listed(data['stages'])))}"
         case "stage_done":
             return f"{stage}: done in {duration(float(str(data['seconds'])))}  {headline(_figures(data['metrics']))}"
         case "stage_failed" | "stage_skipped" | "stage_stopped":
@@ -164,6 +149,10 @@ def describe(event: Event) -> str:
             return f"{stage}: {TOLD[kind](data)}"
         case _:
             return ""
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, list) else []
 
 
 def _figures(value: object) -> dict[str, float]:
@@ -205,7 +194,7 @@ def status_table(status: WorkflowStatus) -> Table:
             stage.name,
             Text(f"{mark} {stage.outcome}", style=style),
             duration(stage.seconds) if stage.seconds is not None else "",
-            Text(headline(stage.metrics) or stage.message),
+            Text(_joined(headline(stage.metrics) or _joined(figures(stage), stage.message), _attempt(stage))),
         )
     return table
 

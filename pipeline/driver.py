@@ -11,32 +11,57 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
+import yaml
+
 from cluster.connect import disconnect
 from cluster.errors import UserError
-from cluster.storage import NotFound, Storage
+from cluster.storage import Conflict, NotFound, Storage
 from cluster.tasks import warm_up
 from pipeline.config import Workflow, parse_workflow
 from pipeline.head import LeaseLost
+from pipeline.identity import differences
+from pipeline.ids import check_id, generate, note_named
 from pipeline.logs import LogShipper
+from pipeline.record import EventLog, mark
 from pipeline.runner import Runner
 from pipeline.settings import Settings
 from pipeline.tracking import MlflowTracker
+from pipeline.versions import check_pins
 
 LEASE_SECONDS = 15.0
 """Time to live of a driver's leases, unless PATCHLINE_LEASE_SECONDS says otherwise."""
 
 
-def create(storage: Storage, workflow: Workflow) -> str:
-    """Give a workflow an id and store it; it can then be driven. Returns the id. Raises UserError."""
+def create(storage: Storage, workflow: Workflow, workflow_id: str | None = None) -> str:
+    """Give a workflow an id and store it; it can then be driven. Returns the id.
+
+    The same workflow may be stored under the same id again. Raises UserError where the id is another workflow's,
+    with the fields that differ.
+    """
     workflow.check()
-    moment = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    workflow_id = f"{workflow.name}-{moment}-{secrets.token_hex(2)}"
-    storage.write_if_absent(f"workflows/{workflow_id}/workflow.yaml", workflow.to_yaml().encode())
-    return workflow_id
+    if workflow_id is not None:
+        drivers = sum(1 for _ in storage.list(f"workflows/{check_id(workflow_id)}/drivers/"))
+        note_named(storage, workflow_id, drivers)
+    found = workflow_id or generate(workflow.name)
+    try:
+        storage.write_if_absent(f"workflows/{found}/workflow.yaml", workflow.to_yaml().encode())
+    except Conflict:
+        _check_same(found, read_workflow(storage, found), workflow)
+    return found
+
+
+def _check_same(workflow_id: str, stored: Workflow, workflow: Workflow) -> None:
+    """The text may differ where another version has written it out; what it says may not."""
+    old, new = (yaml.safe_load(item.to_yaml()) for item in (stored, workflow))
+    if lines := differences(old, new):
+        more = f", and {len(lines) - 5} more" if len(lines) > 5 else ""
+        raise UserError(
+            f"--id {workflow_id} is another workflow's, which differs in {'; '.join(lines[:5])}{more}: "
+            f"give another id, or go on with the stored one by `patchline resume {workflow_id}`"
+        )
 
 
 def read_workflow(storage: Storage, workflow_id: str) -> Workflow:
@@ -60,6 +85,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
         # First of all: the processes start while the workflow is read and its state looked up.
         warm_up(_import_for_tasks)
     workflow = read_workflow(storage, workflow_id)
+    check_pins(workflow.pin)
     owner = f"{workflow_id}/{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     with (
         LogShipper(storage, f"workflows/{workflow_id}/logs/driver-{owner.rsplit('/', 1)[1]}"),
@@ -88,6 +114,27 @@ def _import_for_tasks(_: None) -> None:
     from cluster.storage import open_storage
 
     open_storage("s3://patchline")
+
+
+def end_failed(storage: Storage, workflow_id: str, number: int, message: str) -> None:
+    """Tell that a workflow has failed, where no driver holds it that could tell; `number` is its newest driver's."""
+    EventLog(storage, workflow_id).append("workflow_ended", state="failed", driver=number, message=message)
+    mark(storage, workflow_id, "failed")
+
+
+def _tell_failed(storage: Storage, workflow_id: str, number: int, message: str) -> None:
+    """What a user has to mend is told, so that nobody starts another driver before that is done."""
+    try:
+        if newest_driver(storage, workflow_id) == number:
+            end_failed(storage, workflow_id, number, message)
+    except (OSError, UserError) as error:
+        print(f"cannot tell so in {storage.url}: {error}", flush=True)
+
+
+def newest_driver(storage: Storage, workflow_id: str) -> int | None:
+    """Number of the driver that was submitted last, or None where none was."""
+    count = sum(1 for _ in storage.list(f"workflows/{workflow_id}/drivers/"))
+    return count - 1 if count else None
 
 
 @contextmanager
@@ -120,16 +167,11 @@ def main() -> None:
     parser.add_argument("--number", type=int, required=True)
     parser.add_argument("workflow_id")
     arguments = parser.parse_args()
-    settings = Settings(root=arguments.root, mlflow=arguments.mlflow)
+    storage = Settings(root=arguments.root, mlflow=arguments.mlflow).storage()
     try:
-        state = drive(
-            settings.storage(),
-            arguments.workflow_id,
-            mlflow=arguments.mlflow,
-            ray=True,
-            number=arguments.number,
-        )
+        state = drive(storage, arguments.workflow_id, mlflow=arguments.mlflow, ray=True, number=arguments.number)
     except UserError as error:
+        _tell_failed(storage, arguments.workflow_id, arguments.number, str(error))
         sys.exit(f"error: {error}")
     except LeaseLost as error:
         sys.exit(f"stopped: {error}")

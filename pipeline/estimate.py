@@ -171,8 +171,10 @@ def _network_seconds(config: TrainingConfig, parameters: int, ranks: int, shape:
         return None
     steps = config.global_batch // (ranks * config.micro_batch_for(ranks))
     gathered_twice = parameters > KEPT_GATHERED
-    times = {0: 2, 1: 3, 2: 2 * steps + 1, 3: (3 if gathered_twice else 2) * steps}[config.zero_stage]
-    sent = times * itemsize(config) * parameters * (nodes - 1) / nodes
+    # Gradients are summed in fp32; weights are gathered in what the network computes in.
+    gradients = {0: 2, 1: 2, 2: 2 * steps, 3: steps}[config.zero_stage]
+    weights = {0: 0, 1: 1, 2: 1, 3: (2 if gathered_twice else 1) * steps}[config.zero_stage]
+    sent = (4 * gradients + itemsize(config) * weights) * parameters * (nodes - 1) / nodes
     return sent * 8 / (shape.network_gbit * 1e9)
 
 

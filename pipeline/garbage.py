@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from cluster.storage import Storage
 from pipeline.head import HeadDocument
 
 KEPT = ("metrics/", "logs/", "attempt.json", "fault-")
 """Of an attempt that came to nothing: what tells of it."""
+RECENT = 10
+"""Newest attempts that are looked at: what a process that lost its lease is still writing belongs to one of these."""
 
 
 def collect(storage: Storage, folder: str, head: HeadDocument) -> int:
@@ -15,18 +19,44 @@ def collect(storage: Storage, folder: str, head: HeadDocument) -> int:
     For the holder of the stage's lease, before it starts an attempt: nobody else writes below the folder then but
     processes that lost their lease, whose objects the next call finds.
     """
-    named = {item.prefix for item in head.checkpoints} | set(head.refused)
-    doomed: list[str] = []
-    for name in storage.list_folders(f"{folder}/checkpoints/"):
-        prefix = f"{folder}/checkpoints/{name}"
-        if prefix not in named:
-            keys = list(storage.list(f"{prefix}/"))
-            # The manifest first, so that what a killed collection leaves is no checkpoint.
-            doomed += sorted(keys, key=lambda key: not key.endswith("/MANIFEST.json"))
-    for name in storage.list_folders(f"{folder}/attempts/"):
+    doomed = _checkpoints(storage, folder, head)
+    attempts = sorted(storage.list_folders(f"{folder}/attempts/"), key=int)
+    # Those before were looked at when these began.
+    for name in attempts[-RECENT:]:
         if storage.stat(f"{folder}/record-{name}.json") is None:
             prefix = f"{folder}/attempts/{name}/"
             doomed += [key for key in storage.list(prefix) if not key.removeprefix(prefix).startswith(KEPT)]
     for key in doomed:
         storage.delete(key)
     return len(doomed)
+
+
+def unreached(storage: Storage, folder: str, head: HeadDocument, in_use: Collection[str]) -> list[str]:
+    """Keys of what HEAD does not reach, of all attempts, in the order in which it is to be removed.
+
+    The output of its own record stays, and those whose key prefixes are `in_use`, since other records in use speak of
+    them. So does what tells of attempts.
+    """
+    doomed = _checkpoints(storage, folder, head)
+    for name in storage.list_folders(f"{folder}/attempts/"):
+        prefix = f"{folder}/attempts/{name}"
+        if prefix not in in_use and head.record != f"{folder}/record-{name}.json":
+            keys = [key for key in storage.list(f"{prefix}/") if not key.removeprefix(f"{prefix}/").startswith(KEPT)]
+            doomed += _manifest_first(keys)
+    return doomed + [key for key in storage.list(f"{folder}/record-") if key != head.record]
+
+
+def _checkpoints(storage: Storage, folder: str, head: HeadDocument) -> list[str]:
+    """Keys of the checkpoints that HEAD does not name."""
+    named = {item.prefix for item in head.checkpoints} | set(head.refused)
+    doomed: list[str] = []
+    for name in storage.list_folders(f"{folder}/checkpoints/"):
+        prefix = f"{folder}/checkpoints/{name}"
+        if prefix not in named:
+            doomed += _manifest_first(list(storage.list(f"{prefix}/")))
+    return doomed
+
+
+def _manifest_first(keys: list[str]) -> list[str]:
+    """So that what a killed collection leaves is no checkpoint and no output."""
+    return sorted(keys, key=lambda key: not key.endswith("/MANIFEST.json"))

@@ -132,7 +132,7 @@ class Head:
         `waiting` is called with the holder's document at each look; where it returns False, the wait is
         given up and None comes back.
         """
-        watch = _Watch()
+        watch = LeaseWatch()
         while True:
             found = read_head(storage, folder)
             if found is None:
@@ -192,6 +192,11 @@ class Head:
 
         return self._change(change)
 
+    def clear(self) -> None:
+        """Forget checkpoints, history and record: nothing in the folder is reached from here any more."""
+        empty = {"inputs": {}, "checkpoints": (), "refused": (), "history": (), "left_out": (), "record": None}
+        self._change(lambda document: document.changed(**empty))
+
     def commit_record(self, key: str) -> None:
         """Make the stage done with this record; the lease ends with it."""
         self._change(lambda document: document.changed(state="done", record=key))
@@ -241,6 +246,28 @@ def _extended(history: tuple[Segment, ...], attempt: int, update: int) -> tuple[
     return (*history, Segment(attempt=attempt, start=end, end=update))
 
 
+def seize(storage: Storage, folder: str, owner: str) -> HeadDocument:
+    """End whoever's lease on a folder at once: it is `stopped`, at a higher epoch, so that they find theirs lost.
+
+    A folder whose HEAD is not running stays as it is; one without a HEAD gets one. Returns the document.
+    """
+    while True:
+        found = read_head(storage, folder)
+        try:
+            if found is None:
+                first = HeadDocument(owner=owner, epoch=1, nonce="", ttl_seconds=0, state="stopped").changed()
+                storage.write_if_absent(f"{folder}/HEAD.json", first.body())
+                return first
+            document, tag = found
+            if document.state != "running":
+                return document
+            ended = document.changed(owner=owner, epoch=document.epoch + 1, state="stopped")
+            storage.compare_and_swap(f"{folder}/HEAD.json", ended.body(), tag)
+        except Conflict:
+            continue
+        return ended
+
+
 def change_head(
     storage: Storage,
     folder: str,
@@ -275,13 +302,14 @@ def _read_own(storage: Storage, folder: str, epoch: int, attempt: int | None) ->
     return document, tag
 
 
-class _Watch:
+class LeaseWatch:
     """How long a tag has stayed the same, on this process's monotonic clock."""
 
     def __init__(self) -> None:
         self._tag, self._since = "", time.monotonic()
 
     def stale(self, tag: str, ttl: float) -> bool:
+        """Whether the tag is the one of an earlier look, and has been for more than `ttl` seconds."""
         if tag != self._tag:
             self._tag, self._since = tag, time.monotonic()
         return time.monotonic() - self._since > ttl

@@ -59,10 +59,11 @@ def fields_with_role(config: BaseModel, wanted: str) -> dict[str, Any]:
 
 def identity(config: StageConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
     """The identity of a stage whose inputs have these fingerprints (by field)."""
+    fields = fields_with_role(config, "identity")
     return {
         "kind": config.kind,
         "version": config.version,
-        "config": fields_with_role(config, "identity"),
+        "config": {name: value for name, value in fields.items() if name not in config.without_effect()},
         "external": config.external_digest(),
         "inputs": dict(inputs),
     }

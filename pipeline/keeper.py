@@ -48,31 +48,41 @@ class LeaseKeeper:
         self._storage, self._cancel, self._ttl = storage, _cancel_key(workflow_id), ttl
         self._on_lost = on_lost
         self._workflow: Head | None = None
-        self._stage: Head | None = None
+        self._stages: dict[str, Head] = {}
+        self._attempts: dict[str, str] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
         self.stop = threading.Event()
-        self.attempt: str | None = None
 
     def start(self, workflow: Head) -> None:
         self._workflow = workflow
         self._thread.start()
 
     def hold(self, stage: Head) -> None:
+        """Renew this stage's lease, beside those of others."""
         with self._lock:
-            self._stage = stage
+            self._stages[stage.folder] = stage
 
-    def drop(self) -> None:
+    def drop(self, stage: Head) -> None:
         """Renew the stage's lease no more. Called before the lease is ended, which must not look like a loss."""
         with self._lock:
-            self._stage = None
+            self._stages.pop(stage.folder, None)
+
+    def attempt_begins(self, folder: str, prefix: str) -> None:
+        """The attempt of this stage that a request to stop is passed on to."""
+        with self._lock:
+            self._attempts[folder] = prefix
+
+    def attempt_ended(self, folder: str) -> None:
+        with self._lock:
+            self._attempts.pop(folder, None)
 
     def close(self) -> None:
         self._closed.set()
         self._thread.join()
 
     def _run(self) -> None:
-        interval, renewed, told = self._ttl / 3, 0.0, None
+        interval, renewed, told = self._ttl / 3, 0.0, set[str]()
         while not self._closed.wait(min(1.0, interval)):
             try:
                 if time.monotonic() - renewed >= interval:
@@ -80,15 +90,19 @@ class LeaseKeeper:
                     renewed = time.monotonic()
                 if not self.stop.is_set() and self._cancelled():
                     self.stop.set()
-                if self.stop.is_set() and self.attempt and self.attempt != told:
-                    told = self.attempt
-                    request_stop(self._storage, told)
+                for prefix in self._to_be_told(told):
+                    request_stop(self._storage, prefix)
+                    told.add(prefix)
             except LeaseLost as error:
                 self._on_lost(str(error))
                 return
             except Exception as error:
                 # Storage may be away for a moment. Until the lease runs out nothing is lost.
                 print(f"lease not renewed: {error}", flush=True)
+
+    def _to_be_told(self, told: set[str]) -> list[str]:
+        with self._lock:
+            return [prefix for prefix in self._attempts.values() if prefix not in told] if self.stop.is_set() else []
 
     def _cancelled(self) -> bool:
         try:
@@ -100,9 +114,9 @@ class LeaseKeeper:
 
     def _renew(self) -> None:
         with self._lock:
-            heads = [head for head in (self._workflow, self._stage) if head is not None]
-            for head in heads:
-                head.renew()
+            for head in (self._workflow, *self._stages.values()):
+                if head is not None:
+                    head.renew()
 
 
 def exit_process(reason: str) -> None:

@@ -1,7 +1,17 @@
-"""The kinds of stages that ship, by name. One table; each config names its own function."""
+"""The kinds of stages: those that ship, by name, and anybody's own, by where their config is imported from."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from cluster.errors import UserError
+from stages.choice.config import ChoiceConfig
 from stages.config import StageConfig
 from stages.fewshot.config import FewshotConfig
 from stages.finetune.config import FinetuneConfig
@@ -10,7 +20,55 @@ from stages.mixture.config import MixtureConfig
 from stages.pretrain.config import PretrainConfig
 from stages.subset.config import SubsetConfig
 
-KINDS: dict[str, type[StageConfig]] = {
-    config.kind: config
-    for config in (IngestConfig, MixtureConfig, SubsetConfig, PretrainConfig, FinetuneConfig, FewshotConfig)
-}
+SHIPPED: tuple[type[StageConfig], ...] = (
+    *(IngestConfig, MixtureConfig, SubsetConfig, PretrainConfig, FinetuneConfig, FewshotConfig, ChoiceConfig),
+)
+KINDS: dict[str, type[StageConfig]] = {config.kind: config for config in SHIPPED}
+
+
+def config_of(kind: str) -> type[StageConfig]:
+    """The config class of a kind: one that ships, or `package.module:Class`. Raises UserError."""
+    if kind in KINDS:
+        return KINDS[kind]
+    module, colon, name = kind.partition(":")
+    if not colon:
+        raise UserError(f"got '{kind}', expected one of {', '.join(KINDS)}, or one's own as package.module:Config")
+    # As Python itself does for a script: what lies in the folder that one stands in can be imported.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        config = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        raise UserError(f"got '{kind}', which cannot be imported: {type(error).__name__}: {error}") from error
+    _check(kind, config)
+    return config
+
+
+def _check(kind: str, config: object) -> None:
+    if not (inspect.isclass(config) and issubclass(config, StageConfig)):
+        raise UserError(f"got '{kind}', which is no config of a stage: derive it from stages.config.StageConfig")
+    missing = [name for name in ("kind", "version", "output") if not hasattr(config, name)]
+    if missing:
+        raise UserError(f"got '{kind}', whose class lacks {', '.join(missing)}: see docs/workflows.md")
+    if config.kind in KINDS or not re.fullmatch(r"[a-z][a-z0-9_-]*", config.kind):
+        raise UserError(
+            f"got '{kind}', whose kind is '{config.kind}': expected a name of its own of small letters, digits, - and _"
+        )
+
+
+def kind_of(config: StageConfig) -> str:
+    """What a workflow file calls the kind of this config."""
+    own = type(config)
+    return own.kind if KINDS.get(own.kind) is own else f"{own.__module__}:{own.__qualname__}"
+
+
+def own_code(configs: Iterable[StageConfig]) -> list[Path]:
+    """The packages and modules of stages that do not ship and are not installed: a cluster has to be sent them."""
+    found = set[Path]()
+    for config in configs:
+        if KINDS.get(config.kind) is not type(config):
+            spec = importlib.util.find_spec(type(config).__module__.partition(".")[0])
+            if spec is not None and spec.origin is not None:
+                file = Path(spec.origin)
+                found.add(file.parent if file.name == "__init__.py" else file)
+    return sorted(path for path in found if not {"site-packages", "dist-packages"} & set(path.parts))

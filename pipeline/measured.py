@@ -2,41 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import median
+from typing import Any
 
+from cluster.shapes import gpu_of
 from cluster.storage import Storage
 from pipeline.head import read_head
-from pipeline.record import Record, read_record
+from pipeline.record import EventLog, Record, listed, read_record
 from stages.metrics import MetricReader
+from stages.models.config import ModelConfig
+from stages.models.flops import forward_macs
+from stages.training.config import TrainingConfig
+from stages.training.memory import Network
 
-KINDS = ("pretrain", "finetune")
-LOOKED_AT = 50
-"""Stages of each kind that are looked at."""
+LOOKED_AT = 20
+"""Newest workflows that are looked at."""
+ALIKE = 4.0
+"""Networks whose cost per image is within this factor of each other's are alike in what they reach."""
 
 
-def measured_efficiency(storage: Storage) -> tuple[float, str] | None:
-    """The median `train/mfu` of the newest finished run on GPUs, and which run that was; None where there is none.
+def measured_efficiency(storage: Storage, config: TrainingConfig, network: Network) -> tuple[float, str] | None:
+    """The part of its GPUs' data-sheet rate that the newest run like this one reached, and which run that was.
 
-    It is a part of the rate that the run was held against: that of a matrix product measured there, unless its
-    config has `peak_tflops`. What activation checkpointing computed twice counts as reached.
+    Its `train/mfu`, which is a part of what a matrix product reached there (or of `peak_tflops`), times that rate,
+    over the data sheet's. A run is like this one where it pretrained in the same precision a network of a similar cost
+    per image, on GPUs that are known. None where there is none. What activation checkpointing computed twice counts as
+    reached.
     """
-    newest: tuple[str, Record] | None = None
-    for kind in KINDS:
-        for name in storage.list_folders(f"stages/{kind}/")[:LOOKED_AT]:
-            folder = f"stages/{kind}/{name}"
-            head = read_head(storage, folder)
-            if head is None or head[0].record is None:
+    macs = forward_macs(network.model, network.resolution, network.num_classes)
+    for folder, record in _finished(storage):
+        sheet, peak = _sheet_rate(record), record.metrics.get("peak_tflops")
+        if not sheet or not peak or not _alike(record, config, macs):
+            continue
+        points = MetricReader(storage, f"{folder}/attempts/{record.attempt}").new_points()
+        reached = [point.value for point in points if point.name == "train/mfu"]
+        if reached:
+            again = 4 / 3 if record.placement.get("activation_checkpointing") else 1.0
+            return median(reached) * again * peak / sheet, f"measured by {folder.removeprefix('stages/')}"
+    return None
+
+
+def _finished(storage: Storage) -> Iterator[tuple[str, Record]]:
+    """Pretraining stages of the newest workflows, newest first, with their records."""
+    newest = sorted(listed(storage), key=lambda name: name.split("-")[-3:], reverse=True)
+    seen = set[str]()
+    for workflow in newest[:LOOKED_AT]:
+        for event in reversed(EventLog(storage, workflow).new_events()):
+            folder = str(event.data.get("folder", ""))
+            if not folder.startswith("stages/pretrain/") or folder in seen:
                 continue
-            record = read_record(storage, head[0].record)
-            later = newest is None or record.ended_ms > newest[1].ended_ms
-            if record.placement.get("gpus_per_worker") and later:
-                newest = folder, record
-    if newest is None:
+            seen.add(folder)
+            head = read_head(storage, folder)
+            if head is not None and head[0].record is not None:
+                yield folder, read_record(storage, head[0].record)
+
+
+def _alike(record: Record, config: TrainingConfig, macs: int) -> bool:
+    fields: Any = record.identity.get("config", {})
+    if fields.get("precision") != config.precision:
+        return False
+    theirs = forward_macs(ModelConfig.model_validate(fields["model"]), fields["resolution"], 1)
+    return 1 / ALIKE <= theirs / macs <= ALIKE
+
+
+def _sheet_rate(record: Record) -> float | None:
+    """TFLOP/s of one of the run's GPUs by its data sheet, in the run's precision."""
+    gpu = gpu_of(record.builds.get("device", ""))
+    if gpu is None:
         return None
-    folder, record = newest
-    points = MetricReader(storage, f"{folder}/attempts/{record.attempt}").new_points()
-    reached = [point.value for point in points if point.name == "train/mfu"]
-    if not reached:
-        return None
-    again = 4 / 3 if record.placement.get("activation_checkpointing") else 1.0
-    return median(reached) * again, f"measured by {folder.removeprefix('stages/')}"
+    config: Any = record.identity.get("config", {})
+    return gpu.fp32_tflops if config.get("precision") == "fp32" else gpu.half_tflops

@@ -10,7 +10,7 @@ from cluster.errors import UserError
 from cluster.shapes import ClusterShape
 from cluster.storage import Storage
 from pipeline.config import Workflow
-from pipeline.consistency import trained_model
+from pipeline.consistency import has_known_model, trained_model
 from pipeline.estimate import Estimate, Terms, estimate
 from pipeline.head import read_head
 from pipeline.identity import differences, fingerprint, references, stage_folder
@@ -74,7 +74,7 @@ def plan(storage: Storage, workflow: Workflow, question: Question | None = None)
     Raises UserError for outside inputs that are missing, unless the question states what they would tell.
     """
     workflow.check()
-    question = _with_efficiency(storage, question or Question())
+    question = question or Question()
     prints: dict[str, str] = {}
     done: dict[str, Finished] = {}
     planned: dict[str, PlannedStage] = {}
@@ -103,18 +103,16 @@ def plan(storage: Storage, workflow: Workflow, question: Question | None = None)
             action, why = _explain(storage, config, document, folder, waiting)
             why = [_in_words(line, targets) for line in why]
         planned[name] = PlannedStage(name=name, kind=config.kind, action=action, why=why, folder=folder)
-        _add_work(planned[name], workflow, done, question)
+        _add_work(storage, planned[name], workflow, done, question)
     return list(planned.values())
 
 
-def _with_efficiency(storage: Storage, question: Question) -> Question:
-    """The question, with the efficiency that was reached here before where none is stated."""
-    if question.shape is None or question.terms.efficiency is not None:
-        return question
-    found = measured_efficiency(storage)
-    if found is None:
-        return question
-    return replace(question, terms=replace(question.terms, efficiency=found[0], efficiency_from=found[1]))
+def _terms(storage: Storage, question: Question, config: TrainingConfig, network: Network) -> Terms:
+    """What the plan is told, with the efficiency that a run like this one reached here where none is stated."""
+    if question.terms.efficiency is not None:
+        return question.terms
+    found = measured_efficiency(storage, config, network)
+    return question.terms if found is None else replace(question.terms, efficiency=found[0], efficiency_from=found[1])
 
 
 def _explain(
@@ -147,7 +145,7 @@ def _in_words(line: str, targets: dict[str, str]) -> str:
 def _nearest(storage: Storage, kind: str, document: dict[str, Any]) -> list[str] | None:
     """The differences from the most similar finished stage of this kind."""
     best: list[str] | None = None
-    for name in storage.list_folders(f"stages/{kind}/")[:NEIGHBOURS]:
+    for name in storage.list_folders(f"stages/{kind}/", NEIGHBOURS):
         head = read_head(storage, f"stages/{kind}/{name}")
         if head is None or head[0].record is None:
             continue
@@ -157,10 +155,12 @@ def _nearest(storage: Storage, kind: str, document: dict[str, Any]) -> list[str]
     return best
 
 
-def _add_work(stage: PlannedStage, workflow: Workflow, done: dict[str, Finished], question: Question) -> None:
+def _add_work(
+    storage: Storage, stage: PlannedStage, workflow: Workflow, done: dict[str, Finished], question: Question
+) -> None:
     """What a training stage computes: exaFLOPs are 6 per multiply-add and image, forward and backward."""
     config = workflow.stages[stage.name]
-    if not isinstance(config, PretrainConfig | FinetuneConfig):
+    if not isinstance(config, PretrainConfig | FinetuneConfig) or not has_known_model(workflow.stages, stage.name):
         return
     model = trained_model(workflow.stages, stage.name)
     size = f"{model.width}x{model.depth}" if model.variant is None else model.variant
@@ -186,7 +186,8 @@ def _add_work(stage: PlannedStage, workflow: Workflow, done: dict[str, Finished]
     }
     stage.warnings = _warnings(config, model.dropout, updates)
     if question.shape is not None and stage.action != "reuse":
-        stage.estimate = estimate(config, network, updates, question.shape, question.terms)
+        terms = _terms(storage, question, config, network)
+        stage.estimate = estimate(config, network, updates, question.shape, terms)
         if stage.action == "resume":
             stage.warnings.append("time and money are those of the whole run, of which a part is done")
 
@@ -214,6 +215,13 @@ def _warnings(config: TrainingConfig, dropout: float, updates: int) -> list[str]
             f"polyak_decay={config.polyak_decay}: after {updates:,} updates {initial:.0%} of the average is what "
             f"training began with: {better} leaves {INITIAL_SHARE:.0%}"
         )
+    if config.lr_batch not in (None, config.global_batch):
+        at = f"global_batch={config.global_batch:,}, and lr={config.lr:g} is for {config.lr_batch:,}"
+        if config.lr_scale == "none":
+            rules = " and ".join(f"{rule} makes it {config.scaled_lr(rule):.3g}" for rule in ("linear", "sqrt"))
+            warnings.append(f"{at}: with lr_scale, {rules}")
+        else:
+            warnings.append(f"{at}: lr_scale={config.lr_scale} makes it {config.peak_lr:.3g}")
     if dropout > 0:
         warnings.append(f"dropout={dropout}: its masks vary with the number of workers")
     return warnings

@@ -2,24 +2,30 @@
 
 - `stages/<kind>/<fingerprint>/record-<n>.json` says that a stage is done and what came out;
 - `workflows/<id>/events/<number>.json` tell what a workflow's drivers did, one event a file;
-- `index/workflows/<id>/<number>-<state>` holds states in key names, so that a list needs no reads.
+- `index/states/<id>.<epoch>.<number>-<state>` holds a workflow's state in a key name, so that a list needs no
+  reads; the newest entry counts, and those before it are removed, so that there is one key for a workflow.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from pydantic import Field, JsonValue
 
 from cluster.errors import check_format
+from cluster.machine import cpu_name
 from cluster.storage.base import Conflict, NotFound, Storage
 from stages.config import Config
 from stages.context import Output, canonical_json, read_output
 from stages.metrics import last_point, now_ms
 
 FORMAT = 1
+INDEX, OLD_INDEX = "index/states/", "index/workflows/"
+"""Where the index is, and was: there each workflow had a folder of its own, of which some servers list few a second."""
 
 
 class RecordedInput(Config):
@@ -62,6 +68,7 @@ class AttemptNote(Config):
     placement: dict[str, JsonValue]
     builds: dict[str, str]
     started_ms: int | None = None
+    earlier_seconds: float | None = Field(default=None, description="time of the attempts before: see `seconds_before`")
 
 
 def write_note(storage: Storage, prefix: str, note: AttemptNote) -> None:
@@ -85,12 +92,22 @@ def seconds_before(storage: Storage, folder: str, attempt: int) -> float:
     One that was killed could not say when: it is counted up to its last metric point in storage, as any
     other is. So one without points counts nothing.
     """
-    return sum(_seconds(storage, f"{folder}/attempts/{number}") for number in range(1, attempt))
+    total = 0.0
+    for number in range(attempt - 1, 0, -1):
+        prefix = f"{folder}/attempts/{number}"
+        note = read_note(storage, prefix)
+        if note is None:
+            continue
+        total += _seconds(storage, prefix, note)
+        if note.earlier_seconds is not None:
+            # It has counted those before it.
+            return total + note.earlier_seconds
+    return total
 
 
-def _seconds(storage: Storage, prefix: str) -> float:
-    note, last = read_note(storage, prefix), last_point(storage, prefix)
-    if note is None or note.started_ms is None or last is None:
+def _seconds(storage: Storage, prefix: str, note: AttemptNote) -> float:
+    last = last_point(storage, prefix)
+    if note.started_ms is None or last is None:
         return 0.0
     # The clocks of two machines may differ by more than a short attempt took.
     return max(0, last.time_ms - note.started_ms) / 1000
@@ -136,12 +153,17 @@ class EventLog:
 
     def __init__(self, storage: Storage, workflow: str) -> None:
         self._storage, self._prefix = storage, f"workflows/{workflow}/events/"
+        self._lock = threading.Lock()
         self._next = self._newest_epoch = 0
         self.epoch: int | None = None
         """Of the driver that appends; whoever is none says nothing of what a driver does."""
 
     def append(self, type_: str, stage: str | None = None, **data: Any) -> Event:
-        """Store one event under the next free number."""
+        """Store one event under the next free number. Safe among threads."""
+        with self._lock:
+            return self._append(type_, stage, data)
+
+    def _append(self, type_: str, stage: str | None, data: dict[str, Any]) -> Event:
         while True:
             event = Event(number=self._next, time_ms=now_ms(), type=type_, stage=stage, data=data, epoch=self.epoch)
             try:
@@ -182,27 +204,52 @@ def mark(storage: Storage, workflow: str, state: str, epoch: int | None = None) 
 
     What a driver says after another one has taken over has a lower epoch, and is not the newest.
     """
-    prefix = f"index/workflows/{workflow}/"
-    entries = [_entry(key.removeprefix(prefix)) for key in storage.list(prefix)]
-    number = max((entry[1] for entry in entries), default=-1) + 1
-    own = epoch if epoch is not None else max((entry[0] for entry in entries), default=0)
-    storage.write(f"{prefix}{own:06d}.{number:06d}-{state}", b"")
+    entries = _entries(storage, workflow)
+    number = max((entry.number for entry in entries.values()), default=-1) + 1
+    own = epoch if epoch is not None else max((entry.epoch for entry in entries.values()), default=0)
+    new = _Entry(own, number, state)
+    key = f"{INDEX}{workflow}.{own:06d}.{number:06d}-{state}"
+    storage.write(key, b"")
+    newest = max([new, *entries.values()])
+    # After the new one is there, so that no reader finds none; never the newest, whoever wrote it.
+    for old in [key for key, entry in {**entries, key: new}.items() if entry < newest]:
+        storage.delete(old)
 
 
-def listed(storage: Storage) -> dict[str, str]:
-    """The newest state of every workflow, by id, oldest first."""
-    newest: dict[str, tuple[int, int, str]] = {}
-    for key in storage.list("index/workflows/"):
-        _, _, workflow, name = key.split("/")
-        newest[workflow] = max(newest.get(workflow, (-1, -1, "")), _entry(name))
-    return {workflow: state for workflow, (_, _, state) in newest.items()}
+def unlist(storage: Storage, workflow: str) -> None:
+    """Take a workflow out of the index."""
+    for key in _entries(storage, workflow):
+        storage.delete(key)
 
 
-def _entry(name: str) -> tuple[int, int, str]:
-    """Epoch, number and state of an entry of the index. The first ones had no epoch."""
+def listed(storage: Storage, beginning: str = "") -> dict[str, str]:
+    """The newest state of every workflow whose id begins so, by id, in the order of the ids. Reads nothing."""
+    newest: dict[str, _Entry] = {}
+    # The old ones first: whoever replaces one meanwhile has written the new one before.
+    for key in chain(storage.list(f"{OLD_INDEX}{beginning}"), storage.list(f"{INDEX}{beginning}")):
+        workflow, entry = _parsed(key)
+        newest[workflow] = max(newest.get(workflow, entry), entry)
+    return {workflow: newest[workflow].state for workflow in sorted(newest)}
+
+
+class _Entry(NamedTuple):
+    epoch: int
+    number: int
+    state: str
+
+
+def _entries(storage: Storage, workflow: str) -> dict[str, _Entry]:
+    keys = chain(storage.list(f"{OLD_INDEX}{workflow}/"), storage.list(f"{INDEX}{workflow}."))
+    return {key: _parsed(key)[1] for key in keys}
+
+
+def _parsed(key: str) -> tuple[str, _Entry]:
+    """The workflow that a key of the index is about, and what it says. The first entries had no epoch."""
+    # An id has neither points nor slashes.
+    workflow, _, name = key.removeprefix(INDEX).removeprefix(OLD_INDEX).replace("/", ".", 1).partition(".")
     place, _, state = name.partition("-")
     epoch, _, number = place.rpartition(".")
-    return int(epoch or 0), int(number), state
+    return workflow, _Entry(int(epoch or 0), int(number), state)
 
 
 def builds() -> Mapping[str, str]:
@@ -210,20 +257,10 @@ def builds() -> Mapping[str, str]:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version(), "machine": platform.machine(), "cpu": _cpu()}
+    found = {"python": platform.python_version(), "machine": platform.machine(), "cpu": cpu_name()}
     for package in ("torch", "deepspeed", "numpy", "pillow", "patchline"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _cpu() -> str:
-    """What the processor calls itself: another kind may sum in another order."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        return "unknown"
-    return names[0] if names else "unknown"

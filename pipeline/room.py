@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import threading
 import time
@@ -23,23 +25,83 @@ GROWTH_SECONDS = 60.0
 unless PATCHLINE_GROWTH_SECONDS says otherwise."""
 
 
+CLAIM_SECONDS = 15.0
+"""A gang that began so long ago has its room, and what the cluster says is free is free."""
+
+
+class Door:
+    """Through which gangs of stages that run side by side come to the cluster's room, one after the other.
+
+    Those of a higher priority first, then those that came first. A gang takes some seconds until the cluster
+    counts it: until then it is a claim, which the next one leaves free.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._numbers = threading.Lock(), itertools.count()
+        self._line: dict[str, tuple[bool, int, int]] = {}
+        self._claims: dict[str, tuple[float, float, float]] = {}
+
+    def come(self, stage: str, priority: int) -> None:
+        """Stand in line."""
+        with self._lock:
+            self._line[stage] = (False, -priority, next(self._numbers))
+
+    def let_pass(self, stage: str, hopeless: bool) -> None:
+        """Let all others go first while the cluster is too small for this one, whatever ends."""
+        with self._lock:
+            self._line[stage] = (hopeless, *self._line[stage][1:])
+
+    def leave(self, stage: str) -> None:
+        """Stand in line no more."""
+        with self._lock:
+            self._line.pop(stage, None)
+
+    def room_for(self, stage: str, free: int, cpus: float, gpus: float) -> int:
+        """Of `free` workers of this size, those that `stage` may have: none while another one is before it."""
+        with self._lock:
+            if min(self._line, key=lambda name: self._line[name]) != stage:
+                return 0
+            new = [claim for claim in self._claims.values() if time.monotonic() - claim[2] < CLAIM_SECONDS]
+            taken = max(sum(claim[0] for claim in new) / cpus, sum(claim[1] for claim in new) / gpus if gpus else 0.0)
+            return max(0, free - math.ceil(taken))
+
+    def enter(self, stage: str, cpus: float, gpus: float) -> None:
+        """Go in, with a gang of so much in all."""
+        with self._lock:
+            self._line.pop(stage, None)
+            self._claims[stage] = (cpus, gpus, time.monotonic())
+
+    def left(self, stage: str) -> None:
+        """The gang has ended."""
+        with self._lock:
+            self._claims.pop(stage, None)
+
+
 def wait_for_room(drive: Drive, stage: str, config: Any, workers: int | list[int]) -> bool:
     """Wait until the cluster has room for the fewest workers; returns False where the workflow is stopped first.
 
     Another stage may have to end, or machines to come: that is no error, and it is said what is waited for.
     """
-    fewest = workers if isinstance(workers, int) else workers[0]
+    fewest, most = (workers, workers) if isinstance(workers, int) else (workers[0], workers[-1])
     cpus, gpus = config.cpus_per_worker, float(config.gpus_per_worker)
     began, said = time.monotonic(), -1
-    while (free := free_workers(cpus, gpus)) < fewest:
-        if drive.keeper.stop.is_set():
-            return False
-        # Workers of the gang before take a moment to be gone: no reason to say anything.
-        if free != said and time.monotonic() - began > 5 * LOOK_SECONDS:
-            said, most = free, most_workers(cpus, gpus)
-            drive.events.append("waiting_for_room", stage, workers=fewest, free=free, most=most, cpus=cpus, gpus=gpus)
-        drive.keeper.stop.wait(LOOK_SECONDS)
-    return True
+    drive.door.come(stage, config.priority)
+    try:
+        while (free := drive.door.room_for(stage, free_workers(cpus, gpus), cpus, gpus)) < fewest:
+            if drive.keeper.stop.is_set():
+                return False
+            held = most_workers(cpus, gpus)
+            drive.door.let_pass(stage, held < fewest)
+            # Workers of the gang before take a moment to be gone: no reason to say anything.
+            if free != said and time.monotonic() - began > 5 * LOOK_SECONDS:
+                said, size = free, {"cpus": cpus, "gpus": gpus}
+                drive.events.append("waiting_for_room", stage, workers=fewest, free=free, most=held, **size)
+            drive.keeper.stop.wait(LOOK_SECONDS)
+        taken = min(free, most)
+        drive.door.enter(stage, taken * cpus, taken * gpus)
+        return True
+    finally:
+        drive.door.leave(stage)
 
 
 class GrowthWatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 
@@ -9,10 +10,12 @@ from cluster.errors import UserError
 from cluster.storage import Storage
 from pipeline.config import Workflow
 from pipeline.head import Head, State
-from pipeline.identity import fingerprint, references, stage_folder
+from pipeline.identity import fingerprint, references
 from pipeline.keeper import LeaseKeeper, exit_process
 from pipeline.record import EventLog, mark
+from pipeline.retries import Retries, read_retries
 from pipeline.reuse import Finished, identify, reusable
+from pipeline.room import Door
 from pipeline.stage_run import Drive, StageFailed, StageRun, Tracker, waiting_for
 
 
@@ -40,6 +43,7 @@ class Runner:
         self.events = EventLog(storage, workflow_id)
         self.finished: dict[str, Finished] = {}
         self.failed: dict[str, str] = {}
+        self._retries = Retries()
         self._keeper = LeaseKeeper(storage, workflow_id, lease_seconds, on_lost or exit_process)
         self._drive = Drive(
             storage=storage,
@@ -50,6 +54,7 @@ class Runner:
             tracker=tracker,
             events=self.events,
             keeper=self._keeper,
+            door=Door(),
         )
 
     @property
@@ -69,10 +74,8 @@ class Runner:
         try:
             mark(self.storage, self.id, "running", head.epoch)
             self.events.append("workflow_started", owner=self.owner, driver=self.number)
-            for name in self.workflow.order():
-                if self._keeper.stop.is_set():
-                    break
-                self._stage(name)
+            self._retries = read_retries(self.storage, self.id)
+            self._walk()
             state = self._state()
         finally:
             self._keeper.close()
@@ -81,6 +84,43 @@ class Runner:
         self.events.append("workflow_ended", state=state, driver=self.number)
         mark(self.storage, self.id, state, head.epoch)
         return state
+
+    def _walk(self) -> None:
+        """Run the stages, each after what it refers to: side by side on a cluster, one by one in this process."""
+        pending, running = self.workflow.order(), set[str]()
+        ended: queue.Queue[tuple[str, BaseException | None]] = queue.Queue()
+        while pending or running:
+            for name in [] if self._keeper.stop.is_set() else [name for name in pending if self._ready(name)]:
+                if running and not self._drive.ray:
+                    break
+                pending.remove(name)
+                running.add(name)
+                self._start(name, ended)
+            if not running:
+                return
+            name, error = ended.get()
+            running.remove(name)
+            if error is not None:
+                raise error
+
+    def _ready(self, name: str) -> bool:
+        targets = references(self.workflow.stages[name]).values()
+        return all(target in self.finished or target in self.failed for target in targets)
+
+    def _start(self, name: str, ended: queue.Queue[tuple[str, BaseException | None]]) -> None:
+        def work() -> None:
+            try:
+                self._stage(name)
+            except BaseException as error:
+                ended.put((name, error))
+            else:
+                ended.put((name, None))
+
+        if self._drive.ray:
+            # A process that has lost its lease does not wait for what its other stages are at.
+            threading.Thread(target=work, name=f"stage-{name}", daemon=True).start()
+        else:
+            work()
 
     def _state(self) -> State:
         if len(self.finished) == len(self.workflow.stages):
@@ -105,7 +145,7 @@ class Runner:
                 config=config,
                 seed=self.workflow.seed_of(name),
                 identity=document,
-                folder=stage_folder(config.kind, fingerprint(document)),
+                folder=self._retries.folder(self.id, name, config.kind, fingerprint(document)),
                 inputs=needed,
             )
             digests = {f: item.output.digest for f, item in needed.items()}

@@ -28,7 +28,8 @@ from pipeline.record import (
     write_record,
 )
 from pipeline.reuse import Finished, finished
-from pipeline.room import GrowthWatch, wait_for_room
+from pipeline.room import Door, GrowthWatch, wait_for_room
+from pipeline.status import rolled_back
 from pipeline.worker import Assignment, enter
 from stages.config import StageConfig
 from stages.context import CheckpointDamaged, Context, Rank, Result, Rollback, RollbackWanted, Stopped, read_faults
@@ -44,6 +45,7 @@ class Tracker(Protocol):
     def stage_started(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None: ...
     def attempt_started(self, stage: str, folder: str, attempt: int, placement: dict[str, Any]) -> None: ...
     def attempt_ended(self, stage: str, attempt: int, outcome: str) -> None: ...
+    def went_back(self, stage: str, each: list[str]) -> None: ...
     def stage_ended(self, stage: str, outcome: str, finished: Finished | None) -> None: ...
 
 
@@ -59,6 +61,8 @@ class Drive:
     tracker: Tracker
     events: EventLog
     keeper: LeaseKeeper
+    door: Door
+    """Through which gangs come to the cluster's room, one after the other."""
 
 
 class StageFailed(Exception):
@@ -100,7 +104,7 @@ class StageRun:
         try:
             return self._attempts(head)
         finally:
-            drive.keeper.drop()
+            drive.keeper.drop(head)
 
     def reused(self, done: Finished) -> None:
         """Tell that the stage had been done before."""
@@ -199,10 +203,11 @@ class StageRun:
 
     def _attempt(self, head: Head, state: HeadDocument, note: AttemptNote) -> tuple[str, Record, Result]:
         """Run the stage's function and store its record, which counts once HEAD points to it."""
-        storage, keeper = self.drive.storage, self.drive.keeper
-        keeper.attempt = f"{head.folder}/attempts/{state.attempt}"
-        write_note(storage, keeper.attempt, note)
-        started, earlier = now_ms(), seconds_before(storage, head.folder, state.attempt)
+        storage, prefix = self.drive.storage, f"{head.folder}/attempts/{state.attempt}"
+        self.drive.keeper.attempt_begins(head.folder, prefix)
+        earlier = seconds_before(storage, head.folder, state.attempt)
+        write_note(storage, prefix, note.model_copy(update={"earlier_seconds": earlier}))
+        started = now_ms()
         context = Context(
             storage=storage,
             folder=head.folder,
@@ -229,7 +234,7 @@ class StageRun:
             output_digest=result.output.digest,
             metrics=dict(result.metrics),
             tables=dict(result.tables),
-            builds=note.builds,
+            builds={**note.builds, **result.builds},
             started_ms=started,
             ended_ms=now_ms(),
             earlier_seconds=earlier,
@@ -237,11 +242,12 @@ class StageRun:
         return write_record(storage, head.folder, record), record, result
 
     def _commit(self, head: Head, key: str, record: Record, result: Result) -> Finished:
-        self.drive.keeper.drop()
+        self.drive.keeper.drop(head)
         head.commit_record(key)
         done = Finished(
             fingerprint=record.fingerprint, output=result.output, record=record, folder=head.folder, reused=False
         )
+        self.drive.keeper.attempt_ended(self.folder)
         self.drive.tracker.attempt_ended(self.name, record.attempt, "done")
         self.drive.tracker.stage_ended(self.name, "done", done)
         self.drive.events.append("stage_done", self.name, metrics=record.metrics, seconds=record.seconds)
@@ -296,6 +302,7 @@ class StageRun:
             )
         head.leave_out(LeftOut(attempt=state.attempt, **asdict(wanted.rollback)))
         self.drive.events.append("stage_rolled_back", self.name, **asdict(wanted.rollback))
+        self.drive.tracker.went_back(self.name, [rolled_back(item.model_dump()) for item in head.read().left_out])
 
     def _given_up(self, head: Head, message: str) -> StageFailed:
         self._release(head, "failed")
@@ -303,11 +310,11 @@ class StageRun:
 
     def _release(self, head: Head, state: State) -> None:
         """End the lease before anybody is told: after this, nothing that is told can be a zombie's."""
-        self.drive.keeper.drop()
+        self.drive.keeper.drop(head)
         head.release(state)
 
     def _end_attempt(self, attempt: int, outcome: str, message: str) -> None:
-        self.drive.keeper.attempt = None
+        self.drive.keeper.attempt_ended(self.folder)
         self.drive.events.append("attempt_ended", self.name, attempt=attempt, outcome=outcome, message=message)
         self.drive.tracker.attempt_ended(self.name, attempt, outcome)
 
@@ -344,11 +351,15 @@ class StageRun:
             function=function,
             argument=argument,
         )
-        name = f"{drive.workflow_id}-a{state.attempt}"
-        if not drive.ray or isinstance(workers, int):
-            return run_gang(enter, assignment, workers=workers if drive.ray else 0, cpus=cpus, gpus=gpus, name=name)
-        with GrowthWatch(drive, self.name, assignment.prefix, workers, cpus=cpus, gpus=gpus, usable=usable) as watch:
-            return run_gang(enter, assignment, workers=(workers[0], watch.workers), cpus=cpus, gpus=gpus, name=name)
+        name = f"{drive.workflow_id}-{self.name}-a{state.attempt}"
+        size = {"cpus": cpus, "gpus": gpus}
+        try:
+            if not drive.ray or isinstance(workers, int):
+                return run_gang(enter, assignment, workers=workers if drive.ray else 0, **size, name=name)
+            with GrowthWatch(drive, self.name, assignment.prefix, workers, **size, usable=usable) as watch:
+                return run_gang(enter, assignment, workers=(workers[0], watch.workers), **size, name=name)
+        finally:
+            drive.door.left(self.name)
 
 
 def waiting_for(drive: Drive, name: str | None) -> Callable[[HeadDocument], bool]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from cluster.errors import UserError
 from cluster.storage import Storage
-from pipeline.head import read_head
-from pipeline.logs import LogReader
+from pipeline.head import HeadDocument, read_head
+from pipeline.ids import by_age, chosen
 from pipeline.record import Event, EventLog, listed, read_record
 from stages.metrics import now_ms
+
+AT_ONCE = 16
+"""HEADs that are read side by side."""
 
 
 @dataclass(kw_only=True)
@@ -29,6 +33,15 @@ class StageStatus:
     seconds: float | None = None
     message: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    began: dict[int, int] = field(default_factory=dict)
+    """The update from which each attempt of this workflow's drivers went on."""
+    # What `pipeline.progress` finds out of a training stage.
+    update: int | None = None
+    """Updates done."""
+    images_per_s: float | None = None
+    seconds_left: float | None = None
+    updates_repeated: int | None = None
+    """Work lost: updates that an attempt made, and a later one made again."""
 
     @property
     def prefix(self) -> str | None:
@@ -55,8 +68,14 @@ class WorkflowStatus:
             self.state, self.message = str(event.data["state"]), str(event.data.get("message", ""))
         elif event.type == "waiting" and event.stage is None:
             self.message = _waiting(event.data)
+        elif event.type == "stages_retried":
+            self.stages |= {name: StageStatus(name=name) for name in _names(event.data["stages"])}
         if event.stage is not None:
             _apply(self.stages.setdefault(event.stage, StageStatus(name=event.stage)), event)
+
+
+def _names(value: Any) -> list[str]:
+    return [str(name) for name in value]
 
 
 def _apply(stage: StageStatus, event: Event) -> None:
@@ -67,6 +86,7 @@ def _apply(stage: StageStatus, event: Event) -> None:
     elif event.type == "attempt_started":
         stage.attempt, stage.folder = data["attempt"], data["folder"]
         stage.message = origin(data)
+        stage.began[data["attempt"]] = data["checkpoint"]["update"] if data.get("checkpoint") else 0
     elif event.type == "waiting":
         stage.message = _waiting(data)
     elif event.type == "stage_length":
@@ -109,7 +129,8 @@ def _interrupted(data: Mapping[str, Any]) -> str:
     return f"saved a checkpoint, since {why}; going on"
 
 
-def _rolled_back(data: Mapping[str, Any]) -> str:
+def rolled_back(data: Mapping[str, Any]) -> str:
+    """That training went back, why, and what it leaves out."""
     return f"went back at update {data['update']}: {data['reason']}; samples {data['start']} to {data['stop']} left out"
 
 
@@ -117,7 +138,7 @@ TOLD: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "waiting_for_room": _room,
     "gang": _gang,
     "stage_interrupted": _interrupted,
-    "stage_rolled_back": _rolled_back,
+    "stage_rolled_back": rolled_back,
     "checkpoint_refused": lambda data: (
         data["reason"] + ("; the checkpoint before it is used" if data["left"] else "; there is none before it")
     ),
@@ -158,10 +179,12 @@ def silence(storage: Storage, workflow_id: str) -> float | None:
     It compares this machine's clock with the driver's: a hint for people, on which nothing else rests.
     """
     found = read_head(storage, f"workflows/{workflow_id}")
-    if found is None or found[0].state != "running":
-        return None
-    seconds = (now_ms() - found[0].renewed_ms) / 1000
-    return seconds if seconds > 2 * found[0].ttl_seconds else None
+    return None if found is None or found[0].state != "running" else _silence(found[0])
+
+
+def _silence(head: HeadDocument) -> float | None:
+    seconds = (now_ms() - head.renewed_ms) / 1000
+    return seconds if seconds > 2 * head.ttl_seconds else None
 
 
 def in_doubt(storage: Storage, status: WorkflowStatus) -> bool:
@@ -175,12 +198,34 @@ def holder(storage: Storage, workflow_id: str) -> str | None:
     return found[0].owner if found is not None and found[0].state == "running" else None
 
 
-def states(storage: Storage) -> dict[str, str]:
-    """The state of every workflow, oldest first; `silent` where one should run and nobody runs it."""
+def states(storage: Storage, *, name: str | None = None, seconds: float | None = None) -> dict[str, str]:
+    """The states of workflows, oldest first; `silent` where one should run and nobody runs it.
+
+    All of them, or those of this name (see `pipeline.ids.chosen`), or those of the last `seconds`. The index alone is
+    asked, and HEAD of those that run.
+    """
     known = listed(storage)
-    silent = [name for name, state in known.items() if state == "running" and silence(storage, name) is not None]
-    by_age = sorted(known, key=lambda name: name.split("-")[-3:])
-    return {name: "silent" if name in silent else known[name] for name in by_age}
+    if name is not None or seconds is not None:
+        known = {found: known[found] for found in chosen(storage, known, name=name, seconds=seconds)}
+    running = [found for found, state in known.items() if state == "running"]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        now = dict(zip(running, pool.map(partial(_running_state, storage), running), strict=True))
+    return {found: now.get(found, known[found]) for found in by_age(storage, known)}
+
+
+def _running_state(storage: Storage, workflow_id: str) -> str:
+    """Of a workflow that the index has as running."""
+    found = read_head(storage, f"workflows/{workflow_id}")
+    if found is not None and found[0].state != "running":
+        # Its driver ended between the two, and could not tell the index.
+        return found[0].state
+    return "silent" if found is not None and _silence(found[0]) is not None else "running"
+
+
+def find(storage: Storage, wanted: str | None) -> str:
+    """The id of the one workflow that `wanted` begins, or of the newest: see `match_id`. Lists as little as it can."""
+    beginning = wanted or ""
+    return match_id(storage, [] if "/" in beginning else list(listed(storage, beginning)), wanted)
 
 
 def match_id(storage: Storage, known: list[str], wanted: str | None) -> str:
@@ -188,7 +233,7 @@ def match_id(storage: Storage, known: list[str], wanted: str | None) -> str:
     if wanted is None:
         if not known:
             raise UserError(f"no workflow in {storage.url} yet: submit one, for example `patchline submit digits`")
-        return max(known, key=lambda name: name.split("-")[-3:])
+        return by_age(storage, known)[-1]
     if wanted in known:
         return wanted
     matches = [name for name in known if name.startswith(wanted)]
@@ -207,43 +252,3 @@ def stage_tables(storage: Storage, status: WorkflowStatus) -> dict[str, dict[str
             if head is not None and head[0].record is not None:
                 tables[stage.name] = dict(read_record(storage, head[0].record).tables)
     return tables
-
-
-def workflow_logs(
-    storage: Storage,
-    workflow_id: str,
-    stage: str | None,
-    *,
-    follow: bool,
-    ask: Callable[[StatusReader], None] = lambda reader: None,
-) -> Iterator[str]:
-    """The stored log of a workflow's drivers, or of the newest attempt of one stage, as it grows.
-
-    `ask` is called where storage leaves open whether a driver is at work. Where it finds that the driver has
-    died, the log ends with the reason.
-    """
-    reader = StatusReader(storage, workflow_id, [])
-    readers: dict[str, LogReader] = {}
-    while True:
-        reader.update()
-        ask(reader)
-        for prefix in _log_prefixes(storage, workflow_id, reader.status, stage):
-            yield readers.setdefault(prefix, LogReader(storage, prefix)).new_text()
-        ended = reader.status.state in ("done", "failed", "stopped")
-        if ended and reader.status.message:
-            yield f"{reader.status.message}\n"
-        if ended or not follow:
-            return
-        time.sleep(1.0)
-
-
-def _log_prefixes(storage: Storage, workflow_id: str, status: WorkflowStatus, stage: str | None) -> list[str]:
-    if stage is None:
-        folder = f"workflows/{workflow_id}/logs"
-    else:
-        found = status.stages.get(stage)
-        if found is None or found.prefix is None:
-            ran = [name for name, item in status.stages.items() if item.prefix]
-            raise UserError(f"stage '{stage}' has no log in {workflow_id}; stages that ran: {', '.join(ran) or 'none'}")
-        folder = f"{found.prefix}/logs"
-    return [f"{folder}/{name}" for name in storage.list_folders(f"{folder}/")]

@@ -16,27 +16,31 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cluster.storage import NotFound, Storage
 from pipeline.config import Workflow
-from pipeline.head import read_head
+from pipeline.curves import Curves
 from pipeline.identity import fields_with_role
 from pipeline.mlflow_page import EXPERIMENT, tags
+from pipeline.retries import times_anew
 from pipeline.reuse import Finished
 from pipeline.words import duration, headline
 from stages.config import StageConfig
-from stages.metrics import MetricReader, Point
+from stages.metrics import Point
 
 HEADLINES = ("images", "test/accuracy", "features/")
 """Beginnings of the figures that a workflow's own run carries."""
 STATUS = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 """What MLflow calls our outcomes."""
+ANEW = " anew "
 POLL_SECONDS = 2.0
 BATCH = 1000
 """Points in one request; MLflow takes no more."""
+NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
 PATIENCE_SECONDS = 15.0
 """How long the end of a workflow waits while the server takes nothing."""
 
@@ -48,10 +52,13 @@ class MlflowTracker:
         self._uri, self._storage, self._id, self._workflow = uri, storage, workflow_id, workflow
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._runs: dict[str, str] = {}
-        self._curves: dict[str, _Curves] = {}
+        self._curves: dict[str, Curves] = {}
         self._notes: list[str] = []
+        self._names: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._giving_up = threading.Event()
+        self._new = False
+        """Whether MLflow has nothing of this workflow but what we know: then there is nothing to look for."""
         self._moved = time.monotonic()
         self._client: Any = None
         self.problem: str | None = None
@@ -76,16 +83,30 @@ class MlflowTracker:
         self._calls.put(lambda: self._end_workflow(state))
 
     def stage_started(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
-        self._calls.put(lambda: self._start_stage(stage, config, folder, dict(inputs)))
+        name = self._name(stage, folder)
+        self._calls.put(lambda: self._start_stage(name, config, folder, dict(inputs)))
 
     def attempt_started(self, stage: str, folder: str, attempt: int, placement: dict[str, Any]) -> None:
-        self._calls.put(lambda: self._start_attempt(stage, attempt, placement))
+        name = self._name(stage, folder)
+        self._calls.put(lambda: self._start_attempt(name, attempt, placement))
 
     def attempt_ended(self, stage: str, attempt: int, outcome: str) -> None:
-        self._calls.put(lambda: self._end_attempt(stage, attempt, outcome))
+        name = self._names.get(stage, stage)
+        self._calls.put(lambda: self._end_attempt(name, attempt, outcome))
+
+    def went_back(self, stage: str, each: list[str]) -> None:
+        """All times that a stage's training went back so far, in words."""
+        name, told = self._names.get(stage, stage), {"patchline.went_back": "\n".join(each)}
+        self._calls.put(lambda: self._log_tags(self._runs[name], told))
 
     def stage_ended(self, stage: str, outcome: str, finished: Finished | None) -> None:
-        self._calls.put(lambda: self._end_stage(stage, outcome, finished))
+        name = self._names.get(stage, stage) if finished is None else self._name(stage, finished.folder)
+        self._calls.put(lambda: self._end_stage(name, outcome, finished))
+
+    def _name(self, stage: str, folder: str) -> str:
+        """What a stage's runs are called: one that is made anew has other ones, since its curves begin again."""
+        self._names[stage] = f"{stage}{ANEW}{times}" if (times := times_anew(folder)) else stage
+        return self._names[stage]
 
     # The thread
 
@@ -112,8 +133,14 @@ class MlflowTracker:
                     return
                 # Whatever the server or the network did, the truth is in storage: try again, calmly.
                 if self.problem is None:
-                    print(f"MLflow is not reachable, trying on: {type(error).__name__}: {error}", flush=True)
-                self.problem = f"{type(error).__name__}: {error}"
+                    print(
+                        f"MLflow at {self._uri} does not answer; the work goes on, and what it is to show is sent "
+                        f"when it does ({_cause(error)})",
+                        flush=True,
+                    )
+                self.problem = _cause(error)
+                # It may have done what was asked before its answer was lost.
+                self._new = False
                 time.sleep(wait)
                 wait = min(wait * 2, 10.0)
 
@@ -122,18 +149,20 @@ class MlflowTracker:
         experiment = _experiment(self._client, EXPERIMENT)
         self._experiment = experiment
         run = self._ensure_run("workflow", None, self._workflow.name)
-        self._client.set_tag(run, "mlflow.note.content", self._workflow.description)
+        self._log_tags(run, {NOTE: self._workflow.description})
         self._client.log_text(run, self._workflow.to_yaml(), "workflow.yaml")
 
     def _start_stage(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
         run = self._ensure_run(stage, "workflow", stage)
-        self._client.set_tag(run, "patchline.folder", f"{self._storage.url}/{folder}")
-        self._log_params(run, _flat({**fields_with_role(config, "identity"), "seed": self._workflow.seed_of(stage)}))
+        place = {"patchline.folder": f"{self._storage.url}/{folder}"}
+        seed = self._workflow.seed_of(stage.partition(ANEW)[0])
+        self._log_params(run, _flat({**fields_with_role(config, "identity"), "seed": seed}), place)
         for field, done in inputs.items():
             if done.output.kind == "dataset":
                 self._log_dataset(run, done, field)
-        self._curves[stage] = _Curves(self._storage, folder, has_updates=config.output == "model")
-        self._close_attempts(stage, run)
+        self._curves[stage] = Curves(self._storage, folder, has_updates=config.output == "model")
+        if not self._new:
+            self._close_attempts(stage, run)
 
     def _close_attempts(self, stage: str, run: str) -> None:
         """End the attempts that an earlier driver left running: it was killed, or we would not have its lease."""
@@ -150,27 +179,38 @@ class MlflowTracker:
         self._curves[stage].follow(attempt)
 
     def _end_attempt(self, stage: str, attempt: int, outcome: str) -> None:
-        self._send_curves()
+        self._send_curve(stage)
         run = self._runs[f"{stage}/{attempt}"]
         self._client.set_terminated(run, STATUS[outcome])
 
     def _end_stage(self, stage: str, outcome: str, finished: Finished | None) -> None:
         run = self._ensure_run(stage, "workflow", stage)
-        self._send_curves()
-        self._client.set_tag(run, "patchline.outcome", outcome)
+        if stage in self._curves:
+            self._send_curve(stage)
         if finished is not None:
-            self._log_outcome(stage, run, finished)
+            self._log_outcome(stage, run, outcome, finished)
+        else:
+            self._log_tags(run, {"patchline.outcome": outcome})
         self._client.set_terminated(run, STATUS[outcome])
+        # Nothing more comes of it, and with many stages looking for it again would take most of the time.
+        self._curves.pop(stage, None)
 
-    def _log_outcome(self, stage: str, run: str, finished: Finished) -> None:
+    def _log_outcome(self, stage: str, run: str, outcome: str, finished: Finished) -> None:
         record = finished.record
         step = int(record.metrics.get("updates", 0))
         points = [
             Point(name=name, value=value, step=step, time_ms=record.ended_ms) for name, value in record.metrics.items()
         ]
+        output = f"{self._storage.url}/{record.output_prefix}"
         self._log_points(run, points)
-        self._client.set_tag(run, "patchline.output", f"{self._storage.url}/{record.output_prefix}")
-        self._client.set_tag(run, "patchline.output_digest", record.output_digest)
+        self._log_tags(
+            run,
+            {
+                "patchline.outcome": outcome,
+                "patchline.output": output,
+                "patchline.output_digest": record.output_digest,
+            },
+        )
         if finished.output.kind == "dataset":
             self._log_dataset(run, finished, "output")
         for name, rows in record.tables.items():
@@ -191,13 +231,15 @@ class MlflowTracker:
             Point(name=f"{stage}/{name.removeprefix('features/')}", value=value, step=0, time_ms=record.ended_ms)
             for name, value in values.items()
         ]
-        self._log_points(self._runs["workflow"], points)
         time_taken = "reused" if finished.reused else duration(record.seconds)
         figures = headline(record.metrics).replace("  ", ", ")
-        self._notes.append(f"- **{stage}**: {time_taken}; {figures}")
-        self._client.set_tag(
-            self._runs["workflow"], "mlflow.note.content", "\n".join([self._workflow.description, "", *self._notes])
-        )
+        line = f"- **{stage}**: {time_taken}; {figures}"
+        if line not in self._notes:
+            self._notes.append(line)
+        note = "\n".join([self._workflow.description, "", *self._notes])
+        self._log_points(self._runs["workflow"], points)
+        # The newest lines of many: MLflow takes no longer text.
+        self._log_tags(self._runs["workflow"], {NOTE: note[-NOTE_CHARACTERS:]})
 
     def _end_workflow(self, state: str) -> None:
         run = self._runs["workflow"]
@@ -210,8 +252,9 @@ class MlflowTracker:
         """The run with this key in this workflow, made where it does not exist, running again where it ended."""
         if key in self._runs:
             return self._runs[key]
-        tag = f"{self._id}:{key}"
-        found = self._client.search_runs([self._experiment], f"tags.`patchline.key` = '{tag}'", max_results=1)
+        tag, found = f"{self._id}:{key}", []
+        if not self._new:
+            found = self._client.search_runs([self._experiment], f"tags.`patchline.key` = '{tag}'", max_results=1)
         if found:
             run = found[0].info.run_id
             self._client.update_run(run, status="RUNNING")
@@ -220,20 +263,23 @@ class MlflowTracker:
             if parent is not None:
                 tags["mlflow.parentRunId"] = self._runs[parent]
             run = self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id
+            self._new = self._new or (parent is None and self.problem is None)
         self._runs[key] = run
         return run
 
     def _send_curves(self) -> None:
-        for stage, curves in self._curves.items():
-            curves.collect()
-            for attempt, points in curves.live.items():
-                self._send_points(self._runs[f"{stage}/{attempt}"], points)
-            self._send_points(self._runs[stage], curves.committed)
-            if curves.checkpoint != curves.shown:
-                self._client.set_tag(
-                    self._runs[stage], "patchline.checkpoint", f"{self._storage.url}/{curves.checkpoint}"
-                )
-                curves.shown = curves.checkpoint
+        for stage in self._curves:
+            self._send_curve(stage)
+
+    def _send_curve(self, stage: str) -> None:
+        curves = self._curves[stage]
+        curves.collect()
+        for attempt, points in curves.live.items():
+            self._send_points(self._runs[f"{stage}/{attempt}"], points)
+        self._send_points(self._runs[stage], curves.committed)
+        if curves.checkpoint != curves.shown:
+            self._log_tags(self._runs[stage], {"patchline.checkpoint": f"{self._storage.url}/{curves.checkpoint}"})
+            curves.shown = curves.checkpoint
 
     def _send_points(self, run: str, points: list[Point]) -> None:
         """Send a backlog and empty the list, batch by batch: a failure in between repeats one batch alone."""
@@ -249,12 +295,18 @@ class MlflowTracker:
         for start in range(0, len(metrics), BATCH):
             self._client.log_batch(run, metrics=metrics[start : start + BATCH])
 
-    def _log_params(self, run: str, values: dict[str, Any]) -> None:
-        from mlflow.entities import Param
+    def _log_params(self, run: str, values: dict[str, Any], tags: Mapping[str, str] = MappingProxyType({})) -> None:
+        from mlflow.entities import Param, RunTag
 
         params = [Param(key, str(value)[:6000]) for key, value in values.items()]
-        for start in range(0, len(params), 100):
-            self._client.log_batch(run, params=params[start : start + 100])
+        named = [RunTag(key, value) for key, value in tags.items()]
+        for start in range(0, max(1, len(params)), 100):
+            self._client.log_batch(run, params=params[start : start + 100], tags=named)
+
+    def _log_tags(self, run: str, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def _log_dataset(self, run: str, done: Finished, context: str) -> None:
         import json
@@ -282,52 +334,6 @@ class MlflowTracker:
             self._client.log_artifact(run, str(path))
 
 
-class _Curves:
-    """Which points of a stage are there, which are committed, and which are still to be sent."""
-
-    def __init__(self, storage: Storage, folder: str, *, has_updates: bool) -> None:
-        self._storage, self._folder, self._has_updates = storage, folder, has_updates
-        self._readers: dict[int, MetricReader] = {}
-        self._held: dict[int, list[Point]] = {}
-        self.checkpoint: str | None = None
-        """Key prefix of the stage's newest committed checkpoint; `shown` is what the stage's run says."""
-        self.shown: str | None = None
-        self.live: dict[int, list[Point]] = {}
-        """Points to be sent to the attempts' runs; the sender empties the lists."""
-        self.committed: list[Point] = []
-        """Points to be sent to the stage's run; the sender empties the list."""
-
-    def follow(self, attempt: int) -> None:
-        """Read this attempt's points as they appear."""
-        self._read(attempt)
-        self.live[attempt] = []
-
-    def collect(self) -> None:
-        """Look for new points, for points that a checkpoint has come to cover, and for the newest checkpoint."""
-        found = read_head(self._storage, self._folder) if self._has_updates else None
-        history = found[0].history if found is not None else ()
-        for segment in history:
-            if segment.attempt not in self._readers:
-                # An earlier driver's attempt: its points are read from the files, and sent again.
-                self._read(segment.attempt)
-        for attempt, reader in self._readers.items():
-            # One by one: where storage fails in between, those before are not lost.
-            for point in reader.new_points():
-                self._held[attempt].append(point)
-                if attempt in self.live:
-                    self.live[attempt].append(point)
-        for segment in history:
-            held = self._held[segment.attempt]
-            self.committed += [point for point in held if segment.start < point.step <= segment.end]
-            self._held[segment.attempt] = [point for point in held if point.step > segment.end]
-        if found is not None and found[0].checkpoint is not None:
-            self.checkpoint = found[0].checkpoint.prefix
-
-    def _read(self, attempt: int) -> None:
-        self._readers[attempt] = MetricReader(self._storage, f"{self._folder}/attempts/{attempt}")
-        self._held[attempt] = []
-
-
 def _client(uri: str) -> Any:
     # A run that the user's shell names is not ours, and MLflow would greet the log with every run's address.
     os.environ.pop("MLFLOW_RUN_ID", None)
@@ -348,6 +354,15 @@ def _refused(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code == "INVALID_PARAMETER_VALUE"
     return isinstance(error, KeyError | TypeError | AttributeError) and not isinstance(error, NotFound)
+
+
+def _cause(error: BaseException) -> str:
+    """What is at the bottom of an error: MLflow wraps what the system said of a connection several times."""
+    while (inner := error.__cause__ or error.__context__ or getattr(error, "reason", None)) is not None:
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _experiment(client: Any, name: str) -> str:

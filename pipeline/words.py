@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+from cluster.errors import UserError
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
 
 def headline(metrics: dict[str, float]) -> str:
     """The main figures of a stage on one line."""
@@ -31,3 +37,11 @@ def size(count: int) -> str:
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]
     return f"{value:.0f} {units[0]}" if units[0] == "bytes" or value >= 100 else f"{value:.1f} {units[0]}"
+
+
+def seconds_of(text: str, option: str) -> float:
+    """Seconds of a length of time such as `90m` or `2d`. `option` names it in errors. Raises UserError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
+    if found is None:
+        raise UserError(f"{option} {text!r}: expected a number and one of s, m, h, d, w, for example 90m or 2d")
+    return float(found[1]) * _UNITS[found[2]]

@@ -17,7 +17,7 @@ from cluster.gang import Place
 from cluster.storage import NotFound, Storage, open_storage
 from pipeline.head import commit_checkpoint
 from pipeline.logs import LogShipper
-from stages.context import Rank, Rollback, StopReason, StopRequest, canonical_json
+from stages.context import Rank, Rollback, StopReason, StopRequest, canonical_json, write_fault
 
 FORMAT = 1
 POLL_SECONDS = 1.0
@@ -56,7 +56,9 @@ def enter(assignment: Assignment, place: Place) -> Any:
         commit_checkpoint=partial(commit_checkpoint, storage, assignment.folder, assignment.epoch, assignment.attempt),
         stop_requested=watch.requested,
         rollbacks=assignment.rollbacks,
+        own_process=place.own_process,
     )
+    watch.note = partial(write_fault, rank)
     with LogShipper(storage, f"{assignment.prefix}/logs/rank-{place.rank:04d}"):
         try:
             return assignment.function(assignment.argument, rank)
@@ -77,6 +79,8 @@ class StopWatch:
 
     def __init__(self, storage: Storage, prefix: str, place: Place) -> None:
         self._storage, self._key, self._place = storage, f"{prefix}/STOP", place
+        self.note: Callable[[str], None] = lambda found: None
+        """Leaves word for the driver, for the case that this attempt does not end well."""
         self._found: StopRequest | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stop-watch", daemon=True)
@@ -89,7 +93,17 @@ class StopWatch:
             reason = "preempted" if interruption.preempted else "terminated"
             self._found = StopRequest(reason=reason, notice_seconds=interruption.seconds)
             print(f"{reason}: saving a checkpoint, then stopping", flush=True)
+            if interruption.seconds is not None:
+                self._note(interruption.seconds)
         return self._found
+
+    def _note(self, seconds: float) -> None:
+        """Leave word of the notice, which is told where the machine is gone before the checkpoint is stored."""
+        found = f"its machine was taken away with {seconds:.0f} s of notice, too few for a checkpoint: ask for more"
+        try:
+            self.note(found)
+        except Exception as error:
+            print(f"cannot leave word of the notice: {error}", flush=True)
 
     def close(self) -> None:
         self._closed.set()

@@ -57,6 +57,7 @@ class StageConfig(Config):
 
     seed: int | None = Field(None, ge=0, description="seed of all randomness; the workflow's where absent")
     retries: int = placement(3, "how often a stage is tried again after a machine's failure", ge=0)
+    priority: int = placement(0, "of stages that wait for room, those of a higher priority go first")
     preemptions: int = placement(1000, "how often a stage goes on after its machines were taken away", ge=0)
 
     @classmethod
@@ -67,6 +68,10 @@ class StageConfig(Config):
     def external_digest(self) -> str | None:
         """Digest of what the stage reads from outside the workflow; it enters the identity."""
         return None
+
+    def without_effect(self) -> frozenset[str]:
+        """Fields that change nothing as the others are: they stay out of the identity."""
+        return frozenset()
 
     def is_in_place(self, storage: Storage, output: Output) -> bool:
         """Whether what a recorded output refers to is where this config wants it; its own files have been looked at."""

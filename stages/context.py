@@ -120,6 +120,8 @@ class Result:
     output: Output
     metrics: Mapping[str, float] = field(default_factory=dict)
     tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    builds: Mapping[str, str] = field(default_factory=dict)
+    """What computed it, beside the packages that the runner knows of."""
 
 
 Keep = Callable[[Sequence[int]], Collection[int]]
@@ -148,6 +150,8 @@ class Rank:
     """Whether and why this rank has been asked to stop. Cheap: it may be called at every update."""
     rollbacks: tuple[Rollback, ...] = ()
     """Those before this attempt."""
+    own_process: bool = True
+    """Whether the process is this rank's alone, so that it may end it."""
 
 
 class MapTasks(Protocol):

@@ -93,9 +93,10 @@ class MetricWriter:
 class MetricReader:
     """Reads an attempt's points as they appear."""
 
-    def __init__(self, storage: Storage, prefix: str) -> None:
+    def __init__(self, storage: Storage, prefix: str, *, start: int = 0) -> None:
+        """`start` is the number of the first file that is read."""
         self._storage, self._prefix = storage, prefix
-        self._number = 0
+        self._number = start
 
     def new_points(self) -> Iterator[Point]:
         """The points stored since the last call, in the order in which they were measured.
@@ -113,10 +114,15 @@ class MetricReader:
                 yield _point(line, key)
 
 
+def last_file(storage: Storage, prefix: str) -> str | None:
+    """Key of the last file of points that an attempt has stored, or None where it has stored none."""
+    # Numbers have as many digits as they need: the highest one is not always the last in the order of keys.
+    return max(storage.list(f"{prefix}/metrics/"), key=lambda key: (len(key), key), default=None)
+
+
 def last_point(storage: Storage, prefix: str) -> Point | None:
     """The last point that an attempt has stored, or None where it has stored none."""
-    # Numbers have as many digits as they need: the highest one is not always the last in the order of keys.
-    key = max(storage.list(f"{prefix}/metrics/"), key=lambda key: (len(key), key), default=None)
+    key = last_file(storage, prefix)
     return _point(storage.read(key).splitlines()[-1], key) if key is not None else None
 
 

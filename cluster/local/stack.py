@@ -9,15 +9,16 @@ import secrets as random_secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from cluster.environment import in_force
 from cluster.errors import UserError, check_format
 from cluster.local import servers
-from cluster.local.processes import Process, stop
+from cluster.local.processes import Process, start, stop
 from cluster.local.servers import BUCKET, HOST, Secrets, write_private
 
 FORMAT = 1
@@ -27,6 +28,8 @@ TRIES = 3
 
 SERVICES = ("s3", "mlflow", "ray")
 Report = Callable[[str], None]
+Companions = Mapping[str, Callable[["Stack"], Sequence[str]]]
+"""Commands that run beside the servers and use them, by name; each is made for the stack as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +116,10 @@ def missing(home: Path) -> list[str]:
     return _not_running(stack) if stack is not None else []
 
 
-def up(home: Path, report: Report = lambda line: None) -> Stack:
+def up(home: Path, report: Report = lambda line: None, companions: Companions = MappingProxyType({})) -> Stack:
     """Start what does not run and wait until everything works. Raises UserError with a log's end otherwise.
 
-    Calling it again is cheap; two calls at once do not disturb each other.
+    Companions are started once it does. Calling it again is cheap; two calls at once do not disturb each other.
     """
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     (home / "logs").mkdir(exist_ok=True, mode=0o700)
@@ -126,7 +129,7 @@ def up(home: Path, report: Report = lambda line: None) -> Stack:
             stack = _start_missing(home, stack, report)
             broken = _wait(home, stack, report)
             if not broken:
-                return stack
+                return _start_companions(home, stack, report, companions)
             if attempt + 1 == TRIES:
                 raise UserError("\n".join(_failure(stack, name) for name in broken))
             for name in broken:
@@ -155,6 +158,9 @@ def _not_running(stack: Stack) -> list[str]:
 
 def _start_missing(home: Path, stack: Stack, report: Report) -> Stack:
     absent = _not_running(stack)
+    if absent:
+        # They were given addresses that change.
+        stop(*(process for name, process in stack.processes.items() if name not in SERVICES))
     if "s3" in absent and "mlflow" not in absent:
         # MLflow keeps its artifacts in S3, whose port changes.
         stop(stack.processes["mlflow"])
@@ -176,6 +182,17 @@ def _start(home: Path, stack: Stack, name: str) -> tuple[Process, dict[str, int]
         return servers.start_mlflow(home, stack.s3_environment())
     Path(stack.temporary).mkdir(exist_ok=True, mode=0o700)
     return servers.start_ray(home, Path(stack.temporary), stack.ray_environment())
+
+
+def _start_companions(home: Path, stack: Stack, report: Report, companions: Companions) -> Stack:
+    for name, command in companions.items():
+        if name not in stack.processes or not stack.processes[name].alive:
+            environment = {**stack.environment(), "PATCHLINE_HOME": str(home)}
+            process = start(command(stack), environment=environment, log=home / "logs" / f"{name}.log", folder=home)
+            stack = replace(stack, processes={**stack.processes, name: process})
+            _write(home, stack)
+            report(f"{name}: started")
+    return stack
 
 
 def _wait(home: Path, stack: Stack, report: Report) -> list[str]:

@@ -120,8 +120,11 @@ class Storage(Protocol):
         """The keys that start with `prefix`, in sorted order, each with the size of its body in bytes."""
         ...
 
-    def list_folders(self, prefix: str) -> list[str]:
-        """Names directly below the folder `prefix` ("" or ending in "/") that have keys below them, sorted."""
+    def list_folders(self, prefix: str, limit: int | None = None) -> list[str]:
+        """Names directly below the folder `prefix` ("" or ending in "/") that have keys below them, sorted.
+
+        With a limit, the first ones alone, which costs no more than these.
+        """
         ...
 
     def delete(self, key: str) -> None:

@@ -8,6 +8,7 @@ key's own place for people to read.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -15,6 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -90,8 +92,9 @@ class FileStorage:
 
     def upload(self, key: str, path: Path) -> Digest:
         with self._temporary() as temporary:
-            shutil.copyfile(path, temporary)
-            _finish(temporary)
+            with _explained(self.url):
+                shutil.copyfile(path, temporary)
+                _finish(temporary)
             digest = file_digest(temporary)
             if digest.bytes != path.stat().st_size:
                 raise OSError(f"{path} changed while it was stored as {key}")
@@ -102,8 +105,11 @@ class FileStorage:
     def writer(self, key: str) -> Iterator[ObjectWriter]:
         with self._temporary() as temporary:
             with open(temporary, "wb") as file:
-                yield (written := _FileWriter(file))
-            _finish(temporary)
+                yield (written := _FileWriter(file, self.url))
+                with _explained(self.url):
+                    file.flush()
+            with _explained(self.url):
+                _finish(temporary)
             self._publish(temporary, key)
         written.digest = Digest(bytes=written.bytes, sha256=written.sha256.hexdigest())
 
@@ -117,8 +123,8 @@ class FileStorage:
             temporary.unlink(missing_ok=True)
 
     def list(self, prefix: str) -> Iterator[str]:
-        folder = check_prefix(prefix).rpartition("/")[0]
-        return iter(sorted(key for key in self._keys(folder) if key.startswith(prefix)))
+        folder, _, beginning = check_prefix(prefix).rpartition("/")
+        return iter(sorted(self._keys(folder, beginning)))
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
         for key in self.list(prefix):
@@ -126,26 +132,38 @@ class FileStorage:
             if (found := self.stat(key)) is not None:
                 yield key, found.bytes
 
-    def list_folders(self, prefix: str) -> list[str]:
+    def list_folders(self, prefix: str, limit: int | None = None) -> list[str]:
         folder = self._root / check_prefix(prefix)
         try:
             names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
         except ABSENT:
             return []
-        return [name for name in names if (prefix or name != HIDDEN) and any(self._keys(f"{prefix}{name}"))]
+        found = (name for name in names if (prefix or name != HIDDEN) and any(self._keys(f"{prefix}{name}")))
+        return list(islice(found, limit))
 
     def delete(self, key: str) -> None:
         with suppress(*ABSENT):
             self._path(key).unlink()
         shutil.rmtree(self._versions(key), ignore_errors=True)
 
-    def _keys(self, folder: str) -> Iterator[str]:
-        """All keys below a folder, in no order, as they are found."""
-        for place, folders, files in os.walk(self._root / folder):
-            below = Path(place).relative_to(self._root)
-            if below == Path():
-                folders[:] = [name for name in folders if name != HIDDEN]
-            yield from ((below / name).as_posix() for name in files)
+    def _keys(self, folder: str, beginning: str = "") -> Iterator[str]:
+        """All keys below a folder whose next part begins so, in no order, as they are found."""
+        # With strings alone: an index of 10,000 folders is read in a fraction of the time that paths would take.
+        waiting = [(folder, beginning)]
+        while waiting:
+            below, beginning = waiting.pop()
+            for entry in self._entries(below):
+                if not entry.name.startswith(beginning) or (not below and entry.name == HIDDEN):
+                    continue
+                key = f"{below}/{entry.name}" if below else entry.name
+                if not entry.is_dir():
+                    yield key
+                elif not entry.is_symlink():
+                    waiting.append((key, ""))
+
+    def _entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        with suppress(*ABSENT), os.scandir(f"{self._root}/{folder}") as found:
+            yield from found
 
     def _own(self, key: str, data: bytes) -> str:
         """The tag, if the body there is the one that the caller wanted to write; else Conflict."""
@@ -162,7 +180,8 @@ class FileStorage:
 
     def _made(self, key: str) -> Path:
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with _explained(self.url):
+            path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def _hidden(self, name: str) -> Path:
@@ -184,10 +203,12 @@ class FileStorage:
     @contextmanager
     def _temporary(self, data: bytes = b"") -> Iterator[Path]:
         """A file with this body, on disk before it gets its name."""
-        path = self._hidden("tmp") / secrets.token_hex(16)
+        with _explained(self.url):
+            path = self._hidden("tmp") / secrets.token_hex(16)
         try:
-            path.write_bytes(data)
-            _finish(path)
+            with _explained(self.url):
+                path.write_bytes(data)
+                _finish(path)
             yield path
         finally:
             path.unlink(missing_ok=True)
@@ -256,15 +277,31 @@ class FileStorage:
 class _FileWriter:
     """Writes to a file and hashes on the way."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, url: str) -> None:
+        self._file, self._url = file, url
         self.bytes, self.sha256 = 0, hashlib.sha256()
         self.digest: Digest | None = None
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         self.sha256.update(data)
         self.bytes += len(data)
-        return self._file.write(data)
+        with _explained(self._url):
+            return self._file.write(data)
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    """Within it, what a user can mend of a file system's errors is said in this program's words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = f"no room left ({error.strerror}): make room on its disk, then `resume`; or name another --root"
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            why = f"nothing can be written ({error.strerror}): mount it for writing, or name another --root"
+        else:
+            raise
+        raise UserError(f"{url}: {why}") from error
 
 
 def _finish(path: Path) -> None:

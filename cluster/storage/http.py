@@ -89,7 +89,7 @@ class HttpStorage:
     def sizes(self, prefix: str) -> NoReturn:
         self._refuse("has no list of its files: name each one")
 
-    def list_folders(self, prefix: str) -> NoReturn:
+    def list_folders(self, prefix: str, limit: int | None = None) -> NoReturn:
         self._refuse("has no list of its files: name each one")
 
     def write(self, key: str, data: bytes) -> NoReturn:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,10 +121,10 @@ class S3Storage:
             for item in page.get("Contents", []):
                 yield item["Key"].removeprefix(self._prefix), item["Size"]
 
-    def list_folders(self, prefix: str) -> list[str]:
+    def list_folders(self, prefix: str, limit: int | None = None) -> list[str]:
         start = len(self._prefix) + len(prefix)
-        pages = self._pages(prefix, "/")
-        return sorted(item["Prefix"][start:].rstrip("/") for page in pages for item in page.get("CommonPrefixes", []))
+        found = (item["Prefix"] for page in self._pages(prefix, "/") for item in page.get("CommonPrefixes", []))
+        return sorted(name[start:].rstrip("/") for name in islice(found, limit))
 
     def delete(self, key: str) -> None:
         place = self._place(key)

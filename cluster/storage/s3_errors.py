@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import (
     BotoCoreError,
@@ -30,10 +32,20 @@ machine on the way, are ResponseParserError, which boto3 neither retries nor cou
 Of what breaks while a body is read, botocore translates only some, so that urllib3's own errors come too.
 """
 REFUSED = {
-    *("403", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed", "ExpiredToken", "InvalidAccessKeyId"),
+    *("403", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed", "InvalidAccessKeyId"),
     *("InvalidBucketName", "InvalidToken", "NoSuchBucket", "PermanentRedirect", "SignatureDoesNotMatch"),
 }
 """Answers that no retry mends: the bucket, the credentials or the rights are wrong."""
+EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+"""Answers to credentials that were good once."""
+SKEWED = {"RequestTimeTooSkewed", "RequestInTheFuture"}
+"""Answers to requests that were signed at another time than the server's."""
+FULL = {
+    *("QuotaExceeded", "StorageQuotaExceeded", "InsufficientStorage", "InsufficientCapacity"),
+    *("XMinioAdminBucketQuotaExceeded", "XMinioStorageFull", "XMinioStorageQuotaExceeded"),
+}
+"""What stores other than AWS's answer where a bucket's quota, or a server's disk, has no room left."""
+WRITES = {"PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "DeleteObject"}
 THROTTLED = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"}
 """Answers that a retry mends, whatever their HTTP status."""
 
@@ -61,8 +73,8 @@ def explained(error: Exception, place: str, key: str) -> Exception:
 def _answered(error: ClientError, place: str, key: str) -> Exception:
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if code in REFUSED:
-        return UserError(f"{place}: {code}: check bucket, region, credentials and rights")
+    if (refusal := _refusal(error, code, status)) is not None:
+        return UserError(f"{place}: {refusal}")
     if status in PASSING or code in THROTTLED:
         return Transient(f"{place}: {key}: {error}")
     if status == 404:
@@ -74,3 +86,21 @@ def _answered(error: ClientError, place: str, key: str) -> Exception:
     if status == 416:
         return ValueError(f"{key}: asked for bytes beyond its end")
     return OSError(f"{place}: {key}: {error}")
+
+
+def _refusal(error: ClientError, code: str, status: object) -> str | None:
+    """What a user can mend: what is wrong and what to do; None where the error is of another sort."""
+    if code in EXPIRED:
+        return f"the credentials have expired ({code}): renew them, for example by `aws sso login`, then `resume`"
+    if code in SKEWED:
+        there = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "another time")
+        here = datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+        return f"this machine's clock is wrong: it says {here}, the server {there}: set it, for example by NTP"
+    if code in FULL or status == 507:
+        return f"no room left ({code or status}): raise the bucket's quota or delete what nobody needs, then `resume`"
+    if code == "AccessDenied" and error.operation_name in WRITES:
+        return (
+            f"{code}: these credentials may not write here: "
+            f"give them the right to {error.operation_name}, or name another --root"
+        )
+    return f"{code}: check bucket, region, credentials and rights" if code in REFUSED else None

@@ -79,16 +79,20 @@ Fill = Callable[[NDArray[np.int64], NDArray[np.uint8], Tensor], None]
 class _Workers:
     """Fills tensors in background threads, each one a part of the rows; in the caller's where there are none."""
 
-    def __init__(self, threads: int, fill: Fill, resolution: int, label_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, threads: int, fill: Fill, resolution: int, label_shape: tuple[int, ...], *, pinned: bool = False
+    ) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader") if threads else None
         self._threads = threads
         self._fill = fill
         self._resolution = resolution
         self._label_shape = label_shape
+        self._pinned = pinned
 
     def submit(self, numbers: NDArray[np.int64], rows: int) -> Callable[[], tuple[Tensor, Tensor]]:
         """Begin to fill tensors of `rows` rows, the first ones with these samples; returns how to wait."""
-        images = torch.zeros(rows, self._resolution, self._resolution, 3, dtype=torch.uint8)
+        size = self._resolution
+        images = torch.zeros(rows, size, size, 3, dtype=torch.uint8, pin_memory=self._pinned)
         labels = torch.zeros(rows, *self._label_shape, dtype=torch.float32 if self._label_shape else torch.int64)
         pixels = images.numpy()
         futures: list[Future[None]] = []
@@ -116,7 +120,8 @@ class TrainLoader(Iterator[Batch]):
     """Endless batches of one rank, from global sample number `start` on. Close it, or use it in a `with`.
 
     `classes` are the data set's labels in the order of the network's outputs. No batch begins in a range
-    [start, stop) of global sample numbers that is `left_out`. Raises UserError where `world_size` does not divide
+    [start, stop) of global sample numbers that is `left_out`. `pinned` images are copied to a GPU while it and this
+    process go on. Raises UserError where `world_size` does not divide
     `global_batch`. What goes wrong in a thread is raised by `next`.
     """
 
@@ -135,6 +140,7 @@ class TrainLoader(Iterator[Batch]):
         start: int,
         classes: Sequence[int],
         left_out: Sequence[tuple[int, int]] = (),
+        pinned: bool = False,
     ) -> None:
         cache = open_cache(storage, dataset, config)
         shards = open_shards(cache, dataset, splits)
@@ -148,7 +154,8 @@ class TrainLoader(Iterator[Batch]):
         self._resolution = resolution
         self._seed = seed
         self._global_batch = global_batch
-        self._workers = _Workers(config.loader_threads, self._fill, resolution, _label_shape(dataset, classes))
+        label_shape = _label_shape(dataset, classes)
+        self._workers = _Workers(config.loader_threads, self._fill, resolution, label_shape, pinned=pinned)
         self._ahead = config.read_ahead if config.loader_threads else 0
         self._pending: deque[tuple[NDArray[np.int64], Callable[[], tuple[Tensor, Tensor]]]] = deque()
         self._left_out = left_out

@@ -47,7 +47,7 @@ def claim(config: IngestConfig, context: Context) -> None:
         except Conflict:
             # Another ingestion has been faster.
             owner = _owner(storage)
-    if owner is not None and owner["stage"] != context.folder:
+    if owner is not None and _recipe(owner["stage"]) != _recipe(context.folder):
         raise UserError(
             f"destination={config.destination} has the tars of another ingestion, {owner['stage']}, or of this one "
             "when its source, seed or settings were others. They stay as they are: give a destination of its own, such "
@@ -68,6 +68,11 @@ def is_in_place(config: IngestConfig, storage: Storage, output: Output) -> bool:
         start, base = key.removesuffix(".tar"), address.removesuffix(".tar")
         found |= {f"{base}{key.removeprefix(start)}": size for key, size in home.sizes(start)}
     return all(found.get(address) == size for address, size in wanted.items())
+
+
+def _recipe(folder: str) -> str:
+    """A stage's folder without what tells it from others of the same recipe, which make the same bytes."""
+    return folder.partition(".")[0]
 
 
 def _owner(storage: Storage) -> dict[str, Any] | None:

@@ -68,17 +68,23 @@ class Adaptation:
 
 
 def adapt(
-    state: dict[str, Tensor], source: ModelConfig, resolution: int, model: VisionTransformer, mode: Mode
+    state: dict[str, Tensor],
+    source: ModelConfig,
+    resolution: int,
+    model: VisionTransformer,
+    mode: Mode,
+    *,
+    fresh_head: bool = True,
 ) -> Adaptation:
     """Put pretrained weights into an initialised `model` of another resolution or number of classes.
 
-    The head, with its hidden layer, is dropped and stays as the model has it; position embeddings are
+    With `fresh_head` the head, with its hidden layer, is dropped and stays as the model has it; position embeddings are
     resampled from the grid of `resolution`. Raises UserError naming an array that does not fit.
     """
     own = model.state_dict()
     loaded, resampled, dropped = {}, [], []
     for name, tensor in state.items():
-        if name.startswith(("head.", "pre_logits.")):
+        if fresh_head and name.startswith(("head.", "pre_logits.")):
             dropped.append(name)
             continue
         if name == "pos_embed":

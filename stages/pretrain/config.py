@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 class PretrainConfig(TrainingConfig):
-    """Train a Vision Transformer from scratch on a data set's `train` split."""
+    """Train a Vision Transformer on a data set's `train` split, from scratch or from another stage's weights."""
 
     kind: ClassVar[str] = "pretrain"
     version: ClassVar[int] = 1
     output: ClassVar[str] = "model"
 
     data: str = reference("dataset", "stage whose data set to train on")
+    init_from: str | None = reference("model", "stage whose weights to begin with, head and all", default=None)
     model: ModelConfig = Field(description="the network")
     resolution: int = Field(224, gt=0, description="side of the square training images in pixels")
 

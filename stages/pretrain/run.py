@@ -1,8 +1,9 @@
-"""Pretraining: a Vision Transformer from scratch on the classes that are not held out."""
+"""Pretraining: a Vision Transformer on the classes that are not held out."""
 
 from __future__ import annotations
 
-from stages.context import Context, Inputs, Result
+from cluster.errors import UserError
+from stages.context import Context, Inputs, Output, Result
 from stages.data.manifest import dataset_meta
 from stages.pretrain.config import PretrainConfig
 from stages.training.loop import Job
@@ -10,9 +11,11 @@ from stages.training.run import run_training
 
 
 def run(config: PretrainConfig, inputs: Inputs, context: Context) -> Result:
-    """Train from the seed, or from this stage's newest checkpoint; returns the model."""
+    """Train from the seed, from another model, or from this stage's newest checkpoint; returns the model."""
     dataset = dataset_meta(inputs["data"])
     class_ids = tuple(i for i in range(len(dataset.classes)) if i not in dataset.held_out)
+    if "init_from" in inputs:
+        _check_classes(str(config.init_from), inputs["init_from"], [dataset.classes[i] for i in class_ids])
     evaluation = {name: (name,) for name in ("validation", "test") if name in dataset.splits}
     job = Job(
         config=config,
@@ -24,5 +27,22 @@ def run(config: PretrainConfig, inputs: Inputs, context: Context) -> Result:
         class_ids=class_ids,
         updates=config.total_updates(dataset.splits["train"].count),
         seed=context.seed,
+        pretrained=inputs.get("init_from"),
+        fresh_head=False,
     )
     return run_training(job, context)
+
+
+def _check_classes(name: str, pretrained: Output, classes: list[str]) -> None:
+    """Raises UserError where the head that is taken over is of other classes."""
+    theirs = pretrained.meta.get("classes", [])
+    if len(theirs) != len(classes):
+        raise UserError(
+            f"init_from: '{name}' has {len(theirs)} classes, and this data set {len(classes)}: "
+            "a finetune stage takes the weights over with a fresh head"
+        )
+    if different := [f"{old} → {new}" for old, new in zip(theirs, classes, strict=True) if old != new]:
+        raise UserError(
+            f"init_from: '{name}' has as many classes, but others: {', '.join(different[:3])}: "
+            "a finetune stage takes the weights over with a fresh head"
+        )

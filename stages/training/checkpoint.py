@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import PurePath
 from typing import Any
 
 from cluster.errors import check_format
@@ -24,7 +25,7 @@ from cluster.storage.base import NotFound, Storage
 from stages.context import Rank, canonical_json
 from stages.metrics import MetricWriter
 from stages.training.engine import Engine
-from stages.training.manifest import FORMAT, Position
+from stages.training.manifest import FORMAT, Position, with_digest
 from stages.training.snapshot import Snapshot
 
 PART_FORMAT = 1
@@ -67,6 +68,10 @@ class CheckpointWriter:
     def wait(self) -> None:
         """Return when the outstanding checkpoint is stored (on rank 0: committed). Raises what went wrong."""
         self.settle()
+        self.check()
+
+    def check(self) -> None:
+        """Raise what has gone wrong with the outstanding checkpoint so far. Waits for nothing."""
         if self._error is not None:
             raise self._error
 
@@ -102,11 +107,12 @@ class CheckpointWriter:
             "kind": "checkpoint",
             **asdict(position),
             "about": self._about,
+            "identity": PurePath(self._rank.folder).name,
             "attempt": self._rank.attempt,
             "world_size": self._rank.world_size,
             "parts": parts,
         }
-        self._rank.storage.write(f"{prefix}/MANIFEST.json", canonical_json(manifest))
+        self._rank.storage.write(f"{prefix}/MANIFEST.json", canonical_json(with_digest(manifest)))
         if self._metrics is not None:
             # A committed checkpoint promises that the curves up to it are stored as well.
             self._metrics.flush()

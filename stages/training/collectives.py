@@ -16,8 +16,8 @@ OPERATIONS = (
 
 
 class Collectives:
-    """Seconds in collective operations. On CPUs that is all of their time; on GPUs, where they run beside the
-    computation, it is the time for which this process waited."""
+    """Seconds in collective operations on CPUs. (On GPUs they run beside the computation, and this process does not
+    wait for them.)"""
 
     def __init__(self) -> None:
         self.seconds = 0.0

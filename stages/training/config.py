@@ -40,6 +40,10 @@ class TrainingConfig(StageConfig):
 
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Adam with decoupled decay, or SGD with momentum")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    lr_batch: int | None = Field(None, gt=0, description="global batch that lr was chosen for, where that is known")
+    lr_scale: Literal["none", "linear", "sqrt"] = Field(
+        "none", description="how lr follows a global_batch that is not lr_batch: not, in proportion, by the square root"
+    )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, on kernels alone, times the rate")
     betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.999), description="Adam's decay rates")
     epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon")
@@ -130,6 +134,8 @@ class TrainingConfig(StageConfig):
             )
 
     def _check_numerics(self) -> None:
+        if self.lr_scale != "none" and self.lr_batch is None:
+            raise ValueError(f"lr_scale={self.lr_scale} needs lr_batch, the global batch that lr={self.lr} is for")
         if self.zero_stage == 0 and self.precision != "fp32":
             raise ValueError(f"zero_stage=0 keeps no fp32 masters for precision={self.precision}: use zero_stage=1")
         if self.precision == "fp16" and not self.gpus_per_worker:
@@ -143,10 +149,24 @@ class TrainingConfig(StageConfig):
         if self.loss == "sigmoid" and self.label_smoothing:
             raise ValueError(f"label_smoothing={self.label_smoothing} is for the softmax loss; loss is sigmoid")
 
+    def without_effect(self) -> frozenset[str]:
+        # To say what a rate was chosen for makes no other run of it.
+        return frozenset() if self.lr_scale != "none" else frozenset({"lr_batch", "lr_scale"})
+
     @property
     def most_workers(self) -> int:
         """Processes that train together where the cluster has room for all of them."""
         return max(1, self.workers[1] if isinstance(self.workers, tuple) else self.workers)
+
+    @property
+    def peak_lr(self) -> float:
+        """The peak learning rate at this global batch."""
+        return self.scaled_lr(self.lr_scale)
+
+    def scaled_lr(self, rule: str) -> float:
+        """`lr` at this global batch by a rule of `lr_scale`: `linear` (arXiv:1706.02677), `sqrt` (arXiv:1404.5997)."""
+        ratio = self.global_batch / (self.lr_batch or self.global_batch)
+        return self.lr * {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[rule]
 
     def micro_batch_for(self, ranks: int) -> int:
         """Images of a forward pass on each of `ranks`: at most `micro_batch`, and a part of the rank's rows."""

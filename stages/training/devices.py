@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import time
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from cluster.errors import UserError
+from cluster.machine import cpu_name
 from stages.training.config import TrainingConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,16 +32,34 @@ def choose_device(config: TrainingConfig, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def initialize_distributed(device: torch.device, timeout: float) -> None:
-    """A process group for this process: of the gang that its variables name (`env://`), or a group of one.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of `malloc.h`."""
 
-    `timeout` is how long a collective waits for the other ranks, in seconds.
+
+def keep_freed_memory(device: torch.device) -> None:
+    """On a CPU, let glibc keep what freed tensors leave for the next ones.
+
+    It would give pieces of some MB back to the kernel and get zeroed pages for the next layer's, in every update: a
+    tenth of the time. Larger ones than 32 MiB, its greatest threshold, still go back at once.
     """
+    libc = ctypes.CDLL(None)
+    if device.type == "cpu" and hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+COLLECTIVE_SECONDS = 2 * 3600.0
+"""How long a collective waits for other ranks. One of them may wait for storage, which gives up by itself; whoever
+hangs is the watchdog's to find."""
+
+
+def initialize_distributed(device: torch.device) -> None:
+    """A process group for this process: of the gang that its variables name (`env://`), or a group of one."""
     if device.type == "cuda":
         # Before the first collective: object collectives use the current GPU, which is the first one for all else.
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend, patience = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout)
+        backend, patience = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=COLLECTIVE_SECONDS)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group(backend, init_method="env://", timeout=patience)
         else:
@@ -52,6 +72,11 @@ def leave_distributed() -> None:
     """End the process group of a gang, after its last collective. A group of one serves the next stage too."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.destroy_process_group()
+
+
+def device_name(device: torch.device) -> str:
+    """What the GPU or the processor calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -68,11 +93,21 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)
+    if device.type == "cuda":
+        del left, right
+        torch.cuda.empty_cache()
+        forget_peak(device)
     return 2 * size**3 / min(seconds[1:]) / 1e12
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has held at most: of the GPU's memory or, on a CPU, of the machine's."""
+    """Bytes that this process has held at most: of the GPU's memory since `forget_peak`, or of the machine's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin to look for the peak of a GPU's memory anew. The kernel's, on a CPU, is that of the whole process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

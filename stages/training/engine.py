@@ -85,7 +85,7 @@ class Engine:
     def __init__(self, model: VisionTransformer, config: TrainingConfig, world_size: int, local_rank: int) -> None:
         self.device = choose_device(config, local_rank)
         deepspeed = import_deepspeed(self.device)
-        initialize_distributed(self.device, timeout=2 * config.hang_seconds)
+        initialize_distributed(self.device)
         self.config, self.world_size = config, world_size
         self.micro_batch = config.micro_batch_for(world_size)
         self.accumulation = config.global_batch // (world_size * self.micro_batch)
@@ -100,6 +100,9 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=self._optimizer, config=settings, dist_init_required=False
         )
+        if world_size == 1:
+            # It would copy all gradients into one buffer, "reduce" them there, and copy them back.
+            self._engine.buffered_allreduce_fallback = lambda **_: None
         self.lag = 1 if self.device.type == "cuda" else 0
         """Updates that are best in flight before anybody asks for their figures: a GPU goes on meanwhile."""
         self.collectives = Collectives.of(deepspeed.comm.comm.cdb)
@@ -121,16 +124,22 @@ class Engine:
         seed: Sequence[int],
         signal: bool = False,
         replaced: int = 0,
-        with_norm: bool = False,
+        own: Sequence[float] | None = None,
     ) -> Pending:
         """One update from this rank's rows of the global batch. `seed` keys dropout, with the micro-step.
 
-        `signal` and `replaced` are this rank's own; the report has those of all. On a GPU the figures come later.
+        `signal` and `replaced` are this rank's own; the report has those of all. With `own`, figures of this rank, it
+        has these of every rank, and the weights' norm. All ranks give as many, or none. On a GPU it all comes later.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.train()
-        totals = torch.zeros(5, dtype=torch.float64, device=self.device)
+        with_norm, each = own is not None, len(own or ())
+        totals = torch.zeros(5 + each * self.world_size, dtype=torch.float64)
+        if own is not None:
+            # A sum in which every rank has places of its own is a gathering.
+            totals[5 + each * dist.get_rank() :][:each] = torch.tensor(own, dtype=torch.float64)
+        totals = totals.to(self.device, non_blocking=True)
         skipped_before = self._engine.skipped_steps
         for micro in range(self.accumulation):
             rows = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
@@ -157,6 +166,7 @@ class Engine:
             self._gradient_norm(),
             ranks=self.world_size,
             with_norm=with_norm,
+            each=each,
             # In other precisions DeepSpeed also leaves an update out whose gradients are no numbers: that is trouble.
             skipped=self.config.precision == "fp16" and self._engine.skipped_steps > skipped_before,
         )
@@ -184,12 +194,14 @@ class Engine:
 
     def _examples(self, batch: Batch, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """The network's input of some rows, their own labels, and the targets, which mixing makes of the labels."""
-        images, labels = batch.images[rows].to(self.device), batch.labels[rows].to(self.device)
+        # Pinned memory is given to nobody else before its copy is done (torch's caching host allocator sees to it).
+        images = batch.images[rows].to(self.device, non_blocking=True)
+        labels = batch.labels[rows].to(self.device, non_blocking=True)
         if batch.mixing is None:
             return self._inputs(images), labels, labels
         other = batch.mixing.rows(rows)
         weights = other.weights.to(self.device)
-        mixed = mix_images(images, other.images.to(self.device), weights)
+        mixed = mix_images(images, other.images.to(self.device, non_blocking=True), weights)
         others = other.labels.to(self.device)
         if labels.ndim == 2:
             return self._inputs(mixed), labels, mix_multi_hot(labels, others, weights)
@@ -249,7 +261,8 @@ class Engine:
         size = self._engine.module.resolution
         self._engine.train()
         for _ in range(self.accumulation):
-            logits = self._engine(self._inputs(torch.zeros(1, size, size, 3, dtype=torch.uint8)))
+            # As many as in training: a compiled network would else be another one after a restart.
+            logits = self._engine(self._inputs(torch.zeros(self.micro_batch, size, size, 3, dtype=torch.uint8)))
             self._engine.backward(logits.float().sum() * 0.0)
             self._engine.step()
 

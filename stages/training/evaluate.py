@@ -16,18 +16,27 @@ if TYPE_CHECKING:
     from stages.training.loop import Job
 
 BATCH = 256
-"""Images per forward pass and rank."""
+"""Most images per forward pass and rank. Never more than in training, which has the memory for them."""
+LOOK_EVERY = 10
+"""Batches between two looks at whether the ranks are asked to stop."""
+
+
+class Interrupted(Exception):
+    """The ranks are asked to stop: they all leave the evaluation at the same batch."""
 
 
 def evaluate(job: Job, rank: Rank, engine: Engine, splits: tuple[str, ...], watchdog: Watchdog) -> dict[str, float]:
-    """Mean loss and accuracy over `splits`. Collective: every rank makes the same number of forward passes."""
+    """Mean loss and accuracy over `splits`. Collective: every rank makes the same number of forward passes.
+
+    Raises Interrupted, on all ranks alike.
+    """
     totals = torch.zeros(3, dtype=torch.float64)
     batches = evaluation_batches(
         rank.storage,
         job.dataset,
         splits,
         resolution=job.resolution,
-        batch=BATCH,
+        batch=min(BATCH, engine.micro_batch),
         rank=rank.rank,
         world_size=rank.world_size,
         classes=job.class_ids,
@@ -35,6 +44,10 @@ def evaluate(job: Job, rank: Rank, engine: Engine, splits: tuple[str, ...], watc
     )
     for number, batch in enumerate(batches):
         watchdog.at(f"evaluation, batch {number}")
+        if number % LOOK_EVERY == 0:
+            asked = torch.tensor(float(rank.stop_requested() is not None))
+            if engine.sum_over_ranks(asked) > 0:
+                raise Interrupted
         logits = engine.logits(batch.images)
         losses = per_image_loss(logits, batch.labels, loss=job.config.loss)
         hits = correct(logits, batch.labels)

@@ -13,7 +13,9 @@ from stages.training.config import TrainingConfig
 Device = Literal["cpu", "cuda"]
 
 BUCKET = 500_000_000
-"""Most elements that are reduced together (`settings.py`, and `runtime/engine.py` where ZeRO does not reduce)."""
+"""Most elements that are reduced together where ZeRO does not reduce (`runtime/engine.py`)."""
+ZERO_BUCKET = 100_000_000
+"""Most elements that ZeRO reduces together: 400 MB in fp32, of which a GPU has two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def gradients(config: TrainingConfig, parameters: int, world_size: int, device: 
     sizes = _Sizes(
         parameters=parameters,
         held=-(-parameters // world_size),
-        bucket=min(BUCKET, parameters),
+        bucket=min(ZERO_BUCKET, parameters),
         narrow=4 if config.precision == "fp32" else 2,
         shared=world_size > 1,
         accumulates=config.global_batch > world_size * config.micro_batch_for(world_size),
@@ -89,7 +91,7 @@ def _without_zero(sizes: _Sizes) -> Gradients:
         before=every if sizes.accumulates else 0,
         each=0 if sizes.accumulates else 4,
         reduced=every,
-        reducing=4 * sizes.bucket,
+        reducing=min(every, 4 * BUCKET) if sizes.shared else 0,
         stepped=every,
     )
 
@@ -97,14 +99,14 @@ def _without_zero(sizes: _Sizes) -> Gradients:
 def _bf16_optimizer(sizes: _Sizes) -> Gradients:
     """The network's own in bf16 and, summed, all in fp32 for good, as one tensor with weight decay and one without.
 
-    They are reduced in a bf16 copy, of an fp32 copy of both together, unless the first alone fills a bucket.
+    They are reduced in a copy of both together, unless the first alone fills a bucket.
     """
     own, sums = 2 * sizes.parameters, 4 * sizes.parameters
     return Gradients(
         before=sums + (own if sizes.accumulates else 0),
         each=0 if sizes.accumulates else 2,
         reduced=own + sums,
-        reducing=own + (sums if sizes.parameters <= BUCKET else 0),
+        reducing=sums if sizes.shared and sizes.parameters <= BUCKET else 0,
         stepped=own + sums,
         after=sums,
     )
@@ -113,15 +115,14 @@ def _bf16_optimizer(sizes: _Sizes) -> Gradients:
 def _zero_1(sizes: _Sizes, *, offloaded: bool) -> Gradients:
     """Summed in fp32 in the network's places, moved to the bucket at the end, from there to the shard."""
     every, shard = 4 * sizes.parameters, 4 * sizes.held
-    flat = 4 * sizes.bucket if sizes.shared or sizes.narrow < 4 else 0
-    narrow = sizes.narrow * sizes.bucket if sizes.narrow < 4 else 0
+    flat = 4 * sizes.bucket if sizes.shared else 0
     return Gradients(
         before=every if sizes.accumulates else 0,
         each=0 if sizes.accumulates else 4,
         filling=4 * sizes.bucket * sizes.buckets,
         # The bucket takes the gradients' place as they move.
         reduced=every,
-        reducing=4 * sizes.bucket * max(0, sizes.buckets - 1) + max(flat + narrow, 0 if offloaded else shard),
+        reducing=4 * sizes.bucket * max(0, sizes.buckets - 1) + max(flat, 0 if offloaded else shard),
         stepped=0 if offloaded else 2 * shard,
     )
 
@@ -129,19 +130,19 @@ def _zero_1(sizes: _Sizes, *, offloaded: bool) -> Gradients:
 def _zero_2(sizes: _Sizes, *, offloaded: bool) -> Gradients:
     """Moved to the bucket as they are made, averaged, and moved to the shard, whose sum is in fp32.
 
-    Averaging copies the bucket flat, but for one worker's fp32, whose bucket is one piece already.
+    The bucket is in fp32, as all sums are. Averaging copies it flat where there are workers to share with.
     """
     shard = 4 * sizes.held
     kept_here = sizes.narrow < 4 or not offloaded
-    flat = sizes.narrow * sizes.bucket if sizes.shared or sizes.narrow < 4 else 0
+    flat = 4 * sizes.bucket if sizes.shared else 0
     # In fp32 the shard is copied out of the bucket when the flat copy is gone.
     together = sizes.narrow < 4 or not flat or sizes.bucket < sizes.parameters
     return Gradients(
         before=shard if sizes.accumulates and kept_here else 0,
-        each=0 if sizes.buckets else sizes.narrow,
-        filling=sizes.narrow * sizes.bucket * sizes.buckets,
+        each=0 if sizes.buckets else 4,
+        filling=4 * sizes.bucket * sizes.buckets,
         reduced=shard if kept_here and (together or sizes.accumulates) else 0,
-        reducing=sizes.narrow * sizes.bucket * max(1, sizes.buckets) + flat,
+        reducing=4 * sizes.bucket * max(1, sizes.buckets) + flat,
         # In fp32 they are copied flat once more.
         stepped=0 if offloaded else shard * (2 if sizes.narrow == 4 else 1),
     )
@@ -149,7 +150,7 @@ def _zero_2(sizes: _Sizes, *, offloaded: bool) -> Gradients:
 
 def _zero_3(sizes: _Sizes, *, offloaded: bool) -> Gradients:
     """As in ZeRO 2, with one bucket and the shard's fp32 sum there for good."""
-    shard, bucket = 0 if offloaded else 4 * sizes.held, sizes.narrow * sizes.bucket
+    shard, bucket = 0 if offloaded else 4 * sizes.held, 4 * sizes.bucket
     return Gradients(
         before=shard,
         standing=bucket,

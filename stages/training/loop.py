@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,16 +24,25 @@ from stages.models.store import WEIGHTS, adapt, read_state
 from stages.models.vit import VisionTransformer, initialize
 from stages.training.checkpoint import CheckpointWriter
 from stages.training.config import TrainingConfig, usable_ranks
-from stages.training.devices import choose_device, initialize_distributed, leave_distributed
+from stages.training.devices import (
+    DTYPES,
+    choose_device,
+    device_name,
+    initialize_distributed,
+    keep_freed_memory,
+    leave_distributed,
+    matrix_rate,
+)
 from stages.training.engine import Engine
-from stages.training.evaluate import evaluate
+from stages.training.evaluate import Interrupted, evaluate
 from stages.training.export import export_weights
-from stages.training.faults import agreed, end_process, explained_memory
+from stages.training.faults import agreed, end_process, explained_memory, tell
+from stages.training.fetch import fetched
 from stages.training.guard import Guard
-from stages.training.manifest import Damaged, Position
+from stages.training.manifest import Position
 from stages.training.meters import Meters
 from stages.training.report import Pending, StepReport
-from stages.training.restore import CheckpointFiles, load_weights
+from stages.training.restore import load_weights
 from stages.training.schedule import learning_rate
 from stages.training.watchdog import Watchdog
 
@@ -54,6 +64,8 @@ class Job:
     seed: int
     pretrained: Output | None = None
     resampling: Mode = "scipy_bilinear"
+    fresh_head: bool = True
+    """Whether the pretrained model's head is left out."""
 
     def about(self) -> dict[str, Any]:
         """What whoever uses the weights has to know. JSON."""
@@ -72,17 +84,20 @@ class Job:
 def train(job: Job, rank: Rank) -> dict[str, Any] | None:
     """Train on one rank of a gang; rank 0 returns how it ended. Ranks without work return None.
 
-    `outcome` is `done` (with the models' files and the final metrics), `stopped` (with the reason), `rollback`
-    (with what to leave out), or `damaged` (with what is wrong with the checkpoint).
+    `outcome` is `done` (with the models' files, the final metrics, and what machine it was), `stopped` (with the
+    reason), `rollback` (with what to leave out), or `damaged` (with what is wrong with the checkpoint).
     """
     rank = _among_those_with_work(job.config, rank)
     if rank.rank >= rank.world_size:
         print(f"idle: global_batch={job.config.global_batch} has equal parts for {rank.world_size} ranks", flush=True)
         return None
     torch.set_num_threads(job.config.threads)
-    initialize_distributed(choose_device(job.config, rank.local_rank), timeout=2 * job.config.hang_seconds)
+    device = choose_device(job.config, rank.local_rank)
+    keep_freed_memory(device)
+    initialize_distributed(device)
     with explained_memory(job, rank), ExitStack() as stack:
-        watchdog = stack.enter_context(Watchdog(job.config.hang_seconds, lambda found: end_process(rank, found)))
+        found = partial(end_process, rank) if rank.own_process else tell
+        watchdog = stack.enter_context(Watchdog(job.config.hang_seconds, found))
         try:
             with watchdog.patient("starts"):
                 run = _Run(job, rank, watchdog, stack)
@@ -117,7 +132,7 @@ class _Run:
     Storage decides where it starts:
 
     1. a committed checkpoint of this stage: its weights, optimizer, update and cursor;
-    2. a pretrained model: its weights, position embeddings resampled, head fresh; update 0;
+    2. a pretrained model: its weights, position embeddings resampled, its head or a fresh one; update 0;
     3. nothing: initialised from the seed; update 0.
 
     Raises CheckpointDamaged, on all ranks alike, where the first is not what its manifest promises.
@@ -126,17 +141,19 @@ class _Run:
     def __init__(self, job: Job, rank: Rank, watchdog: Watchdog, stack: ExitStack) -> None:
         self.job, self.rank, self.watchdog = job, rank, watchdog
         model = VisionTransformer(job.model, job.resolution, len(job.class_ids))
-        files = _fetch(rank) if rank.checkpoint is not None else nullcontext()
-        with files as checkpoint:
+        # Before there is an engine, whose peak of memory it would add to.
+        peak = job.config.peak_tflops or (_matrix_rate(job.config, rank) if rank.rank == 0 else 0.0)
+        data = job.dataset.digest
+        with fetched(rank, data) if rank.checkpoint is not None else nullcontext() as checkpoint:
             if checkpoint is not None:
                 position = checkpoint.position
-                _load_weights(model, checkpoint, rank)
+                load_weights(model, checkpoint)
             else:
-                position = Position(data=job.dataset.digest)
+                position = Position(data=data)
                 _initialize(model, job, rank)
             self.engine = Engine(model, job.config, rank.world_size, rank.local_rank)
             if checkpoint is not None:
-                _restore(self.engine, position, checkpoint, rank)
+                self.engine.restore(position.counters, checkpoint.tensors())
         self.start = position.update
         self.guard = Guard(job.config.guards, position.recent_losses)
         self.loader = stack.enter_context(_loader(job, rank, position.cursor))
@@ -147,9 +164,9 @@ class _Run:
             self.metrics = stack.enter_context(closing(writer))
         keep = {"keep_last": job.config.keep_last, "keep_every": job.config.keep_every}
         self.checkpoints = CheckpointWriter(rank, self.metrics, job.about(), **keep)
-        stack.callback(self.checkpoints.settle)
+        stack.callback(self._settle_checkpoint)
         flops = 6.0 * forward_macs(job.model, job.resolution, len(job.class_ids))
-        self.meters = Meters(self.engine, job.config, update=position.update, flops_per_image=flops)
+        self.meters = Meters(self.engine, job.config, update=position.update, flops_per_image=flops, peak=peak)
         self.pending: deque[tuple[int, int, Pending]] = deque()
 
     def updates(self) -> dict[str, Any] | None:
@@ -158,6 +175,7 @@ class _Run:
         for update in range(self.start + 1, job.updates + 1):
             begin, last = self.loader.cursor, update == job.updates
             self.watchdog.at(f"update {update} waits for images")
+            self.checkpoints.check()
             with self.meters.waiting_for_data():
                 batch = next(self.loader)
             self.watchdog.at(f"update {update} computes")
@@ -167,13 +185,14 @@ class _Run:
                 seed=(job.seed, update, self.rank.rank),
                 signal=self.rank.stop_requested() is not None,
                 replaced=self.loader.replaced,
-                with_norm=self._logs(update),
+                own=self.meters.own() if self._logs(update) else None,
             )
             self.pending.append((update, begin, pending))
             due = last or any(every and update % every == 0 for every in (config.save_every, config.keep_every))
             stop = self._settle(keep=0 if due else self.engine.lag)
-            if config.evaluate_every and update % config.evaluate_every == 0 and not last:
-                self._evaluate(("validation",), update)
+            if config.evaluate_every and update % config.evaluate_every == 0 and not (last or stop):
+                with self.meters.apart():
+                    stop = not self._evaluate_on_the_way(update)
             asked = time.monotonic()
             if due or stop:
                 self._save(update)
@@ -187,15 +206,14 @@ class _Run:
         """Evaluate, and export the weights. Every rank takes part."""
         # Not logged as points of this attempt: an attempt that was killed after its last checkpoint may have
         # come this far before. The record has these figures, once.
-        names = tuple(self.job.evaluation)
-        figures, files = self._evaluate(names, None), []
-        if self.job.config.polyak_decay:
-            figures = {f"raw/{name}": value for name, value in figures.items()}
-            files = [self._export("weight", "raw.safetensors")]
-            with self.engine.tensors.averaged():
-                figures |= self._evaluate(names, None)
+        try:
+            figures = self._evaluate(tuple(self.job.evaluation))
+        except Interrupted:
+            return self._stopped(time.monotonic())
+        files = [self._export("weight", "raw.safetensors")] if self.job.config.polyak_decay else []
         files.append(self._export("average" if self.job.config.polyak_decay else "weight", WEIGHTS))
-        return {"outcome": "done", "files": files, "metrics": figures}
+        machine = {"device": device_name(self.engine.device), "peak_tflops": self.meters.peak}
+        return {"outcome": "done", "files": files, "metrics": figures, "machine": machine}
 
     def _stopped(self, asked: float) -> dict[str, Any]:
         """What is told of a stop, once its checkpoint is committed. `asked` is when that began."""
@@ -218,6 +236,10 @@ class _Run:
                 self._log(update, report)
             stop |= report.signals > 0
         return stop
+
+    def _settle_checkpoint(self) -> None:
+        with self.watchdog.patient("its checkpoint is stored"):
+            self.checkpoints.settle()
 
     def _save(self, update: int) -> None:
         with self.watchdog.patient(f"update {update} is saved"), self.meters.saving():
@@ -242,22 +264,39 @@ class _Run:
             "gradient_norm": report.gradient_norm,
             "parameter_norm": report.parameter_norm,
             "lr": learning_rate(self.job.config, update, self.job.updates),
-            **self.meters.report(update),
+            **self.meters.report(update, report.ranks),
             "checkpoint_seconds": self.checkpoints.seconds_stored or None,
             "replaced": report.replaced or None,
         }
         self.metrics.log({f"train/{name}": value for name, value in values.items() if value is not None}, update)
 
-    def _evaluate(self, names: Sequence[str], update: int | None) -> dict[str, float]:
-        """Loss and accuracy on splits by their names; logged as points of an update where one is given."""
+    def _evaluate_on_the_way(self, update: int) -> bool:
+        """Log points of the validation split; returns False, and logs none, where the ranks are asked to stop."""
+        try:
+            figures = self._evaluate(("validation",))
+        except Interrupted:
+            return False
+        if self.metrics is not None:
+            self.metrics.log(figures, update)
+        return True
+
+    def _evaluate(self, names: Sequence[str]) -> dict[str, float]:
+        """Loss and accuracy on splits by their names. With Polyak's average those are its own; the weights' are `raw`.
+
+        Raises Interrupted.
+        """
+        raw = self._evaluate_weights(names)
+        if not self.job.config.polyak_decay:
+            return raw
+        with self.engine.tensors.averaged():
+            return {f"raw/{name}": value for name, value in raw.items()} | self._evaluate_weights(names)
+
+    def _evaluate_weights(self, names: Sequence[str]) -> dict[str, float]:
         figures: dict[str, float] = {}
         for name in names:
-            if name in self.job.evaluation:
-                self.watchdog.at(f"evaluation of {name} after update {update or self.job.updates}")
-                found = evaluate(self.job, self.rank, self.engine, self.job.evaluation[name], self.watchdog)
-                figures |= {f"{name}/{key}": value for key, value in found.items()}
-        if self.metrics is not None and update is not None:
-            self.metrics.log(figures, update)
+            self.watchdog.at(f"evaluation of {name}")
+            found = evaluate(self.job, self.rank, self.engine, self.job.evaluation[name], self.watchdog)
+            figures |= {f"{name}/{key}": value for key, value in found.items()}
         return figures
 
     def _export(self, key: str, name: str) -> dict[str, Any] | None:
@@ -265,33 +304,8 @@ class _Run:
             return export_weights(self.engine, self.rank, key, name)
 
 
-def _fetch(rank: Rank) -> CheckpointFiles:
-    """The checkpoint's files, on this machine. Raises CheckpointDamaged on all ranks where one finds it damaged."""
-    assert rank.checkpoint is not None
-    files, problem = CheckpointFiles(rank.storage, rank.checkpoint), None
-    try:
-        files.fetch()
-    except Damaged as error:
-        problem = str(error)
-    if problem := agreed(problem):
-        files.close()
-        raise CheckpointDamaged(rank.checkpoint, problem)
-    return files
-
-
-def _load_weights(model: VisionTransformer, files: CheckpointFiles, rank: Rank) -> None:
-    # All ranks have the same verified bytes, and find the same.
-    try:
-        load_weights(model, files)
-    except Damaged as error:
-        raise CheckpointDamaged(str(rank.checkpoint), str(error)) from None
-
-
-def _restore(engine: Engine, position: Position, files: CheckpointFiles, rank: Rank) -> None:
-    try:
-        engine.restore(position.counters, files.tensors())
-    except Damaged as error:
-        raise CheckpointDamaged(str(rank.checkpoint), str(error)) from None
+def _matrix_rate(config: TrainingConfig, rank: Rank) -> float:
+    return matrix_rate(choose_device(config, rank.local_rank), DTYPES[config.precision])
 
 
 def _initialize(model: VisionTransformer, job: Job, rank: Rank) -> None:
@@ -301,7 +315,8 @@ def _initialize(model: VisionTransformer, job: Job, rank: Rank) -> None:
         source = job.pretrained.meta
         state = read_state(rank.storage, job.pretrained)
         config = ModelConfig.model_validate(source["model"])
-        adaptation = adapt(state, config, source["resolution"], model, job.resampling)
+        resolution = source["resolution"]
+        adaptation = adapt(state, config, resolution, model, job.resampling, fresh_head=job.fresh_head)
         print(f"from {job.pretrained.prefix}: {adaptation}", flush=True)
 
 
@@ -319,4 +334,5 @@ def _loader(job: Job, rank: Rank, start: int) -> TrainLoader:
         start=start,
         classes=job.class_ids,
         left_out=[(rollback.start, rollback.stop) for rollback in rank.rollbacks],
+        pinned=job.config.gpus_per_worker > 0,
     )

@@ -1,8 +1,8 @@
 """The memory that a training run needs on each device, by formula. Light: no torch here.
 
 What autograd keeps is read off the network's code (`stages/models/activations.py`), what DeepSpeed keeps off its own
-(here and in `gradient_memory.py`). Nothing is fitted to a measurement; docs/benchmarks.md holds it against measured
-peaks.
+(here and in `gradient_memory.py`). Nothing is fitted to a measurement but LIBRARIES; docs/benchmarks.md holds it
+against measured peaks.
 
 A device does not hold everything at once: gradients grow while activations go. So there are several moments,
 and the peak is the largest of them.
@@ -20,6 +20,10 @@ from stages.training.gradient_memory import Device, gradients
 
 KEPT_GATHERED = 500_000_000
 """Elements that ZeRO 3 keeps gathered between forward and backward: those used again within 10^9 (`zero/config.py`)."""
+
+LIBRARIES = 105_000_000
+"""Bytes, on a CPU, of what DeepSpeed imports when it makes its first engine, and of the libraries' code that the first
+update brings into memory, whatever the network. As measured (docs/benchmarks.md); `plan` keeps room on GPUs apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class Memory:
     """Its tensors, and the fp32 weights that it keeps beside lower precisions and ZeRO's shards."""
     activations: int
     buffers: int
-    """What gradients are sent in; on a CPU, the images that are prepared ahead."""
+    """What gradients are sent in; on a CPU, the images that are prepared ahead, and what the libraries take."""
     host: int
     """Beside the device, in the machine's memory: images ahead, what is offloaded, the copy that a checkpoint is
     stored from. On a CPU that copy alone, which comes on top while a checkpoint is stored."""
@@ -77,7 +81,7 @@ def memory(config: TrainingConfig, network: Network, world_size: int, device: De
         gradients=held,
         optimizer=optimizer + (offloaded if on_cpu else 0),
         activations=kept,
-        buffers=buffers + (images if on_cpu else 0),
+        buffers=buffers + (images + LIBRARIES if on_cpu else 0),
         host=copied + (0 if on_cpu else images + offloaded),
     )
 

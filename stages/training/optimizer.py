@@ -28,11 +28,11 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
         kind = AveragedSGD if config.polyak_decay else torch.optim.SGD
-        optimizer = kind(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        optimizer = kind(groups, lr=config.peak_lr, momentum=config.momentum, fused=True)
     else:
         # The paper's Adam is this one: its reference code adds the decay after Adam's scaling.
         kind = AveragedAdamW if config.polyak_decay else torch.optim.AdamW
-        optimizer = kind(groups, lr=config.lr, betas=config.betas, eps=config.epsilon, fused=True)
+        optimizer = kind(groups, lr=config.peak_lr, betas=config.betas, eps=config.epsilon, fused=True)
     if isinstance(optimizer, Averaging):
         optimizer.polyak_decay = config.polyak_decay
     return optimizer

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,41 +21,45 @@ from cluster.storage.base import Storage, file_digest
 from stages.models.weights_out import read_place
 from stages.training.manifest import Damaged, Position, check_stored, read_manifest
 
+MANIFEST = "MANIFEST.json"
+
 
 class CheckpointFiles:
-    """A checkpoint's files on this machine, checked against the manifest. A context manager, which removes them.
+    """A checkpoint's files in a folder of this machine, checked against the manifest when they were brought there.
 
     Tensors come one at a time, straight from the files, so memory does not grow with the model.
     """
 
-    def __init__(self, storage: Storage, prefix: str) -> None:
-        self._storage, self._prefix = storage, prefix
-        self._folder = tempfile.TemporaryDirectory(prefix="patchline-")
-        self.manifest: dict[str, Any] = {}
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._folder.cleanup()
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """As `read_manifest` has it."""
+        return json.loads((self._folder / MANIFEST).read_text())
 
     @property
     def position(self) -> Position:
         """Where the run stood."""
         return Position(**{field.name: self.manifest[field.name] for field in fields(Position)})
 
-    def fetch(self) -> None:
+    def check_own(self, *, identity: str, data: str) -> None:
+        """Raises Damaged where it is another stage's, or was made from other data. The first ones do not tell."""
+        for name, own in (("identity", identity), ("data", data)):
+            found = self.manifest.get(name) or own
+            if found != own:
+                raise Damaged(f"its {name} is {found}; this stage's is {own}")
+
+    def fetch(self, storage: Storage, prefix: str) -> None:
         """Bring manifest and files here. Raises Damaged."""
-        self.manifest = read_manifest(self._storage, self._prefix)
-        for part in self.manifest["parts"]:
-            key, path = f"{self._prefix}/{part['path']}", Path(self._folder.name) / part["path"]
-            check_stored(self._storage, key, part)
+        manifest = read_manifest(storage, prefix)
+        (self._folder / MANIFEST).write_text(json.dumps(manifest))
+        for part in manifest["parts"]:
+            key, path = f"{prefix}/{part['path']}", self._folder / part["path"]
+            check_stored(storage, key, part)
             for _ in range(2):
                 # Twice: this machine, or the way to it, may have been wrong.
-                self._storage.download(key, path)
+                storage.download(key, path)
                 found = file_digest(path)
                 if found.sha256 == part["sha256"]:
                     break
@@ -69,7 +74,7 @@ class CheckpointFiles:
         with ExitStack() as stack:
             pieces: dict[str, list[tuple[int, tuple[int, ...], Any]]] = {}
             for part in self.manifest["parts"]:
-                file = stack.enter_context(safe_open(Path(self._folder.name) / part["path"], framework="pt"))
+                file = stack.enter_context(safe_open(self._folder / part["path"], framework="pt"))
                 places = file.metadata() or {}
                 for full in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                     if keys is None or full.rpartition("/")[2] in keys:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from cluster.errors import UserError
 from stages.context import CheckpointDamaged, Context, Result, Rollback, RollbackWanted, Stopped, StopRequest
 from stages.training.config import usable_ranks
 from stages.training.loop import Job, train
@@ -16,6 +17,11 @@ def run_training(job: Job, context: Context) -> Result:
     it cannot start from its checkpoint.
     """
     config = job.config
+    if config.evaluate_every and "validation" not in job.evaluation:
+        raise UserError(
+            f"evaluate_every={config.evaluate_every}: the data set has no validation split to evaluate: set it to 0, "
+            "or validation_fraction of its ingestion"
+        )
     context.expect(job.updates)
     ended = context.gang(
         train,
@@ -38,7 +44,15 @@ def run_training(job: Job, context: Context) -> Result:
         "update": job.updates,
         "images_seen": job.updates * config.global_batch,
         "averaged": config.polyak_decay > 0,
+        "metrics": ended["metrics"],
         "left_out": [asdict(rollback) for rollback in context.rollbacks],
     }
-    figures = {**ended["metrics"], "updates": float(job.updates), "rollbacks": float(len(context.rollbacks))}
-    return Result(output=context.commit("model", ended["files"], meta), metrics=figures)
+    machine = ended["machine"]
+    figures = {
+        **ended["metrics"],
+        "peak_tflops": machine["peak_tflops"],
+        "updates": float(job.updates),
+        "rollbacks": float(len(context.rollbacks)),
+    }
+    output = context.commit("model", ended["files"], meta)
+    return Result(output=output, metrics=figures, builds={"device": machine["device"]})

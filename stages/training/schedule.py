@@ -11,15 +11,15 @@ def learning_rate(config: TrainingConfig, update: int, total: int) -> float:
     """Learning rate of update `update` (1 to `total`).
 
     With progress p = (t - w) / (T - w) after w warm-up updates: cosine lr (1 + cos πp) / 2, linear
-    end + (lr - end)(1 - p), both times min(1, t / w). As in `vit_jax/utils.py` of the paper's code,
-    t counts from 0, so that the first update of a warm-up has rate 0.
+    end + (lr - end)(1 - p), both times min(1, t / w), where lr is the config's `peak_lr`. As in
+    `vit_jax/utils.py` of the paper's code, t counts from 0, so that the first update of a warm-up has rate 0.
     """
     step, warmup = update - 1, config.warmup(total)
     progress = min(max((step - warmup) / max(1, total - warmup), 0.0), 1.0)
     if config.decay == "cosine":
-        rate = config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        rate = config.peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
     elif config.decay == "linear":
-        rate = config.end_lr + (config.lr - config.end_lr) * (1 - progress)
+        rate = config.end_lr + (config.peak_lr - config.end_lr) * (1 - progress)
     else:
-        rate = config.lr
+        rate = config.peak_lr
     return rate * min(1.0, step / warmup) if warmup else rate

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from stages.training.config import TrainingConfig
+from stages.training.gradient_memory import ZERO_BUCKET
 
 
 def deepspeed_config(config: TrainingConfig, micro_batch: int, world_size: int, parameters: int) -> dict[str, Any]:
     """The engine's settings for a network of so many `parameters`. Optimizer and rate are ours, not in here."""
-    # Buckets as large as DeepSpeed's own, and no larger than what there is to send; an even number of elements.
-    bucket = min(500_000_000, parameters + parameters % 2)
+    # No larger than what there is to send; an even number of elements.
+    even = parameters + parameters % 2
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
         "overlap_comm": config.overlap_communication and config.gpus_per_worker > 0,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
+        "reduce_bucket_size": min(ZERO_BUCKET, even),
+        "allgather_bucket_size": min(500_000_000, even),
     }
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": config.gpus_per_worker > 0}
@@ -32,6 +33,8 @@ def deepspeed_config(config: TrainingConfig, micro_batch: int, world_size: int, 
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": config.precision == "bf16"},
         "fp16": {"enabled": config.precision == "fp16"},
+        # Sums over micro-steps, and over ranks.
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "steps_per_print": 2**31,
     }

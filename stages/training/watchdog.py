@@ -86,14 +86,17 @@ class Watchdog:
         reports = {self._rank: own}
         if self._store is not None:
             self._store.set(f"patchline/{self._rank}", json.dumps(own))
-            for rank in range(self._ranks):
-                key = f"patchline/{rank}"
-                # A rank may be lost before it has said anything.
-                said = self._store.check([key])
-                reports[rank] = (
-                    json.loads(self._store.get(key)) if said else {"beats": 0, "moves": 0, "place": "starts"}
-                )
+            for rank, said in enumerate(self._said(self._store)):
+                reports[rank] = json.loads(said) if said else {"beats": 0, "moves": 0, "place": "starts"}
         return self._trouble(reports, time.monotonic())
+
+    def _said(self, store: Store) -> list[bytes | None]:
+        """What each rank said last: three requests of each rank in a beat, however many ranks there are."""
+        keys = [f"patchline/{rank}" for rank in range(self._ranks)]
+        if store.check(keys):
+            return list(store.multi_get(keys))
+        # A rank may be lost before it has said anything.
+        return [store.get(key) if store.check([key]) else None for key in keys]
 
     def _trouble(self, reports: dict[int, dict], now: float) -> str | None:
         for rank, report in reports.items():
@@ -101,6 +104,10 @@ class Watchdog:
                 self._since[rank] = (mark, now)
             if self._beaten.get(rank, (-1, 0.0))[0] != report["beats"]:
                 self._beaten[rank] = (report["beats"], now)
+        gone = [rank for rank in reports if now - self._beaten[rank][1] > self._seconds]
+        if gone:
+            # Whatever the others are at: those that wait for storage seem to get on.
+            return f"{_names(gone)} gave no sign of life for {self._seconds:.0f} s"
         if any(now - self._since[rank][1] <= self._seconds for rank in reports):
             return None
         # All stand still: because of a rank that is not there, or else of the one that is furthest behind.

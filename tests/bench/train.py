@@ -6,9 +6,13 @@
 - `ddp`: two ranks with ZeRO 2 beside PyTorch's DistributedDataParallel, 32 images a rank in memory, one thread each.
   `vs_ddp`.
 - `saving`: how long training stands for a checkpoint, as a part of what saving it synchronously takes
-  (`checkpoint_stall_ratio`), and synchronous saving beside DeepSpeed's own format, for ViT-S, B and L.
+  (`checkpoint_stall_ratio`), and beside DeepSpeed's own synchronous saving, for ViT-S, B and L.
 
-Peers take turns with ours in the same run; each turn is a process of its own. The last line is JSON.
+- `timm`: the bare loop beside the same loop over timm's network, where timm is installed (`bare_vs_timm`).
+
+Peers take turns with ours in the same run; each turn is a process of its own. Both also run once more with glibc told
+to keep freed memory, as our workers tell it (`…_same_malloc`): what is left then is the loops' own. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +33,11 @@ ROUNDS = 3
 UPDATES, WARM = 60, 5
 """Of a turn of `loop`; the first ones are not counted."""
 BATCH = 16
-LIMITS = {"vs_bare_loop": 0.95, "vs_ddp": 0.95, "checkpoint_stall_ratio": 0.10}
+LIMITS = {
+    **{f"{ratio}{peer}": 0.95 for ratio in ("vs_bare_loop", "vs_ddp") for peer in ("", "_same_malloc")},
+    "checkpoint_stall_ratio": 0.10,
+    "bare_vs_timm": 1.0,
+}
 
 
 def main() -> None:
@@ -39,7 +47,7 @@ def main() -> None:
     result: dict[str, Any] = {"cores": os.cpu_count()}
     try:
         for part in parts:
-            result |= {"loop": measure_loop, "ddp": measure_ddp, "saving": measure_saving}[part](scratch)
+            result |= PARTS[part](scratch)
             print(json.dumps(result), flush=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -55,31 +63,45 @@ def main() -> None:
 def measure_loop(scratch: Path) -> dict[str, Any]:
     """Images/s of the stage and of the bare loop, in turns."""
     child("prepare", scratch)
-    rates: dict[str, list[float]] = {"bare": [], "stage": []}
+    rates: dict[str, list[float]] = {}
     for turn in range(ROUNDS):
-        for name in ("bare", "stage"):
-            rates[name].append(child(name, scratch, str(turn))["images_per_s"])
+        for name in ("bare", "stage", "bare_same_malloc"):
+            rates.setdefault(name, []).append(child(name, scratch, str(turn))["images_per_s"])
             print(f"loop, turn {turn}: {name} {rates[name][-1]:.2f} images/s", flush=True)
-    ours, theirs = (statistics.median(rates[name]) for name in ("stage", "bare"))
-    return {
-        "stage_images_per_s": round(ours, 2),
-        "bare_images_per_s": round(theirs, 2),
-        "vs_bare_loop": round(ours / theirs, 3),
-    }
+    return compared(rates, "stage", "bare", "vs_bare_loop")
 
 
 def measure_ddp(scratch: Path) -> dict[str, Any]:
     """Images/s of two ranks, in turns."""
-    rates: dict[str, list[float]] = {"ddp": [], "zero": []}
+    rates: dict[str, list[float]] = {}
     for turn in range(ROUNDS):
-        for name in ("ddp", "zero"):
-            rates[name].append(pair(name, scratch)["images_per_s"])
+        for name in ("ddp", "zero2", "ddp_same_malloc"):
+            rates.setdefault(name, []).append(pair(name, scratch)["images_per_s"])
             print(f"ddp, turn {turn}: {name} {rates[name][-1]:.2f} images/s", flush=True)
-    ours, theirs = (statistics.median(rates[name]) for name in ("zero", "ddp"))
-    return {
-        "zero2_images_per_s": round(ours, 2),
-        "ddp_images_per_s": round(theirs, 2),
-        "vs_ddp": round(ours / theirs, 3),
+    return compared(rates, "zero2", "ddp", "vs_ddp")
+
+
+def measure_timm(scratch: Path) -> dict[str, Any]:
+    """Images/s of the bare loop over our network and over timm's, in turns."""
+    rates: dict[str, list[float]] = {}
+    for turn in range(ROUNDS):
+        for name in ("bare_same_malloc", "timm"):
+            rates.setdefault(name, []).append(child(name, scratch, str(turn))["images_per_s"])
+            print(f"timm, turn {turn}: {name} {rates[name][-1]:.2f} images/s", flush=True)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratio = medians["bare_same_malloc"] / medians["timm"]
+    return {"timm_images_per_s": round(medians["timm"], 2), "bare_vs_timm": round(ratio, 3)}
+
+
+def compared(rates: dict[str, list[float]], ours: str, peer: str, ratio: str) -> dict[str, Any]:
+    """Medians, and ours as a part of the peer's."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {
+        ratio: medians[ours] / medians[peer],
+        f"{ratio}_same_malloc": medians[ours] / medians[f"{peer}_same_malloc"],
+    }
+    return {f"{name}_images_per_s": round(value, 2) for name, value in medians.items()} | {
+        name: round(value, 3) for name, value in ratios.items()
     }
 
 
@@ -88,8 +110,11 @@ def measure_saving(scratch: Path) -> dict[str, Any]:
     found = {variant: child("saving", scratch, variant) for variant in ("S", "B", "L")}
     for variant, figures in found.items():
         print(f"saving, ViT-{variant}/16: {figures}", flush=True)
-    ratios = [figures["stall_seconds"] / figures["synchronous_seconds"] for figures in found.values()]
-    return {"saving": found, "checkpoint_stall_ratio": round(max(ratios), 3)}
+    own, deepspeed = (
+        max(figures["stall_seconds"] / figures[f"{way}_seconds"] for figures in found.values())
+        for way in ("synchronous", "deepspeed")
+    )
+    return {"saving": found, "checkpoint_stall_ratio": round(own, 3), "stall_vs_deepspeed": round(deepspeed, 3)}
 
 
 # In processes of their own
@@ -122,6 +147,8 @@ def rate(times: list[float], images: int) -> float:
     """Images/s of the updates after the warm-up, given the moments at which updates ended."""
     return images * (len(times) - 1 - WARM) / (times[-1] - times[WARM])
 
+
+PARTS = {"loop": measure_loop, "ddp": measure_ddp, "saving": measure_saving, "timm": measure_timm}
 
 if __name__ == "__main__":
     began = time.monotonic()

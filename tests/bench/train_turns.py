@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -12,8 +13,8 @@ from typing import Any
 
 import torch
 
-from cluster.storage import Storage, open_storage
-from stages.context import Context, Keep, Rank, read_output
+from cluster.storage import open_storage
+from stages.context import Context, read_output
 from stages.data.loader import Batch
 from stages.data.pixels import normalise
 from stages.ingest.config import FolderSource, IngestConfig
@@ -22,11 +23,12 @@ from stages.models.config import ModelConfig
 from stages.models.vit import VisionTransformer, initialize
 from stages.training.checkpoint import CheckpointWriter
 from stages.training.config import TrainingConfig
-from stages.training.devices import leave_distributed
+from stages.training.devices import keep_freed_memory, leave_distributed
 from stages.training.engine import Engine
 from stages.training.loop import Job, train
 from stages.training.manifest import Position
 from tests.bench.ingest import make_photos
+from tests.bench.ranks import rank_of
 from tests.bench.train import BATCH, UPDATES, rate
 
 IMAGES, CLASSES, RANK_BATCH, RANK_UPDATES = 2000, 10, 32, 14
@@ -46,8 +48,18 @@ def prepare(scratch: Path) -> dict[str, Any]:
 
 def bare(scratch: Path, turn: str) -> dict[str, Any]:
     """A plain PyTorch loop in bf16 autocast, on one batch in memory."""
+    return bare_loop(network("S"))
+
+
+def timm(scratch: Path, turn: str) -> dict[str, Any]:
+    """The same over timm's network."""
+    keep_freed_memory(torch.device("cpu"))
+    name = "vit_small_patch16_224"
+    return bare_loop(importlib.import_module("timm").create_model(name, num_classes=CLASSES, act_layer="gelu_tanh"))
+
+
+def bare_loop(model: torch.nn.Module) -> dict[str, Any]:
     torch.set_num_threads(os.cpu_count() or 1)
-    model = network("S")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
     images, labels = random_images(BATCH), torch.arange(BATCH) % CLASSES
     times = []
@@ -55,6 +67,11 @@ def bare(scratch: Path, turn: str) -> dict[str, Any]:
         bare_update(model, model, optimizer, images, labels)
         times.append(time.perf_counter())
     return {"images_per_s": rate(times, BATCH)}
+
+
+def bare_same_malloc(scratch: Path, turn: str) -> dict[str, Any]:
+    keep_freed_memory(torch.device("cpu"))
+    return bare(scratch, turn)
 
 
 def bare_update(model: Any, parameters: Any, optimizer: Any, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -109,9 +126,15 @@ def ddp(scratch: Path) -> dict[str, Any]:
     return {"images_per_s": rate(times, 2 * RANK_BATCH)}
 
 
-def zero(scratch: Path) -> dict[str, Any]:
+def ddp_same_malloc(scratch: Path) -> dict[str, Any]:
+    keep_freed_memory(torch.device("cpu"))
+    return ddp(scratch)
+
+
+def zero2(scratch: Path) -> dict[str, Any]:
     """Two ranks of our engine with ZeRO 2, one thread each."""
     torch.set_num_threads(1)
+    keep_freed_memory(torch.device("cpu"))
     config = training_config(updates=RANK_UPDATES, workers=2, global_batch=2 * RANK_BATCH, zero_stage=2)
     engine = Engine(network("S"), config, 2, 0)
     times = []
@@ -179,21 +202,13 @@ def random_batch(count: int) -> Batch:
     return Batch(images=random_images(count), labels=torch.arange(count) % CLASSES, samples=np.arange(count))
 
 
-def rank_of(storage: Storage, folder: str, rank: int, world_size: int) -> Rank:
-    def commit(prefix: str, update: int, keep: Keep) -> tuple[str, ...]:
-        return ()
-
-    return Rank(
-        rank=rank, world_size=world_size, local_rank=rank, storage=storage, folder=folder, attempt=1, checkpoint=None,
-        commit_checkpoint=commit, stop_requested=lambda: None,
-    )  # fmt: skip
-
-
 def size_below(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-CHILDREN = {"prepare": prepare, "bare": bare, "stage": stage, "ddp": ddp, "zero": zero, "saving": saving}
+CHILDREN = {
+    turn.__name__: turn for turn in (prepare, bare, bare_same_malloc, timm, stage, ddp, ddp_same_malloc, zero2, saving)
+}
 
 if __name__ == "__main__":
     name, folder, *words = sys.argv[1:]

@@ -2,8 +2,8 @@
 
 Both train on a real Ray cluster with two workers, DeepSpeed ZeRO 2 in bf16, dropout, random crops and Polyak's
 average, on the real digits in an S3 server. Each kill is a SIGKILL at a named point; the workers log it with the
-victims' process ids. The last line is JSON; the exit code is 1 where the bits differ, or more was repeated than
-the rule allows, or a recovery took too long.
+victims' process ids. The last line is JSON; the exit code is 1 where the bits differ, a committed checkpoint was not
+whole, more was repeated than the rule allows, or a recovery took too long.
 """
 
 from __future__ import annotations
@@ -24,37 +24,17 @@ from typing import Any
 
 from cluster.local.stack import Stack
 from cluster.storage import Storage
-from pipeline.config import Workflow, parse_workflow
 from pipeline.driver import create
 from pipeline.settings import Settings
 from tests.chaos import plan, points
-from tests.integration.flows import model_sha256, processes, state, wait_for
+from tests.integration.flows import UPDATES, head, model_sha256, processes, small_workflow, stage, state, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
-UPDATES, SAVE_EVERY = 60, 5
-TEXT = f"""
-name: chaos
-seed: 11
-stages:
-  ingest: {{source: {{kind: digits}}, samples_per_shard: 400, held_out_classes: 3}}
-  pretrain:
-    data: ingest
-    model: {{width: 32, depth: 2, num_heads: 2, mlp_dim: 64, patch_size: 4, dropout: 0.1}}
-    resolution: 16
-    updates: {UPDATES}
-    global_batch: 64
-    lr: 0.002
-    warmup_updates: 5
-    precision: bf16
-    polyak_decay: 0.9
-    input: {{streams: 3, window: 256, crop_area: [0.5, 1.0], loader_threads: 1}}
-    workers: 2
-    cpus_per_worker: 0.5
-    zero_stage: 2
-    save_every: {SAVE_EVERY}
-    log_every: 1
-    retries: 1000
-"""
+SAVE_EVERY = 5
+OVERRIDES = (
+    "seed=11", "pretrain.precision=bf16", "pretrain.polyak_decay=0.9", "pretrain.cpus_per_worker=0.5",
+    f"pretrain.save_every={SAVE_EVERY}", "pretrain.evaluate_every=0", "pretrain.retries=1000",
+)  # fmt: skip
 RECOVERY_SECONDS = 30.0
 """From a worker's death to the first new update, at most."""
 
@@ -67,8 +47,14 @@ class Kill:
     update: int
     victim: str
     pids: tuple[int, ...]
+    at: int
+    """Update that the killed attempt was at: an upload goes on during those after its own."""
+    saved: int
+    """Update of the newest checkpoint that it had begun to save, or started from."""
+    committed: int
+    """Update of the newest checkpoint that was committed before the kill, by any attempt."""
     checkpoint: str | None
-    """That the killed attempt had started from."""
+    """That it had started from."""
     resumed_after: int
     """Update of the checkpoint that the next attempt went on from."""
     recovery_seconds: float | None
@@ -95,7 +81,7 @@ def main() -> None:
     finally:
         local.down(home)
         shutil.rmtree(home, ignore_errors=True)
-    result = summary(undisturbed, disturbed, arguments.seed)
+    result = summary(undisturbed, disturbed, arguments.seed, arguments.kills)
     result["late"] = [str(kill) for kill in disturbed.kills if late(kill)]
     print(json.dumps(result))
     sys.exit(1 if result["broken"] or result["late"] else 0)
@@ -108,29 +94,43 @@ class Outcome:
     sha256: dict[str, str]
     """Of the files of the final model."""
     kills: tuple[Kill, ...]
+    drivers: int
+    starts: int
+    """How often a gang began to train."""
+    refused: tuple[str, ...]
+    """Checkpoints that had been committed and were not whole."""
     seconds: float
 
 
-def disturb(stack: Stack, root: str, planned: list[plan.Disturbance]) -> Outcome:
-    """Run the workflow below `root` under a plan, with a new driver whenever one is killed."""
+def disturb(stack: Stack, root: str, planned: list[plan.Disturbance], *, manifest_first: bool = False) -> Outcome:
+    """Run the workflow below `root` under a plan, with a new driver whenever one is killed.
+
+    `manifest_first` breaks the rule that a checkpoint's manifest is written when all else is stored.
+    """
     folder = Path(tempfile.mkdtemp(prefix="patchline-chaos-plan-"))
     began = time.monotonic()
     try:
         plan.write(folder, planned)
         storage = Settings(root=root, mlflow="").storage()
-        workflow: Workflow = parse_workflow(TEXT, "chaos.yaml", ())
-        workflow_id, number = create(storage, workflow), 0
+        workflow_id, number = create(storage, small_workflow(*OVERRIDES)), 0
         while state(storage, workflow_id) != "done":
-            _drive(stack, root, workflow_id, number, folder)
+            _drive(stack, root, workflow_id, number, folder, manifest_first)
             number += 1
             assert number <= 2 * len(planned) + 2, "drivers end, and the workflow is not done"
         files = _files(storage, workflow_id)
-        return Outcome(sha256=files, kills=tuple(_kills(folder)), seconds=time.monotonic() - began)
+        refused = head(storage, str(stage(storage, workflow_id, "pretrain").folder)).refused
+        seconds = time.monotonic() - began
+        notes = _notes(folder)
+        starts = sum(note["event"] == "start" for note in notes)
+        return Outcome(
+            sha256=files, kills=tuple(_kills(notes)), drivers=number, starts=starts, refused=tuple(refused),
+            seconds=seconds,
+        )  # fmt: skip
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _drive(stack: Stack, root: str, workflow_id: str, number: int, folder: Path) -> None:
+def _drive(stack: Stack, root: str, workflow_id: str, number: int, folder: Path, manifest_first: bool) -> None:
     """One driver, until it has ended or was killed."""
     from ray.job_submission import JobSubmissionClient
 
@@ -138,7 +138,7 @@ def _drive(stack: Stack, root: str, workflow_id: str, number: int, folder: Path)
     command = [sys.executable, "-m", "pipeline.driver", "--root", root, "--mlflow", stack.mlflow_url]
     job = f"{workflow_id}-d{number}"
     variables = {**stack.environment(), "PYTHONPATH": str(REPOSITORY), points.FOLDER: str(folder)}
-    variables["PATCHLINE_LEASE_SECONDS"] = "3"
+    variables |= {"PATCHLINE_LEASE_SECONDS": "3", points.MANIFEST_FIRST: "1" if manifest_first else ""}
     client.submit_job(
         entrypoint=f"exec {shlex.join([*command, '--number', str(number), workflow_id])}",
         submission_id=job,
@@ -159,32 +159,49 @@ def _driver(workflow_id: str) -> int | None:
     return found[-1] if found else None
 
 
-def _kills(folder: Path) -> list[Kill]:
+def _notes(folder: Path) -> list[dict[str, Any]]:
     log = folder / "log.jsonl"
-    notes: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def _kills(notes: list[dict[str, Any]]) -> list[Kill]:
     found = []
     for index, note in enumerate(notes):
-        if note["event"] != "kill":
-            continue
-        start = next(later for later in notes[index + 1 :] if later["event"] == "start")
-        first = next((later for later in notes[index + 1 :] if later["event"] == "first update"), None)
-        kill = Kill(
-            point=note["point"],
-            update=note["update"],
-            victim=note["victim"],
-            pids=tuple(note["pids"]),
-            checkpoint=note["checkpoint"],
-            resumed_after=start["update"],
-            recovery_seconds=first["time"] - note["time"] if first else None,
-        )
-        print(
-            f"killed {kill.victim} (pids {', '.join(map(str, kill.pids))}) at update {kill.update}, {kill.point}; "
-            f"from {kill.checkpoint or 'the beginning'}; resumed after update {kill.resumed_after}, "
-            f"{kill.recovery_seconds or 0:.1f} s later",
-            flush=True,
-        )
-        found.append(kill)
+        if note["event"] == "missed":
+            print(f"met no living {note['victim']} at update {note['update']}, {note['point']}", flush=True)
+        if note["event"] == "kill":
+            found.append(_kill(note, notes[:index], notes[index + 1 :]))
+            print(_line(found[-1]), flush=True)
     return found
+
+
+def _kill(note: dict[str, Any], before: list[dict[str, Any]], after: list[dict[str, Any]]) -> Kill:
+    begun = next(item for item in reversed(before) if item["event"] in ("save", "start"))
+    committed = max((item["update"] for item in before if item["event"] == "committed"), default=0)
+    start = next(item for item in after if item["event"] == "start")
+    # Where the next attempt was killed before its first update, there is nothing to measure.
+    until = next((place for place, item in enumerate(after) if item["event"] == "kill"), len(after))
+    first = next((item for item in after[:until] if item["event"] == "first update"), None)
+    return Kill(
+        point=note["point"],
+        update=note["update"],
+        victim=note["victim"],
+        pids=tuple(note["pids"]),
+        at=note["at"],
+        saved=begun["update"],
+        committed=committed,
+        checkpoint=note["checkpoint"],
+        resumed_after=start["update"],
+        recovery_seconds=first["time"] - note["time"] if first else None,
+    )
+
+
+def _line(kill: Kill) -> str:
+    return (
+        f"killed {kill.victim} (pids {', '.join(map(str, kill.pids))}) at update {kill.update}, {kill.point}, "
+        f"when training was at {kill.at}; from {kill.checkpoint or 'the beginning'}; resumed after update "
+        f"{kill.resumed_after}, {kill.recovery_seconds or 0:.1f} s later"
+    )
 
 
 def _files(storage: Storage, workflow_id: str) -> dict[str, str]:
@@ -194,10 +211,10 @@ def _files(storage: Storage, workflow_id: str) -> dict[str, str]:
 def repeated_too_much(kill: Kill) -> bool:
     """Whether more is repeated than one interval, and the updates that were made during one upload.
 
-    The upload of a checkpoint goes on during the updates after it, and the next one waits for it: so what is not
-    yet committed is less than two intervals old.
+    The newest checkpoint that was begun may be lost, and with it the updates that were made while it was uploaded;
+    the one before it was committed, since one upload at a time is outstanding. What was committed is never lost.
     """
-    return kill.update - kill.resumed_after > 2 * SAVE_EVERY
+    return kill.resumed_after < max(kill.saved - SAVE_EVERY, kill.committed)
 
 
 def late(kill: Kill) -> bool:
@@ -208,7 +225,7 @@ def late(kill: Kill) -> bool:
     return kill.victim != "driver" and (kill.recovery_seconds or 0.0) > RECOVERY_SECONDS
 
 
-def summary(undisturbed: Outcome, disturbed: Outcome, seed: int) -> dict[str, Any]:
+def summary(undisturbed: Outcome, disturbed: Outcome, seed: int, planned: int) -> dict[str, Any]:
     """The figures, and what is broken."""
     kills = disturbed.kills
     recovery = [kill.recovery_seconds for kill in kills if kill.victim != "driver" and kill.recovery_seconds]
@@ -216,9 +233,18 @@ def summary(undisturbed: Outcome, disturbed: Outcome, seed: int) -> dict[str, An
     if undisturbed.sha256 != disturbed.sha256:
         broken.append("the bits differ")
     broken += [f"too much repeated: {kill}" for kill in kills if repeated_too_much(kill)]
-    missing = set(plan.POINTS) - {kill.point for kill in kills}
+    broken += [f"committed and not whole: {prefix}" for prefix in disturbed.refused]
+    missing = {*plan.POINTS, *plan.VICTIMS} - {kill.point for kill in kills} - {kill.victim for kill in kills}
     if missing:
         broken.append(f"never hit: {', '.join(sorted(missing))}")
+    if len(kills) < planned:
+        broken.append(f"{len(kills)} of {planned} kills met their victims")
+    # Nothing else may have ended a driver or an attempt.
+    ends = sum(kill.victim == "driver" for kill in kills)
+    if disturbed.drivers != 1 + ends:
+        broken.append(f"{disturbed.drivers} drivers for {ends} that were killed")
+    if disturbed.starts != 1 + len(kills):
+        broken.append(f"{disturbed.starts} attempts for {len(kills)} kills")
     if 2 * sum(kill.resumed_after >= SAVE_EVERY for kill in kills) < len(kills):
         broken.append("fewer than half of the kills came after the first commit")
     return {
@@ -227,7 +253,8 @@ def summary(undisturbed: Outcome, disturbed: Outcome, seed: int) -> dict[str, An
         "by_point": dict(Counter(kill.point for kill in kills)),
         "by_victim": dict(Counter(kill.victim for kill in kills)),
         "same_bits": undisturbed.sha256 == disturbed.sha256,
-        "most_repeated_updates": max((kill.update - kill.resumed_after for kill in kills), default=0),
+        "most_repeated_updates": max((kill.at - kill.resumed_after for kill in kills), default=0),
+        "most_updates_in_an_upload": max((kill.at - kill.saved for kill in kills), default=0),
         "recovery_seconds_median": round(statistics.median(recovery), 1) if recovery else None,
         "recovery_seconds_most": round(max(recovery), 1) if recovery else None,
         "seconds_undisturbed": round(undisturbed.seconds),

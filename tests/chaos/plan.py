@@ -22,34 +22,39 @@ class Disturbance:
     victim: str
 
 
+def may_stand(point: str, victim: str) -> bool:
+    """Whether the checkpoint of this update may be committed although somebody was killed: rank 0 goes on with it."""
+    return point == "committed" or (point in ("manifest", "commit") and victim in ("rank 1", "driver"))
+
+
 def draw(seed: int, kills: int, *, updates: int, save_every: int) -> list[Disturbance]:
     """Disturbances in the order in which a run meets them; every point and every victim is there at least once.
 
-    A run goes on from its newest checkpoint, so none may lie before one that is committed: each point is later
-    than the one before, in updates or within the same one. At least half come after the first checkpoint.
+    A run goes on from its newest checkpoint, so none may lie before one that is committed. At least half come
+    after the first checkpoint.
     """
     assert kills >= len(POINTS), f"{kills} kills cannot hit {len(POINTS)} points"
     rng = random.Random(seed)
     victims = list(VICTIMS) + [rng.choice(VICTIMS) for _ in range(kills - len(VICTIMS))]
     rng.shuffle(victims)
+    points = list(POINTS) + [rng.choice(POINTS) for _ in range(kills - len(POINTS))]
     # A committed checkpoint is not made again: each of these is met once.
     commits = list(range(2 * save_every, updates + 1, save_every))
     rng.shuffle(commits)
-    places: list[tuple[int, int]] = []
-    for number in range(kills):
-        point = number if number < len(POINTS) else rng.randrange(len(POINTS))
-        if POINTS[point] == "committed" and not commits:
-            point = POINTS.index("update")
+    places: list[tuple[int, bool, int, str]] = []
+    for number, (point, victim) in enumerate(zip(points, victims, strict=True)):
+        if may_stand(point, victim) and not commits:
+            point = "update"
         early = number >= len(POINTS) and rng.random() < 0.1
         update = rng.randint(2 if early else save_every + 1, updates - 1)
-        if POINTS[point] == "committed":
+        if may_stand(point, victim):
             update = commits.pop()
-        elif POINTS[point] != "update":
+        elif point != "update":
             update = -(-update // save_every) * save_every
-        places.append((update, point))
+        # The one after which the update may not come again is the last one there.
+        places.append((update, may_stand(point, victim), POINTS.index(point), victim))
     return [
-        Disturbance(point=POINTS[point], update=update, victim=victim)
-        for (update, point), victim in zip(sorted(places), victims, strict=True)
+        Disturbance(point=POINTS[point], update=update, victim=victim) for update, _, point, victim in sorted(places)
     ]
 
 

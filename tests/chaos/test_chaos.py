@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.environment import in_force
 from cluster.local.stack import Stack
 from tests.chaos import plan
-from tests.chaos.harness import SAVE_EVERY, UPDATES, Kill, disturb, repeated_too_much, summary
+from tests.chaos.harness import SAVE_EVERY, UPDATES, Kill, Outcome, disturb, repeated_too_much, summary
 
 SEED = 1
 
@@ -21,30 +24,46 @@ def test_a_plan_hits_every_point_and_can_be_met_in_its_order(seed, kills):
     assert {item.victim for item in drawn} == set(plan.VICTIMS)
     committed = 0
     for item in drawn:
-        # A run that goes on after `committed` comes past every later update, and saves every later multiple.
+        # A run that goes on after a checkpoint comes past every later update, and saves every later multiple.
         assert committed < item.update <= UPDATES
         assert item.point == "update" or item.update % SAVE_EVERY == 0
-        committed = item.update if item.point == "committed" else committed
+        committed = item.update if plan.may_stand(item.point, item.victim) else committed
     assert drawn == plan.draw(seed, kills, updates=UPDATES, save_every=SAVE_EVERY)
 
 
 def test_too_much_is_what_lies_further_back_than_an_interval_and_an_upload():
-    def kill(update: int, resumed_after: int) -> Kill:
+    def kill(saved: int, resumed_after: int, committed: int = 0) -> Kill:
         return Kill(
-            point="update", update=update, victim="rank 0", pids=(1,), checkpoint=None,
-            resumed_after=resumed_after, recovery_seconds=1.0,
+            point="update", update=17, victim="rank 0", pids=(1,), at=17, saved=saved, committed=committed,
+            checkpoint=None, resumed_after=resumed_after, recovery_seconds=1.0,
         )  # fmt: skip
 
-    assert not repeated_too_much(kill(20, 10))
-    assert repeated_too_much(kill(21, 10))
+    assert not repeated_too_much(kill(15, 10))
+    assert repeated_too_much(kill(15, 5))
+    assert repeated_too_much(kill(15, 10, committed=15))
+    assert not repeated_too_much(kill(15, 15, committed=15))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stack: Stack) -> Outcome:
+    with in_force(stack.environment()):
+        return disturb(stack, f"{stack.root}/{uuid.uuid4().hex}", [])
 
 
 @pytest.mark.cluster
-def test_the_bits_are_those_of_the_undisturbed_run_whatever_is_killed(stack_environment: Stack, s3_root: str):
-    undisturbed = disturb(stack_environment, f"{s3_root}/undisturbed", [])
+def test_the_bits_are_those_of_the_undisturbed_run_whatever_is_killed(stack_environment, s3_root, undisturbed):
     drawn = plan.draw(SEED, len(plan.POINTS), updates=UPDATES, save_every=SAVE_EVERY)
-    disturbed = disturb(stack_environment, f"{s3_root}/disturbed", drawn)
-    found = summary(undisturbed, disturbed, SEED)
+    found = summary(undisturbed, disturb(stack_environment, f"{s3_root}/disturbed", drawn), SEED, len(drawn))
     assert found["kills"] == len(plan.POINTS)
     assert found["same_bits"]
     assert found["broken"] == []
+
+
+@pytest.mark.cluster
+def test_a_manifest_that_comes_before_its_parts_is_found_out(stack_environment, s3_root, undisturbed):
+    drawn = [plan.Disturbance(point="upload", update=20, victim="rank 0")]
+    disturbed = disturb(stack_environment, f"{s3_root}/manifest-first", drawn, manifest_first=True)
+    assert len(disturbed.kills) == 1
+    whole = [item for item in summary(undisturbed, disturbed, SEED, 1)["broken"] if "committed and not whole" in item]
+    assert len(whole) == 1
+    assert "/checkpoints/00000020-a1" in whole[0]

@@ -67,6 +67,7 @@ def test_a_list_is_sorted_and_complete_beyond_one_page(any_storage: Storage):
     assert list(any_storage.list("none/")) == []
     assert list(any_storage.sizes("many/")) == [(key, len(any_storage.read(key))) for key in keys]
     assert any_storage.list_folders("many/") == [str(i) for i in range(7)]
+    assert any_storage.list_folders("many/", 3) == ["0", "1", "2"]
     assert any_storage.list_folders("") == ["many"]
     assert any_storage.list_folders("none/") == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import platform
 import shlex
 import shutil
 import signal
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -222,9 +224,7 @@ def _address(text: str) -> str:
 
 def test_bringing_up_what_is_up_starts_nothing(stack: Stack):
     lines: list[str] = []
-    began = time.monotonic()
     again = local.up(Path(stack.home), report=lines.append)
-    assert time.monotonic() - began < 10
     assert again == stack
     assert [line for line in lines if "started" in line] == []
     assert local.load(Path(stack.home)) == stack
@@ -368,6 +368,11 @@ def test_a_job_that_the_cluster_does_not_know_is_gone(stack_environment: Stack):
     assert jobs.status(stack_environment.jobs_address, "never-submitted") == "GONE"
 
 
+def test_a_cluster_says_what_it_runs_on(stack_environment: Stack):
+    found = jobs.versions(stack_environment.jobs_address)
+    assert found == jobs.Versions(ray=metadata.version("ray"), python=platform.python_version())
+
+
 def test_a_job_that_is_stopped_can_put_its_things_in_order(stack_environment: Stack, submit):
     address = stack_environment.jobs_address
     job = submit("trap 'echo saved; exit 0' TERM; echo ready; while :; do sleep 0.2; done")
@@ -400,7 +405,9 @@ def test_a_wrong_token_is_a_mistake_of_the_user(stack: Stack, tmp_path: Path):
         text=True,
         check=True,
     )
-    assert found.stdout.startswith(f"the Ray cluster at {stack.jobs_address} refused us: set RAY_AUTH_MODE=token and")
+    assert found.stdout.startswith(
+        f"the Ray cluster at {stack.jobs_address} refused our token: set RAY_AUTH_MODE=token and"
+    )
 
 
 def test_a_workflow_that_no_cluster_takes_leaves_nothing(stack_environment: Stack, s3_root: str):

@@ -17,7 +17,7 @@ from cluster.local.stack import Stack
 from cluster.storage import Storage
 from pipeline import api
 from pipeline.settings import Settings, resolve
-from pipeline.status import workflow_logs
+from pipeline.stage_logs import workflow_logs
 from tests.integration.flows import (
     SAVE_EVERY,
     UPDATES,

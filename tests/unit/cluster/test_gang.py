@@ -15,7 +15,7 @@ def where(argument: object, place: Place) -> tuple[object, Place, int]:
 def test_a_gang_of_none_is_one_rank_in_this_process():
     argument = {"any": object()}
     found = run_gang(where, argument, workers=0, cpus=1, name="here")
-    assert found == (argument, Place(rank=0, world_size=1, local_rank=0), os.getpid())
+    assert found == (argument, Place(rank=0, world_size=1, local_rank=0, own_process=False), os.getpid())
     assert found[0] is argument
 
 

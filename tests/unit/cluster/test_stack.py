@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from cluster import local
 from cluster.errors import UserError
 from cluster.local.processes import Process
 from cluster.local.servers import Secrets, write_private
-from cluster.local.stack import FORMAT, SERVICES, Stack, _read, _write
+from cluster.local.stack import FORMAT, SERVICES, Stack, _read, _start_companions, _write
 
 SECRETS = Secrets(access_key="access", secret_key="secret", ray_token="token")
 
@@ -76,6 +77,19 @@ def test_down_forgets_servers_that_have_gone_and_ends_nobody_elses(tmp_path: Pat
     assert found is not None
     assert found.processes == {}
     assert found.secrets == SECRETS
+
+
+def test_a_companion_is_started_once_and_stopped_with_the_stack(tmp_path: Path):
+    (tmp_path / "logs").mkdir()
+    said: list[str] = []
+    commands = {"watcher": lambda stack: [sys.executable, "-c", f"import time; time.sleep(60)  # {stack.root}"]}
+    _write(tmp_path, stack(tmp_path))
+    first = _start_companions(tmp_path, stack(tmp_path), said.append, commands)
+    assert first.processes["watcher"].alive
+    assert _start_companions(tmp_path, first, said.append, commands) == first
+    assert said == ["watcher: started"]
+    assert local.down(tmp_path) == ["watcher"]
+    assert not first.processes["watcher"].alive
 
 
 def test_a_private_file_is_private_from_its_first_byte(tmp_path: Path):

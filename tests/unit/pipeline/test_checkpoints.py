@@ -16,6 +16,7 @@ from cluster.errors import UserError
 from cluster.storage import Storage, open_storage
 from pipeline import cli
 from pipeline.checkpoints import audit, checkpoints, export
+from pipeline.commands.base import console
 from pipeline.config import Workflow
 from pipeline.driver import create
 from pipeline.head import read_head
@@ -170,7 +171,7 @@ def test_an_export_takes_the_memory_of_a_piece_and_not_of_the_model(tmp_path):
 def test_the_commands_print_and_set_their_exit_codes(there, tmp_path, monkeypatch, capsys):
     storage, workflow_id, _ = there
     monkeypatch.setenv("PATCHLINE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(cli.console, "width", 200)
+    monkeypatch.setattr(console, "width", 200)
 
     def patchline(*words: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["patchline", *words, "--root", storage.url])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 from PIL import Image
 
@@ -18,15 +20,19 @@ from cluster.local.servers import Secrets
 from cluster.local.stack import SERVICES, Stack, _write
 from cluster.storage import open_storage, retry
 from pipeline import api, cli
+from pipeline.commands.base import console
 from pipeline.config import load_workflow, shipped
 from pipeline.driver import create
 from pipeline.head import LeaseLost
 from pipeline.record import EventLog, mark
+from tests.unit.pipeline.job_server import JobServer
 
 COMMANDS = [
     *("up", "down", "demo", "plan", "run", "submit", "ingest", "status", "logs", "list", "resume", "cancel", "ui"),
-    "schema",
+    *("schema", "resume-all", "retry", "get-output", "delete", "gc", "verify", "supervise"),
 ]
+VERBS = ["retry --from ingest", "get-output ingest", "delete digits", "verify pretrain", "cancel --now"]
+"""Those that ask for a workflow, beside the first ones."""
 HEAVY = ["torch", "deepspeed", "ray", "mlflow", "webdataset", "boto3"]
 
 
@@ -46,7 +52,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATCHLINE_HOME", str(home))
     monkeypatch.setenv("COLUMNS", "160")
     # The console took its width when it was made.
-    monkeypatch.setattr(cli.console, "width", 160)
+    monkeypatch.setattr(console, "width", 160)
     return home
 
 
@@ -127,7 +133,7 @@ def test_every_command_that_takes_a_workflow_refuses_it_alike(patchline, command
     document = yaml.safe_load(load_workflow("digits").to_yaml())
     document["stages"]["pretrain"]["colour"] = "blue"
     path.write_text(yaml.safe_dump(document))
-    refused(patchline(command, str(path)), f"{path}: stages.pretrain.colour: unknown field")
+    refused(patchline(command, str(path)), f"{path}:", ": stages.pretrain.colour: unknown field")
     refused(patchline(command, "digts"), "no workflow file 'digts'; shipped workflows: digits, fashion, folder")
     assert not (tmp_path / "home" / "results").exists()
 
@@ -159,7 +165,7 @@ def test_two_mistakes_are_told_at_once_each_on_its_line(patchline):
 def test_a_file_that_is_no_workflow_is_named(patchline, tmp_path: Path, body: bytes, expected: str):
     path = tmp_path / "mine.yaml"
     path.write_bytes(body)
-    refused(patchline("plan", str(path)), f"{path}: ", expected)
+    refused(patchline("plan", str(path)), f"{path}:", expected)
 
 
 def test_a_folder_of_images_that_is_not_there_is_told_before_anything_runs(patchline, tmp_path: Path):
@@ -173,7 +179,10 @@ def test_a_root_that_is_none_is_refused(patchline, command: str):
     refused(answer, "root 'gs://bucket': expected file:///FOLDER or s3://BUCKET/PREFIX")
 
 
-@pytest.mark.parametrize("command", ["list", "status", "logs", "resume", "cancel", "plan digits", "run digits"])
+@pytest.mark.parametrize(
+    "command",
+    ["list", "status", "logs", "resume", "cancel", "plan digits", "run digits", "gc", "resume-all --dry-run", *VERBS],
+)
 def test_storage_that_does_not_answer_is_told_with_its_address(patchline, monkeypatch, command: str):
     monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.001)
     nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
@@ -258,7 +267,10 @@ def test_the_addresses_say_where_the_token_for_rays_page_is_and_not_what_it_is(p
     assert secrets.ray_token not in shown
 
 
-@pytest.mark.parametrize("command", ["list", "status", "logs", "resume", "cancel", "plan digits", "run digits"])
+@pytest.mark.parametrize(
+    "command",
+    ["list", "status", "logs", "resume", "cancel", "plan digits", "run digits", "gc", "resume-all --dry-run", *VERBS],
+)
 def test_after_down_no_command_quietly_looks_elsewhere(patchline, home: Path, command: str):
     home.mkdir()
     found = Secrets(access_key="access", secret_key="secret", ray_token="token")
@@ -285,6 +297,50 @@ def test_a_submitted_workflow_is_listed_shown_and_cancelled(patchline, submitted
         assert words in table
     assert f"{submitted} will stop after a checkpoint" in " ".join(patchline("cancel").out.split())
     assert any(open_storage(f"file://{home}/results").list(f"workflows/{submitted}/CANCEL"))
+
+
+def test_cancelled_at_once_it_is_stopped_listed_and_deleted(patchline, submitted: str, home: Path):
+    assert json.loads(patchline("resume-all", "--state", "submitted", "--dry-run", "--json").out) == [
+        {"id": submitted, "state": "submitted", "submitted": False, "problem": ""}
+    ]
+    refused(patchline("delete", submitted), f"{submitted} is submitted: `patchline cancel {submitted}` first")
+    refused(patchline("retry", "--from", "ingest"), f"{submitted} is submitted")
+    found = json.loads(patchline("cancel", "--now", "--json").out)
+    assert (found["id"], found["jobs"], found["problem"]) == (submitted, [], "")
+    assert json.loads(patchline("status", "--json").out)["state"] == "stopped"
+    assert json.loads(patchline("list", "--json").out) == {submitted: "stopped"}
+    refused(patchline("cancel", "--now"), f"{submitted} does not run (stopped): there is nothing to cancel")
+    refused(patchline("retry", "--from", "ingest"), "--from ingest: it has not run yet: `patchline resume")
+    refused(patchline("get-output", "ingest"), f"stage 'ingest' of {submitted} is not done")
+    refused(patchline("verify", "pretrain"), f"stage 'pretrain' of {submitted} is not done")
+    dry = patchline("delete", submitted, "--dry-run").out
+    assert f"workflows/{submitted}  " in dry
+    assert "would remove" in dry
+    assert json.loads(patchline("delete", submitted, "--json").out)["dry_run"] is False
+    assert json.loads(patchline("list", "--json").out) == {}
+    refused(patchline("delete", submitted), f"no single workflow '{submitted}' in", "none matches")
+
+
+def test_a_workflow_is_submitted_and_retried_by_its_id(patchline, home: Path, monkeypatch):
+    from cluster import jobs
+
+    sent: list[str] = []
+    monkeypatch.setattr(
+        jobs, "versions", lambda address: jobs.Versions(ray=ray.__version__, python=platform.python_version())
+    )
+    monkeypatch.setattr(jobs, "status", lambda address, job: "PENDING")
+    monkeypatch.setattr(jobs, "submit", lambda address, command, *, submission_id, **_: sent.append(submission_id))
+    places = ["--address", "http://head:8265", "--root", f"file://{home}-results", "--mlflow", "http://mlflow:5000"]
+    first = patchline("submit", "digits", "--id", "nightly", *places, "--json")
+    assert json.loads(first.out) == {"id": "nightly", "state": "new", "driver": 0}
+    again = patchline("submit", "digits", "--id", "nightly", *places)
+    assert (again.code, again.out) == (0, "nightly\n")
+    assert again.error == "nightly is submitted: nothing was submitted\n"
+    refused(
+        patchline("submit", "digits", "--id", "nightly", "-o", "pretrain.epochs=3", *places),
+        "--id nightly is another workflow's, which differs in stages.pretrain.epochs: 80.0 → 3.0",
+    )
+    assert sent == ["nightly-d0"]
 
 
 def test_a_stored_log_is_printed_as_it_was(patchline, submitted: str):
@@ -326,6 +382,23 @@ def test_a_plan_needs_no_server_and_no_heavy_library_and_changes_nothing(home: P
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.parametrize("command", ["--help", "submit --help", "plan digits", "list", "status"])
+def test_what_is_asked_often_brings_no_heavy_library_along(submitted: str, home: Path, command: str):
+    """Also where a submitted driver has to be asked for: the cluster's answer takes less than Ray's import."""
+    code = (
+        "import sys; from pipeline.cli import main\n"
+        "try: main()\n"
+        f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    server = JobServer()
+    environment = {**os.environ, "PATCHLINE_ROOT": f"file://{home}/results", "RAY_API_SERVER_ADDRESS": server.url}
+    with server.running():
+        found = subprocess.run(
+            [sys.executable, "-c", code, *command.split()], env=environment, capture_output=True, text=True, check=True
+        )
+    assert found.stderr.strip() == "[]"
+
+
 def test_a_plan_on_a_cluster_has_memory_time_and_money_as_json(patchline):
     sizes = ["--images", "1000", "--classes", "7", "--on", "l4x8"]
     answer = patchline("plan", "digits", *sizes, "--price", "0.8", "--efficiency", "0.3", "--json")
@@ -343,7 +416,7 @@ def test_a_plan_on_a_cluster_has_memory_time_and_money_as_json(patchline):
 
 
 def test_a_plan_on_a_cluster_is_readable_on_100_columns(patchline, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cli.console, "width", 100)
+    monkeypatch.setattr(console, "width", 100)
     answer = patchline("plan", "digits", "--images", "1000", "--classes", "7", "--on", "h100x8", "--price", "2.5")
     assert max(len(line.rstrip()) for line in answer.out.splitlines()) <= 100
     for words in ("checkpointing", "activations", "78.5 of 80 can be used", "▶ 2", "GPU-days", "together"):

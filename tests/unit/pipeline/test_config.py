@@ -25,6 +25,16 @@ WHOLE = f"""{DIGITS}
   fewshot: {{data: ingest, from: pretrain}}
 """
 
+LONGER = f"""{DIGITS}
+  more:
+    kind: pretrain
+    data: ingest
+    init_from: pretrain
+    model: {{variant: Ti, patch_size: 4}}
+    resolution: 16
+    updates: 10
+"""
+
 
 def load(text: str, *overrides: str):
     return parse_workflow(text, "mine.yaml", overrides)
@@ -57,6 +67,13 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
         (WHOLE, ["finetune.resolution=18"], "stages.finetune: resolution=18 is not a multiple of patch_size=4: try 16"),
         (WHOLE, ["fewshot.resolution=24"], "stages.fewshot.resolution: got 24, expected 16, that of the model from"),
         (WHOLE, ["fewshot.class_sets=[seen]"], "stages.fewshot.class_sets: got seen, expected 'all' alone"),
+        (
+            LONGER,
+            ["more.model.depth=6"],
+            "stages.more.model.depth: got 6, expected 12, that of the model from 'pretrain'",
+        ),
+        (LONGER, ["more.init_from=ingest"], "stage 'ingest' makes a dataset, expected one that makes a model"),
+        (DIGITS, ["pretrain.lr_scale=linear"], "lr_scale=linear needs lr_batch, the global batch that lr=0.001 is for"),
         (DIGITS, ["pretrain.workers=3"], "global_batch=32 is not a multiple of workers=3: try workers=2"),
         (DIGITS, ["pretrain.micro_batch=5"], "try micro_batch=4"),
         (DIGITS, ["pretrain.resolution=18"], "18"),
@@ -145,3 +162,30 @@ def test_reading_a_workflow_needs_no_heavy_library():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (DIGITS.replace("resolution:", "resolutoin:"), [], "mine.yaml:8: stages.pretrain.resolutoin: unknown field"),
+        (DIGITS.replace("data: ingest", "data: ingset"), [], "mine.yaml:6: stages.pretrain.data: got 'ingset'"),
+        (DIGITS.replace("size: 4", "size: -4"), [], "mine.yaml:7: stages.pretrain.model.patch_size: got -4"),
+        (
+            f"{DIGITS}  finetune: {{data: ingest, from: finetune, updates: 9}}",
+            [],
+            "mine.yaml:11: stages.finetune: stages refer to each other in a circle",
+        ),
+        (DIGITS, ["pretrain.lr=-1"], "mine.yaml: stages.pretrain.lr: got -1"),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_with_its_line(text, overrides, expected):
+    with pytest.raises(UserError) as error:
+        load(text, *overrides)
+    assert str(error.value).startswith(expected)
+
+
+def test_a_reference_may_be_spelled_out():
+    spelled = WHOLE.replace("from: pretrain", "from: '${pretrain.checkpoint}'")
+    assert load(spelled.replace("data: ingest,", "data: '${ingest}',")) == load(WHOLE)
+    with pytest.raises(UserError, match=r"stages.finetune.from: got '\$\{pretrain.loss\}', expected 'pretrain', or"):
+        load(WHOLE.replace("from: pretrain, res", "from: '${pretrain.loss}', res"))

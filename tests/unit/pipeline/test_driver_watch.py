@@ -15,7 +15,8 @@ from pipeline.config import load_workflow
 from pipeline.driver import create
 from pipeline.record import EventLog, listed, mark
 from pipeline.settings import Settings
-from pipeline.status import StatusReader, workflow_logs
+from pipeline.stage_logs import workflow_logs
+from pipeline.status import StatusReader
 
 ADDRESS = "http://head:8265"
 LOG = "\n".join([*(f"line {number}" for number in range(40)), "ModuleNotFoundError: No module named 'deepspeed'"])
@@ -143,9 +144,8 @@ def test_a_job_that_the_cluster_refuses_has_failed_with_the_reason(settings, sub
         raise UserError("the Ray cluster at http://head:8265 did not take the job: no room")
 
     monkeypatch.setattr(jobs, "submit", refuse)
-    monkeypatch.setattr(jobs, "check", lambda address: None)
     with pytest.raises(UserError, match="no room"):
-        api._submit_driver(settings.storage(), submitted, settings)
+        api.submit_driver(settings.storage(), submitted, settings)
     state, message = told(settings, submitted)
     assert (state, listed(settings.storage())[submitted]) == ("failed", "failed")
     assert "no room" in message

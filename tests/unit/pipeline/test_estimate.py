@@ -14,7 +14,7 @@ from pipeline.config import Workflow
 from pipeline.estimate import Estimate, Terms, estimate
 from pipeline.head import HeadDocument
 from pipeline.plan import PlannedStage, Question, plan
-from pipeline.record import Record, write_record
+from pipeline.record import EventLog, Record, mark, write_record
 from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import IngestConfig
 from stages.metrics import Point
@@ -62,13 +62,13 @@ def test_fp32_has_the_fp32_rate():
 
 
 def test_the_network_can_be_the_limit():
-    # A ring of eight nodes: each sends 7/8 of three times the bf16 weights in an update with ZeRO 2.
-    expected = 3 * 7 / 8 * 2 * 304_326_632 * 8 / 1e9
+    # A ring of eight nodes: with ZeRO 2 each sends 7/8 of the fp32 gradients twice, and of the bf16 weights, an update.
+    expected = (2 * 4 + 2) * 7 / 8 * 304_326_632 * 8 / 1e9
     slow = of(connected(network_gbit=1), zero_stage=2)
     assert slow.network_seconds == pytest.approx(expected)
     assert slow.update_seconds == slow.network_seconds
     assert any("network between nodes is the limit" in warning for warning in slow.warnings)
-    fast = of(connected(network_gbit=400), zero_stage=2)
+    fast = of(connected(network_gbit=1600), zero_stage=2)
     assert fast.update_seconds == of().update_seconds
     assert of("h100x8").network_seconds is None
 
@@ -90,10 +90,10 @@ def test_what_does_not_fit_comes_with_what_would():
     found = of("a10gx8", workers=8)
     assert not found.chosen.fits
     assert [row.fits for row in found.rows if row.activation_checkpointing] == [True] * 3
-    assert found.moves[0].startswith("micro_batch=64 (")
+    assert found.moves[0].startswith("micro_batch=128 (")
     (warning,) = found.warnings
     assert warning.startswith(
-        f"does not fit: {found.chosen.memory.total / 1e9:.1f} GB of 22.5 GB: try micro_batch=64 ("
+        f"does not fit: {found.chosen.memory.total / 1e9:.1f} GB of 22.5 GB: try micro_batch=128 ("
     )
     (hopeless,) = of(ClusterShape(gpu=parse_shape("l4x1", gpu_memory_gb=2).gpu, gpus=8), workers=8).warnings
     assert "no setting makes it fit" in hopeless
@@ -172,31 +172,50 @@ def test_dropout_is_told(storage: Storage):
     assert found.warnings == ["dropout=0.1: its masks vary with the number of workers"]
 
 
+def test_a_rate_for_another_batch_is_told_with_what_the_rules_would_make_of_it(storage: Storage):
+    def told(**fields):
+        config = workflow(lr=0.001, global_batch=1024, **fields)
+        return planned(storage, config, classes=10)["pretrain"].warnings
+
+    assert told() == told(lr_batch=1024) == []
+    at = "global_batch=1,024, and lr=0.001 is for 4,096: "
+    assert told(lr_batch=4096) == [at + "with lr_scale, linear makes it 0.00025 and sqrt makes it 0.0005"]
+    assert told(lr_batch=4096, lr_scale="sqrt") == [at + "lr_scale=sqrt makes it 0.0005"]
+
+
 def test_the_efficiency_of_the_newest_run_on_gpus_is_taken(storage: Storage):
     shape = parse_shape("h100x8")
     assumed = planned(storage, workflow(), shape=shape, classes=10)["pretrain"].estimate
     assert assumed is not None
     assert (assumed.efficiency, assumed.efficiency_from) == (0.4, "assumed")
-    _finish(storage, "older", ended_ms=1, mfu=[0.3, 0.3], placement={"gpus_per_worker": 1})
-    _finish(storage, "newer", ended_ms=2, mfu=[0.1, 0.5, 0.52], placement={"gpus_per_worker": 1})
-    _finish(storage, "on-cpus", ended_ms=3, mfu=[0.9], placement={"gpus_per_worker": 0})
+    _finish(storage, "older", ended_ms=1, mfu=[0.3, 0.3], device="NVIDIA H100 80GB HBM3")
+    _finish(storage, "newer", ended_ms=2, mfu=[0.1, 0.6, 0.62], device="NVIDIA A100-SXM4-80GB")
+    _finish(storage, "small", ended_ms=3, mfu=[0.01], device="NVIDIA H100 80GB HBM3", variant="Ti")
+    _finish(storage, "on-cpus", ended_ms=4, mfu=[0.9], device="Intel(R) Xeon(R) Processor")
     measured = planned(storage, workflow(), shape=shape, classes=10)["pretrain"].estimate
     assert measured is not None
-    assert (measured.efficiency, measured.efficiency_from) == (0.5, "measured by pretrain/newer")
+    assert (measured.efficiency, measured.efficiency_from) == (
+        pytest.approx(0.6 * 260 / 312),
+        "measured by pretrain/newer",
+    )
     stated = planned(storage, workflow(), shape=shape, classes=10, terms=Terms(efficiency=0.6))["pretrain"].estimate
     assert stated is not None
     assert (stated.efficiency, stated.efficiency_from) == (0.6, "stated")
 
 
-def _finish(storage: Storage, name: str, *, ended_ms: int, mfu: list[float], placement: dict) -> None:
-    """A finished pretraining stage with these points."""
-    folder = f"stages/pretrain/{name}"
-    nothing = {"identity": {}, "inputs": {}, "metrics": {}, "tables": {}, "builds": {}}
+def _finish(storage: Storage, name: str, *, ended_ms: int, mfu: list[float], device: str, variant: str = "L") -> None:
+    """A finished pretraining in bf16 with these points, on devices whose matrix rate is 260 TFLOP/s."""
+    folder, workflow_id = f"stages/pretrain/{name}", f"mine-20260101-00000{ended_ms}-0000"
+    fields = {"precision": "bf16", "model": {"variant": variant, "patch_size": 16}, "resolution": 224}
+    nothing = {"inputs": {}, "tables": {}, "placement": {}, "identity": {"config": fields}}
+    EventLog(storage, workflow_id).append("stage_started", "pretrain", folder=folder)
+    mark(storage, workflow_id, "done")
     record = Record(
         kind="pretrain",
         fingerprint=name,
         attempt=1,
-        placement=placement,
+        metrics={"peak_tflops": 260.0},
+        builds={"device": device},
         output_prefix="",
         output_digest="",
         started_ms=0,

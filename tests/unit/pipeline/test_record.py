@@ -69,6 +69,19 @@ def test_attempts_that_left_no_trace_count_nothing(storage, clock):
     assert seconds_before(storage, FOLDER, 5) == 2 * 3600
 
 
+def test_an_attempt_that_has_counted_those_before_it_is_believed(storage, clock):
+    attempt(storage, clock, 1, 5)
+    prefix = f"{FOLDER}/attempts/2"
+    attempt(storage, clock, 2, 1)
+    note = read_note(storage, prefix)
+    assert note is not None
+    storage.write(
+        f"{prefix}/attempt.json", note.model_copy(update={"earlier_seconds": 60.0}).model_dump_json().encode()
+    )
+    attempt(storage, clock, 3, 2)
+    assert seconds_before(storage, FOLDER, 4) == 60 + 3 * 3600
+
+
 def test_a_record_of_an_earlier_version_counts_its_own_attempt(storage, clock):
     old = finished(storage, clock, 1).model_dump(mode="json")
     del old["earlier_seconds"]

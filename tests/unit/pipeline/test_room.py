@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from cluster.storage import open_storage
 from pipeline import room
 from pipeline.record import Event, EventLog
-from pipeline.room import GrowthWatch, wait_for_room
+from pipeline.room import Door, GrowthWatch, wait_for_room
 from pipeline.status import TOLD
 from stages.training.config import TrainingConfig, usable_ranks
 
@@ -23,7 +24,7 @@ def drive(tmp_path, monkeypatch) -> Any:
     monkeypatch.setattr(room, "SETTLED_SECONDS", 0.05)
     storage = open_storage(f"file://{tmp_path}")
     keeper = SimpleNamespace(stop=threading.Event())
-    return SimpleNamespace(storage=storage, events=EventLog(storage, "w"), keeper=keeper)
+    return SimpleNamespace(storage=storage, events=EventLog(storage, "w"), keeper=keeper, door=Door())
 
 
 def events(drive: Any, type_: str) -> list[Event]:
@@ -53,6 +54,43 @@ def test_room_that_is_missing_is_waited_for_in_sight(drive, monkeypatch):
     assert TOLD["waiting_for_room"](event.data) == (
         "waiting for room for 8 workers of 1 GPU each; the cluster has room for 4, 3 of them free"
     )
+
+
+def test_gangs_go_in_by_priority_then_by_their_coming():
+    door, order = Door(), []
+    waiting = {"first": 0, "second": 0, "urgent": 1}
+    for stage, priority in waiting.items():
+        door.come(stage, priority)
+    while waiting:
+        (entering,) = [name for name in waiting if door.room_for(name, 100, 1, 0)]
+        door.enter(entering, 1, 0)
+        del waiting[entering]
+        order.append(entering)
+    assert order == ["urgent", "first", "second"]
+
+
+def test_room_that_was_just_taken_is_not_given_away_again(monkeypatch):
+    door = Door()
+    door.come("first", 0)
+    door.enter("first", cpus=8, gpus=2)
+    door.come("second", 0)
+    assert door.room_for("second", 6, cpus=2, gpus=0) == 2
+    assert door.room_for("second", 6, cpus=1, gpus=1) == 0
+    monkeypatch.setattr(room, "CLAIM_SECONDS", 0.0)
+    assert door.room_for("second", 6, cpus=2, gpus=0) == 6
+    monkeypatch.setattr(room, "CLAIM_SECONDS", 60.0)
+    door.left("first")
+    assert door.room_for("second", 6, cpus=2, gpus=0) == 6
+
+
+def test_a_gang_that_the_cluster_is_too_small_for_keeps_nobody_out(drive, monkeypatch):
+    free(monkeypatch, 3)
+    large = threading.Thread(target=wait_for_room, args=(drive, "large", CONFIG, 8))
+    large.start()
+    time.sleep(0.05)
+    assert wait_for_room(drive, "small", CONFIG, 2)
+    drive.keeper.stop.set()
+    large.join()
 
 
 def test_a_wait_for_room_can_be_cancelled(drive, monkeypatch):

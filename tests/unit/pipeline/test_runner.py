@@ -18,7 +18,7 @@ from pipeline.status import StatusReader
 from stages.config import placement
 from stages.context import CheckpointDamaged, Rank, Rollback, RollbackWanted, Stopped, StopRequest, write_fault
 from stages.metrics import now_ms
-from tests.unit.pipeline.toys import CALLS, Source, Upper
+from tests.unit.pipeline.toys import CALLS, Meeting, Source, Upper
 
 
 class Silent:
@@ -31,6 +31,9 @@ class Silent:
         pass
 
     def attempt_ended(self, *_):
+        pass
+
+    def went_back(self, *_):
         pass
 
     def stage_ended(self, *_):
@@ -53,9 +56,9 @@ def workflow(source: dict | None = None, upper: dict | None = None) -> Workflow:
     return Workflow(name="toy", stages=stages)
 
 
-def run(storage, flow: Workflow, name: str = "toy-1", *, ttl: float = 5.0, lost=None) -> str:
+def run(storage, flow: Workflow, name: str = "toy-1", *, ttl: float = 5.0, lost=None, ray: bool = False) -> str:
     runner = Runner(
-        storage, name, flow, owner=f"test {name}", ray=False, tracker=Silent(),
+        storage, name, flow, owner=f"test {name}", ray=ray, tracker=Silent(),
         lease_seconds=ttl, on_lost=lost,
     )  # fmt: skip
     return runner.run()
@@ -99,6 +102,32 @@ def test_a_changed_field_runs_its_stage_and_what_depends_on_it_alone(storage):
     CALLS.clear()
     assert run(storage, workflow(source={"text": "bye"}), "toy-3") == "done"
     assert CALLS == ["source", "upper"]
+
+
+def branches(**fields) -> Workflow:
+    left, right = Meeting(text="first", name="left", **fields), Meeting(text="first", name="right")
+    after = {"after_left": Upper(text="left"), "after_right": Upper(text="right")}
+    return Workflow(name="toy", stages={"first": Source(), "left": left, "right": right, **after})
+
+
+def test_on_a_cluster_branches_run_side_by_side(storage):
+    assert run(storage, branches(), ray=True) == "done"
+
+
+def test_a_branch_that_fails_stops_what_depends_on_it_and_nothing_else(storage):
+    assert run(storage, branches(mistake="left is wrong"), ray=True) == "failed"
+    outcomes = {name: stage.outcome for name, stage in status(storage).stages.items()}
+    assert outcomes == {
+        "first": "done", "left": "failed", "right": "done", "after_left": "skipped", "after_right": "done",
+        "second": "pending",
+    }  # fmt: skip
+
+
+def test_two_branches_that_are_the_same_stage_do_it_once(storage):
+    stages = {"first": Source(), "second": Upper(text="first"), "third": Upper(text="first")}
+    assert run(storage, Workflow(name="toy", stages=stages), ray=True) == "done"
+    assert CALLS == ["source", "upper"]
+    assert sorted(status(storage).stages[name].outcome for name in ("second", "third")) == ["done", "reused"]
 
 
 def test_placement_changes_nothing(storage):

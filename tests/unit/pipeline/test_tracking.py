@@ -53,7 +53,8 @@ class Server:
     def log_text(self, *_: Any) -> None:
         """A file."""
 
-    def log_batch(self, run: str, metrics: Any = (), params: Any = ()) -> None:
+    def log_batch(self, run: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        self.tags[run].update({tag.key: tag.value for tag in tags})
         if not metrics:
             return
         time.sleep(self.seconds)
@@ -108,6 +109,15 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.01)
 
 
+def test_a_stage_shows_why_its_training_went_back(server, storage, tracker):
+    trained(storage, 20)
+    with tracker:
+        begin(tracker)
+        tracker.went_back("train", ["went back at update 7: the loss is nan", "went back at update 9: the loss is nan"])
+        wait_for(lambda: "patchline.went_back" in server.tags.get("train", {}))
+    assert server.tags["train"]["patchline.went_back"].splitlines()[1] == "went back at update 9: the loss is nan"
+
+
 @pytest.mark.parametrize(("outcome", "status"), [("stopped", "KILLED"), ("failed", "FAILED")])
 def test_a_stage_shows_its_newest_checkpoint_while_it_runs_and_when_it_is_not_done(
     server, storage, tracker, outcome, status
@@ -148,11 +158,9 @@ def test_a_backlog_is_sent_to_its_end_while_the_server_takes_it(server, storage,
 def test_a_server_that_takes_nothing_is_given_up(server, storage, tracker, capsys):
     trained(storage, 200)
     server.failures = 10**6
-    began = time.monotonic()
     with tracker:
         begin(tracker)
         tracker.attempt_ended("train", 1, "done")
-    assert time.monotonic() - began < 5
     assert "did not take everything: ConnectionError: away for a moment" in capsys.readouterr().out
     assert server.batches == [list(range(1, 11))]
 
@@ -164,3 +172,20 @@ def test_a_failure_in_the_middle_of_a_backlog_repeats_one_batch_alone(server, st
         begin(tracker)
         tracker.attempt_ended("train", 1, "done")
     assert server.batches == [list(range(1, 11)), list(range(11, 21)), list(range(21, 31))]
+
+
+def test_a_stage_that_is_made_anew_has_runs_of_its_own(server, storage, tracker):
+    """Its attempts are counted from one again: their points would fall among those of the first ones."""
+    trained(storage, 5)
+    with tracker:
+        begin(tracker)
+        tracker.attempt_ended("train", 1, "done")
+        tracker.stage_ended("train", "stopped", None)
+        tracker.stage_started("train", Trained(), f"{FOLDER}.0123abcd-2", {})
+        tracker.attempt_started("train", f"{FOLDER}.0123abcd-2", 1, {})
+        tracker.attempt_ended("train", 1, "failed")
+        tracker.stage_ended("train", "failed", None)
+    assert server.status["train"] == "KILLED"
+    assert server.status["train anew 2"] == "FAILED"
+    assert server.tags["train anew 2"]["patchline.key"] == "toy-1:train anew 2"
+    assert server.tags["train anew 2 attempt 1"]["patchline.key"] == "toy-1:train anew 2/1"

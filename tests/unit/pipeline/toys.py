@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -39,6 +40,32 @@ class Upper(StageConfig):
     @classmethod
     def function(cls) -> Any:
         return run_upper
+
+
+class Meeting(StageConfig):
+    """Ends only while another one of its kind runs beside it."""
+
+    kind: ClassVar[str] = "meeting"
+    version: ClassVar[int] = 1
+    output: ClassVar[str] = "text"
+
+    text: str = reference("text", "what to read", alias="from")
+    name: str = Field(description="tells one from the other")
+    mistake: str = placement("", "an error that the user can mend, once they have met")
+
+    @classmethod
+    def function(cls) -> Any:
+        return run_meeting
+
+
+TABLE = threading.Barrier(2, timeout=20)
+
+
+def run_meeting(config: Meeting, inputs: Inputs, context: Context) -> Result:
+    TABLE.wait()
+    if config.mistake:
+        raise UserError(config.mistake)
+    return Result(output=context.commit("text", [context.write("text", config.name.encode())], {}))
 
 
 def run_source(config: Source, inputs: Inputs, context: Context) -> Result:

@@ -81,3 +81,12 @@ def test_an_output_is_in_place_where_all_tars_are_with_their_sizes(tmp_path, pho
     assert asked.is_in_place(place.storage, output)
     open_storage(place.storage.url).delete(output.key("tables/train.safetensors"))
     assert not asked.is_in_place(place.storage, output)
+
+
+def test_a_stage_that_is_made_anew_may_write_the_same_tars_again(tmp_path, photos):
+    one = f"file://{tmp_path}/one"
+    output = run(config(photos, one), {}, context(tmp_path)).output
+    before = contents(tmp_path / "one")
+    anew = replace(context(tmp_path), folder="stages/ingest/x.0123abcd-1")
+    assert run(config(photos, one), {}, anew).output.digest == output.digest
+    assert contents(tmp_path / "one") == before

@@ -1,7 +1,10 @@
 import pytest
+import torch
 
+from cluster.errors import UserError
+from stages.context import Output
 from stages.data.manifest import dataset_meta
-from stages.models.store import load_model
+from stages.models.store import load_model, read_state
 from stages.pretrain.config import PretrainConfig
 from stages.pretrain.run import run
 from tests.unit.stages.chain import SMALL
@@ -45,3 +48,31 @@ def test_the_model_that_it_leaves_is_the_one_that_was_asked_for(ingested_digits,
     assert (model.config.width, model.config.depth, model.resolution, model.num_classes) == (16, 1, 16, 7)
     assert result.output.meta["seed"] == 5
     assert result.output.meta["trained_on"] == dataset.digest
+
+
+def begun(ingested_digits, pretrained, **meta):
+    """A pretraining of one update, at a rate that moves nothing, from the weights of another one."""
+    stages, dataset = ingested_digits
+    described = {**pretrained[0].output.manifest, "meta": {**pretrained[0].output.meta, **meta}}
+    config = PretrainConfig.model_validate(
+        {**SMALL, "data": "ingest", "init_from": "other", "model": MODEL, "resolution": 32, "updates": 1, "lr": 1e-30}
+    )
+    other = Output(prefix=pretrained[0].output.prefix, manifest=described)
+    return run(config, {"data": dataset, "init_from": other}, stages.context("begun"))
+
+
+def test_it_begins_with_the_weights_of_another_one_head_and_all(ingested_digits, pretrained, capsys):
+    stages, _ = ingested_digits
+    after = read_state(stages.storage, begun(ingested_digits, pretrained).output)
+    before = read_state(stages.storage, pretrained[0].output)
+    assert before.keys() == after.keys()
+    assert [name for name in after if not torch.equal(before[name], after[name])] == ["pos_embed"]
+    assert "resampled: pos_embed; dropped: none; fresh: none" in capsys.readouterr().out
+
+
+def test_weights_of_other_classes_are_refused(ingested_digits, pretrained):
+    classes = pretrained[0].output.meta["classes"]
+    with pytest.raises(UserError, match=r"init_from: 'other' has 8 classes, and this data set 7: a finetune stage"):
+        begun(ingested_digits, pretrained, classes=[*classes, "more"])
+    with pytest.raises(UserError, match=rf"but others: first → {classes[0]}: a finetune stage"):
+        begun(ingested_digits, pretrained, classes=["first", *classes[1:]])

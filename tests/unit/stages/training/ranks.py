@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import open_storage
+from cluster.storage import Storage, open_storage
 from stages.context import Keep, Rank, Rollback, StopRequest
 from stages.training.loop import Job, train
+from stages.training.restore import CheckpointFiles
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.unit.stages.training.preload"])
@@ -108,6 +109,7 @@ def _rank(
         checkpoint=kept[newest] if newest else None, commit_checkpoint=commit, stop_requested=stop, rollbacks=rollbacks,
     )  # fmt: skip
     _note_samples(notes / f"samples-{attempt}-{rank}.json")
+    _note_fetches(notes / f"fetched-{attempt}-{rank}")
     outcome = train(job, own)
     if rank == 0:
         (notes / "outcome.json").write_text(json.dumps(outcome))
@@ -125,6 +127,17 @@ def _note_samples(path: Path) -> None:
         return step(self, batch, *arguments, seed=seed, **options)
 
     Engine.step = noted
+
+
+def _note_fetches(path: Path) -> None:
+    """Leave an empty file where this rank brings a checkpoint here."""
+    fetch = CheckpointFiles.fetch
+
+    def noted(self: CheckpointFiles, storage: Storage, prefix: str) -> None:
+        path.touch()
+        fetch(self, storage, prefix)
+
+    CheckpointFiles.fetch = noted
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch
 from stages.training.config import TrainingConfig
 from stages.training.loop import train
 from stages.training.optimizer import make_optimizer, state_names
+from tests.unit.stages.training.files import checkpoint_files
 
 DECAY = 0.9
 
@@ -55,15 +56,13 @@ def test_every_zero_stage_averages_alike_and_leaves_the_weights_alone(make_stage
 def averages_of_saved_weights(stage) -> dict[str, torch.Tensor]:
     """The average, computed from the initial weights and from those in the checkpoint of every update."""
     from stages.models.vit import VisionTransformer, initialize
-    from stages.training.restore import CheckpointFiles
 
     job = stage.job()
     model = VisionTransformer(job.model, job.resolution, len(job.class_ids))
     initialize(model, job.seed)
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for update in sorted(stage.kept):
-        with CheckpointFiles(stage.storage, stage.kept[update]) as files:
-            files.fetch()
+        with checkpoint_files(stage.storage, stage.kept[update]) as files:
             for name, _, value in files.tensors(keys=frozenset({"weight"})):
                 average[name] = DECAY * average[name] + (1 - DECAY) * value
     return average
@@ -88,10 +87,7 @@ def test_an_average_begins_with_the_weights_where_the_checkpoint_has_none(make_s
     calls = itertools.count(1)
     train(stage.job(), stage.rank(lambda: next(calls) >= 4))
     train(stage.job(polyak_decay=1 - 1e-9, keep_last=9), stage.rank())
-    from stages.training.restore import CheckpointFiles
-
-    with CheckpointFiles(stage.storage, stage.kept[4]) as files:
-        files.fetch()
+    with checkpoint_files(stage.storage, stage.kept[4]) as files:
         weights = {name: value for name, _, value in files.tensors(keys=frozenset({"weight"}))}
     average = exported(stage, 2, "model.safetensors")
     for name in weights:

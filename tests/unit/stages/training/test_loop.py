@@ -1,17 +1,22 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from cluster.errors import UserError
 from stages.data.loader import TrainLoader
 from stages.data.pixels import normalise
+from stages.metrics import MetricReader
 from stages.models.vit import VisionTransformer, initialize
 from stages.training import engine
 from stages.training.loop import train
 from stages.training.objectives import cross_entropy
 from stages.training.optimizer import make_optimizer
+from stages.training.run import run_training
 from stages.training.schedule import learning_rate
+from tests.unit.stages.models.outputs import stage_context
 
 
 def plain_losses(stage, job) -> list[float]:
@@ -50,11 +55,21 @@ def test_losses_are_those_of_a_plain_loop(make_stage, zero_stage, optimizer):
     np.testing.assert_allclose(list(found.values()), plain_losses(stage, job), rtol=0, atol=1e-5)
 
 
-def test_accumulation_changes_rounding_alone(make_stage):
-    whole, parts = make_stage("whole"), make_stage("parts")
-    train(whole.job(), whole.rank())
-    train(parts.job(micro_batch=8), parts.rank())
-    np.testing.assert_allclose(list(whole.losses(1).values()), list(parts.losses(1).values()), rtol=0, atol=1e-5)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"micro_batch": 8},
+        *({"zero_stage": stage, "activation_checkpointing": True} for stage in range(4)),
+        *({"zero_stage": stage, "offload": "optimizer"} for stage in (1, 2, 3)),
+        {"zero_stage": 3, "offload": "parameters"},
+    ],
+    ids=str,
+)
+def test_what_changes_rounding_alone(make_stage, fields):
+    whole, other = make_stage("whole"), make_stage("other")
+    train(whole.job(zero_stage=0), whole.rank())
+    train(other.job(**fields), other.rank())
+    np.testing.assert_allclose(list(whole.losses(1).values()), list(other.losses(1).values()), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +79,9 @@ def test_accumulation_changes_rounding_alone(make_stage):
         {"zero_stage": 3, "micro_batch": 16},
         {"zero_stage": 0},
         {"zero_stage": 1, "precision": "bf16"},
+        {"zero_stage": 3, "precision": "bf16"},
         {"zero_stage": 2, "optimizer": "sgd"},
+        {"zero_stage": 2, "activation_checkpointing": True, "model": {"dropout": 0.2}},
     ],
     ids=str,
 )
@@ -127,3 +144,77 @@ def test_final_metrics_are_measured_on_the_validation_split(make_stage):
     outcome = train(stage.job(updates=60), stage.rank())
     assert set(outcome["metrics"]) == {"validation/loss", "validation/accuracy"}
     assert outcome["metrics"]["validation/accuracy"] > 0.3
+
+
+def points(stage, attempt: int, name: str) -> dict[int, float]:
+    """A metric of an attempt, by update."""
+    found = MetricReader(stage.storage, f"{stage.folder}/attempts/{attempt}").new_points()
+    return {point.step: point.value for point in found if point.name == name}
+
+
+@pytest.mark.parametrize("asked", [3, 4], ids=["before the evaluation", "in the evaluation"])
+def test_a_stop_does_not_wait_for_an_evaluation(make_stage, asked):
+    stage = make_stage("asked")
+    calls = itertools.count(1)
+    outcome = train(stage.job(evaluate_every=3), stage.rank(lambda: next(calls) >= asked))
+    assert outcome["outcome"] == "stopped"
+    assert stage.commits[-1] == 3
+    assert points(stage, 1, "validation/loss") == {}
+    assert train(stage.job(evaluate_every=3), stage.rank())["outcome"] == "done"
+    assert list(points(stage, 2, "validation/loss")) == [6]
+
+
+def test_a_stop_in_the_last_evaluation_leaves_the_rest_to_the_next_attempt(make_stage):
+    whole, stage = make_stage("whole"), make_stage("late")
+    train(whole.job(), whole.rank())
+    calls = itertools.count(1)
+    assert train(stage.job(), stage.rank(lambda: next(calls) > 8))["outcome"] == "stopped"
+    assert stage.commits[-1] == 8
+    assert train(stage.job(), stage.rank())["outcome"] == "done"
+    assert stage.weights(2) == whole.weights(1)
+
+
+def test_an_evaluation_has_no_more_images_at_once_than_training(make_stage, monkeypatch):
+    sizes = []
+    logits = engine.Engine.logits
+    monkeypatch.setattr(engine.Engine, "logits", lambda self, images: sizes.append(len(images)) or logits(self, images))
+    stage = make_stage("sizes")
+    train(stage.job(updates=1, micro_batch=8), stage.rank())
+    assert set(sizes) == {8}
+
+
+def test_both_the_weights_and_their_average_are_evaluated_on_the_way(make_stage):
+    stage = make_stage("both")
+    train(stage.job(polyak_decay=0.5, evaluate_every=3), stage.rank())
+    raw, averaged = points(stage, 1, "raw/validation/loss"), points(stage, 1, "validation/loss")
+    assert list(raw) == list(averaged) == [3, 6]
+    assert all(raw[update] != averaged[update] for update in raw)
+
+
+def test_an_upload_that_fails_ends_the_attempt_at_once(make_stage):
+    class Full:
+        """A storage that takes no large object."""
+
+        def __init__(self, storage):
+            self._storage = storage
+
+        def __getattr__(self, name):
+            return getattr(self._storage, name)
+
+        def writer(self, key):
+            raise OSError(f"{key}: no space left")
+
+    stage = make_stage("full")
+    rank = replace(stage.rank(), storage=Full(stage.storage))
+    with pytest.raises(OSError, match=r"rank-0000\.safetensors: no space left"):
+        train(stage.job(updates=400, save_every=10_000, keep_every=3), rank)
+    assert stage.commits == []
+    # Long before the next checkpoint's turn.
+    assert max(stage.losses(1)) < 400
+
+
+def test_an_evaluation_that_there_is_nothing_for_is_refused(make_stage, tmp_path):
+    stage = make_stage("nothing")
+    job = replace(stage.job(evaluate_every=2), evaluation={})
+    with pytest.raises(UserError, match="evaluate_every=2: the data set has no validation split"):
+        run_training(job, stage_context(stage.storage, "stages/pretrain/x"))

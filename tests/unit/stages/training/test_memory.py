@@ -13,7 +13,7 @@ from stages.training.config import TrainingConfig
 from stages.training.faults import explained_memory
 from stages.training.fitting import fitting_moves
 from stages.training.loop import Job
-from stages.training.memory import Memory, Network, checkpoint_bytes, memory
+from stages.training.memory import LIBRARIES, Memory, Network, checkpoint_bytes, memory
 
 LARGE = Network(model=ModelConfig(variant="L", patch_size=16), resolution=224, num_classes=1000)
 PARAMETERS = 304_326_632
@@ -84,7 +84,7 @@ def test_on_a_cpu_attention_and_images_ahead_count():
     cpu, gpu = of(config, device="cpu"), of(config, device="cuda")
     assert cpu.activations > gpu.activations
     # The batch in use and two ahead, three bytes a pixel.
-    assert cpu.buffers == 3 * 16 * 3 * 224 * 224
+    assert cpu.buffers == 3 * 16 * 3 * 224 * 224 + LIBRARIES
 
 
 def test_a_checkpoint_has_fp32_weights_and_all_optimizer_tensors():

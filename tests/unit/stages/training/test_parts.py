@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -7,18 +8,19 @@ from hypothesis import strategies as st
 
 from cluster.errors import UserError
 from cluster.storage import open_storage
+from stages.context import canonical_json
 from stages.metrics import MetricReader, MetricWriter
 from stages.models.config import ModelConfig
 from stages.models.vit import VisionTransformer
 from stages.training.config import TrainingConfig
 from stages.training.devices import choose_device
 from stages.training.loop import train
-from stages.training.manifest import read_manifest
+from stages.training.manifest import FORMAT, read_manifest, with_digest
 from stages.training.objectives import cross_entropy, per_image_loss
 from stages.training.optimizer import decayed
-from stages.training.restore import CheckpointFiles
 from stages.training.schedule import learning_rate
 from stages.training.tensors import share
+from tests.unit.stages.training.files import checkpoint_files
 
 
 def config(**fields) -> TrainingConfig:
@@ -37,10 +39,19 @@ def config(**fields) -> TrainingConfig:
         ({"warmup_updates": 10}, 6, 1.0),
         ({"warmup_updates": 10}, 11, 2.0),
         ({"warmup_updates": 10}, 56, 1.0),
+        ({"lr_batch": 64}, 1, 2.0),
+        ({"lr_batch": 64, "lr_scale": "linear"}, 51, 2.0),
+        ({"lr_batch": 64, "lr_scale": "linear", "decay": "constant"}, 77, 4.0),
+        ({"lr_batch": 512, "lr_scale": "sqrt"}, 1, 1.0),
     ],
 )
 def test_learning_rates(fields, update, expected):
     assert learning_rate(config(**fields), update, 100) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_scaling_rule_needs_the_batch_that_the_rate_is_for():
+    with pytest.raises(ValueError, match=r"lr_scale=linear needs lr_batch, the global batch that lr=2.0 is for"):
+        config(lr_scale="linear")
 
 
 def test_epochs_count_the_training_images():
@@ -103,8 +114,7 @@ def test_a_damaged_checkpoint_is_refused(make_stage):
 def test_a_checkpoint_holds_every_weight_and_optimizer_tensor_in_fp32(make_stage):
     stage = make_stage("whole")
     train(stage.job(updates=3), stage.rank())
-    with CheckpointFiles(stage.storage, stage.checkpoint) as files:
-        files.fetch()
+    with checkpoint_files(stage.storage, stage.checkpoint) as files:
         tensors = list(files.tensors())
     model = VisionTransformer(stage.job().model, 16, 7)
     expected = {(name, key) for name, _ in model.named_parameters() for key in ("weight", "exp_avg", "exp_avg_sq")}
@@ -116,9 +126,33 @@ def test_a_newer_checkpoint_format_is_refused(make_stage):
     stage = make_stage("newer")
     train(stage.job(updates=3), stage.rank())
     key = f"{stage.checkpoint}/MANIFEST.json"
-    stage.storage.write(key, stage.storage.read(key).replace(b'"format":2', b'"format":3'))
+    manifest = {name: value for name, value in json.loads(stage.storage.read(key)).items() if name != "digest"}
+    stage.storage.write(key, canonical_json(with_digest({**manifest, "format": FORMAT + 1})))
     with pytest.raises(UserError, match="install a newer patchline"):
         read_manifest(stage.storage, stage.checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (b'"cursor":96', b'"cursor":97', "not what was written"),
+        (b'"cursor"', b'"cvrsor"', "not what was written"),
+        (b'"format":3', b'"format":9', "not what was written"),
+        (b'"digest"', b'"digesu"', "has lost its digest"),
+        (b'{"', b'["', "no JSON"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused_by_name(make_stage, old, new, expected):
+    stage = make_stage("changed")
+    train(stage.job(updates=3), stage.rank())
+    key = f"{stage.checkpoint}/MANIFEST.json"
+    body = stage.storage.read(key)
+    assert old in body
+    stage.storage.write(key, body.replace(old, new, 1))
+    outcome = train(stage.job(updates=3), stage.rank())
+    assert (outcome["outcome"], outcome["prefix"]) == ("damaged", stage.checkpoint)
+    assert outcome["reason"].startswith(key)
+    assert expected in outcome["reason"]
 
 
 def test_metric_points_are_read_once_in_order_as_they_appear(tmp_path):

@@ -57,6 +57,16 @@ def test_nothing_is_wrong_while_anybody_gets_on():
         assert watchdog._trouble(reports, 100.0 + seconds) is None
 
 
+def test_a_rank_that_is_gone_is_named_while_the_others_wait_for_storage():
+    watchdog = _without_group([])
+    for seconds in range(12):
+        # The patient one seems to move with every beat.
+        reports = {0: _report(seconds, seconds, "its checkpoint is stored"), 1: _report(3, 5, "update 5 is saved")}
+        trouble = watchdog._trouble(reports, 100.0 + seconds)
+        assert (trouble is not None) == (seconds > 10)
+    assert trouble == "rank 1 gave no sign of life for 10 s"
+
+
 def _report(beats: int, moves: int, place: str) -> dict:
     return {"beats": beats, "moves": moves, "place": place}
 

@@ -14,7 +14,8 @@ from stages.models.vit import VisionTransformer
 from stages.models.weights_out import checkpoint_tensors, write_safetensors
 from stages.training.loop import train
 from stages.training.manifest import Damaged, read_manifest
-from stages.training.restore import CheckpointFiles, load_weights
+from stages.training.restore import load_weights
+from tests.unit.stages.training.files import checkpoint_files
 from tests.unit.stages.training.ranks import run_ranks
 
 BATCH = 24
@@ -102,8 +103,7 @@ def test_the_pieces_of_several_ranks_are_whole_tensors(make_stage, tmp_path, zer
     assert len(sizes) == 3
     # Nobody writes more than a third, but for headers.
     assert max(sizes) < 1.2 * sum(sizes) / 3
-    with CheckpointFiles(storage, prefix) as files:
-        files.fetch()
+    with checkpoint_files(storage, prefix) as files:
         read = {name: value for name, _, value in files.tensors(keys=frozenset({"weight"}))}
         model = VisionTransformer(run.stage.job().model, 16, 7)
         load_weights(model, files)
@@ -113,8 +113,14 @@ def test_the_pieces_of_several_ranks_are_whole_tensors(make_stage, tmp_path, zer
     assert exported.keys() == read.keys()
     assert all(torch.equal(exported[name], read[name]) for name in read)
     # A part that says less than it should is found, whatever its sha256.
-    with CheckpointFiles(storage, prefix) as files:
-        files.fetch()
+    with checkpoint_files(storage, prefix) as files:
         del files.manifest["parts"][1]
         with pytest.raises(Damaged, match="is not whole"):
             load_weights(model, files)
+
+
+def test_ranks_of_one_machine_read_a_checkpoint_that_one_of_them_has_brought(make_stage, tmp_path):
+    run = Run(make_stage("together"), tmp_path / "notes", updates=20, zero_stage=2)
+    run.go_on(ranks=2, updates=1)
+    run.go_on(ranks=3, updates=1)
+    assert sorted(path.name for path in run.notes.glob("fetched-*")) == ["fetched-2-0"]

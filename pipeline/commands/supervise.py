@@ -1,0 +1,41 @@
+"""The supervisor, as a command."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from pipeline.commands.base import Address, Mlflow, Root, console
+from pipeline.settings import resolve
+
+app = typer.Typer()
+
+
+@app.command()
+def supervise(
+    address: Address = None,
+    root: Root = None,
+    mlflow: Mlflow = None,
+    budget: Annotated[
+        int, typer.Option(min=1, help="drivers in a row that may be lost before the workflow gets on")
+    ] = 8,
+) -> None:
+    """Watch a root, and go on with workflows whose driver was lost with its machine or its cluster. Ends by Ctrl-C.
+
+    Several may watch the same root. What was cancelled, has failed or is done is left alone.
+    Example: `patchline supervise --address http://head:8265 --root s3://bucket/vit --mlflow http://mlflow:5000`
+    """
+    from pipeline.supervise import Supervisor
+
+    def report(line: str) -> None:
+        console.print(f"{time.strftime('%H:%M:%S')}  {line}", markup=False, soft_wrap=True)
+
+    settings = resolve(root=root, mlflow=mlflow, address=address)
+    supervisor = Supervisor(settings, budget=budget, report=report)
+    report(f"watching {settings.root} for the cluster at {settings.jobs}")
+    with suppress(KeyboardInterrupt):
+        supervisor.run(threading.Event())

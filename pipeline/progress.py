@@ -1,0 +1,117 @@
+"""How far training stages are: updates done, speed, time left, and work that was lost. From storage alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+
+from cluster.storage import Storage
+from pipeline.head import HeadDocument, read_head
+from pipeline.status import StageStatus, WorkflowStatus
+from stages.metrics import MetricReader, Point, last_file, last_point
+
+AT_ONCE = 16
+"""Stages that are looked at side by side."""
+SPEED, LOSS = "train/images_per_s", "train/loss"
+
+
+class Progress:
+    """Fills in what the events of a workflow do not tell of its training stages. Cheap to ask again and again."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._tails: dict[str, Tail] = {}
+        self._repeated: dict[str, int] = {}
+        self._reached: dict[str, int] = {}
+
+    def measure(self, status: WorkflowStatus) -> WorkflowStatus:
+        """The same status, whose training stages have `update`, `images_per_s`, `seconds_left`, `updates_repeated`."""
+        training = [stage for stage in status.stages.values() if stage.updates or "updates" in stage.metrics]
+        if training:
+            with ThreadPoolExecutor(min(AT_ONCE, len(training))) as pool:
+                list(pool.map(self._measure, training))
+        return status
+
+    def _measure(self, stage: StageStatus) -> None:
+        if stage.outcome in ("done", "reused") and "updates" in stage.metrics:
+            stage.update = stage.updates = int(stage.metrics["updates"])
+            stage.images_per_s = stage.seconds_left = None
+            self._lost(stage)
+        elif stage.prefix is not None and stage.updates:
+            self._under_way(stage, stage.prefix)
+
+    def tail(self, stage: StageStatus) -> Tail | None:
+        """The newest points of the stage's newest attempt, if any."""
+        return self._tails.get(stage.prefix) if stage.prefix is not None else None
+
+    def _under_way(self, stage: StageStatus, prefix: str) -> None:
+        tail = self._tails.setdefault(prefix, Tail(self._storage, prefix))
+        tail.update()
+        stage.update = max(tail.step, stage.began.get(stage.attempt or 0, 0))
+        stage.images_per_s = stage.seconds_left = None
+        if stage.outcome == "running":
+            stage.images_per_s = tail.values.get(SPEED)
+            stage.seconds_left = tail.seconds_left(stage.updates or 0)
+        self._lost(stage)
+
+    def _lost(self, stage: StageStatus) -> None:
+        """Looked at once for each new attempt: those before it do not change."""
+        key = f"{stage.folder} {stage.attempt}"
+        if stage.folder is not None and key not in self._repeated:
+            head = read_head(self._storage, stage.folder)
+            if head is not None:
+                self._repeated[key] = self._count_repeated(stage.folder, head[0], stage.attempt, stage.began)
+        stage.updates_repeated = self._repeated.get(key)
+
+    def _count_repeated(self, folder: str, head: HeadDocument, newest: int | None, began: dict[int, int]) -> int:
+        """Updates that all attempts made, less those that the newest one builds on."""
+        newest = newest or head.attempt
+        starts = {number: began.get(number, _start(head, number)) for number in range(1, newest + 1)}
+        made = sum(max(0, self._end(folder, head, number) - starts[number]) for number in range(1, newest))
+        return max(0, made - starts[newest]) if newest else 0
+
+    def _end(self, folder: str, head: HeadDocument, attempt: int) -> int:
+        """The last update that an attempt has made, as far as its points and checkpoints tell."""
+        prefix = f"{folder}/attempts/{attempt}"
+        if prefix not in self._reached:
+            point = last_point(self._storage, prefix)
+            committed = [segment.end for segment in head.history if segment.attempt == attempt]
+            self._reached[prefix] = max([*committed, point.step if point is not None else 0])
+        return self._reached[prefix]
+
+
+def _start(head: HeadDocument, attempt: int) -> int:
+    """Where an attempt of another workflow's driver went on, as the history tells."""
+    return max((segment.end for segment in head.history if segment.attempt < attempt), default=0)
+
+
+class Tail:
+    """The newest points of an attempt, without reading all those before."""
+
+    def __init__(self, storage: Storage, prefix: str) -> None:
+        newest = last_file(storage, prefix)
+        number = int(PurePosixPath(newest).stem) if newest is not None else 0
+        # One more than the last, which may hold an evaluation's points alone.
+        self._reader = MetricReader(storage, prefix, start=max(0, number - 1))
+        self._first: Point | None = next(MetricReader(storage, prefix).new_points(), None) if number else None
+        self._last: Point | None = None
+        self.values: dict[str, float] = {}
+
+    @property
+    def step(self) -> int:
+        """The last update of which there are points; 0 where there are none."""
+        return self._last.step if self._last is not None else 0
+
+    def update(self) -> None:
+        """Read what is new."""
+        for point in self._reader.new_points():
+            self._first = self._first or point
+            self._last = point if self._last is None or point.step >= self._last.step else self._last
+            self.values[point.name] = point.value
+
+    def seconds_left(self, total: int) -> float | None:
+        """Until update `total`, at the attempt's pace so far, by the clock of the machine that measured it."""
+        if self._first is None or self._last is None or self._last.step <= self._first.step:
+            return None
+        pace = (self._last.time_ms - self._first.time_ms) / 1000 / (self._last.step - self._first.step)
+        return max(0.0, pace * (total - self._last.step))

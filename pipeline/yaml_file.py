@@ -1,0 +1,69 @@
+"""Reading YAML, and overriding what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import yaml
+
+from cluster.errors import UserError
+
+Path = tuple[str, ...]
+
+
+class Loader(yaml.SafeLoader):
+    """YAML's safe loader takes the last of two equal keys and says nothing; this one refuses them."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode | None:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, Any], int] = {}
+        for key, _ in node.value if node is not None else ():
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if (key.tag, key.value) in lines:
+                first = lines[key.tag, key.value]
+                raise UserError(f"line {line}: '{key.value}' is there twice, first in line {first}: take one away")
+            lines[key.tag, key.value] = line
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """What a text of YAML says. Raises YAMLError; UserError where a mapping has a key twice."""
+    return yaml.load(text, Loader=Loader)
+
+
+def apply_override(document: dict[str, Any], override: str, own_fields: Collection[str]) -> Path:
+    """Set what an override such as `pretrain.epochs=3` says, and return the path of its field.
+
+    `own_fields` are those of the document itself, beside its stages. Raises UserError.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"-o {override}: expected a field and a value, for example -o pretrain.epochs=3")
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"-o {override}: the value is not readable as YAML") from error
+    except UserError as error:
+        raise UserError(f"-o {override}: {error}") from error
+    parts = path.split(".")
+    if parts[0] == "stages" and len(parts) > 1:
+        parts = parts[1:]
+    if parts[0] in document["stages"] and len(parts) > 1:
+        target = document["stages"]
+    elif parts[0] in own_fields and parts[0] != "stages" and len(parts) == 1:
+        target = document
+    elif parts[0] in document["stages"]:
+        raise UserError(f"-o {override}: '{parts[0]}' is a stage: name one of its fields, such as {parts[0]}.seed=1")
+    else:
+        stages = ", ".join(document["stages"])
+        raise UserError(f"-o {override}: '{parts[0]}' is no stage of this workflow; its stages: {stages}")
+    for part in parts[:-1]:
+        inner = target.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"-o {override}: '{part}' is {inner!r} and has no fields")
+        target = inner
+    target[parts[-1]] = value
+    return tuple(parts) if parts[0] in own_fields else ("stages", *parts)

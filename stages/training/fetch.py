@@ -1,0 +1,79 @@
+"""A checkpoint's files, once on each machine: one of its ranks brings and checks them, the others read the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+
+import torch.distributed as dist
+
+from stages.context import CheckpointDamaged, Rank
+from stages.training.faults import agreed
+from stages.training.manifest import Damaged
+from stages.training.restore import CheckpointFiles
+
+PREFIX = "patchline-restore"
+
+
+@contextmanager
+def fetched(rank: Rank, data: str) -> Iterator[CheckpointFiles]:
+    """The files of the rank's checkpoint, until all ranks have left. Collective. `data` is the data set's digest.
+
+    Raises CheckpointDamaged, on all ranks alike, where one finds that they are not what the manifest promises.
+    """
+    assert rank.checkpoint is not None
+    folders: list[tuple[str, Path | None]] = [("", None)] * dist.get_world_size()
+    machine = machine_id()
+    dist.all_gather_object(folders, (machine, None))
+    first = [found for found, _ in folders].index(machine) == dist.get_rank()
+    own = _new_folder() if first else None
+    try:
+        dist.all_gather_object(folders, (machine, own))
+        files = CheckpointFiles(next(path for found, path in folders if found == machine and path is not None))
+        problem = None
+        try:
+            if first:
+                files.fetch(rank.storage, rank.checkpoint)
+                files.check_own(identity=PurePath(rank.folder).name, data=data)
+        except Damaged as error:
+            problem = str(error)
+        if problem := agreed(problem):
+            raise CheckpointDamaged(rank.checkpoint, problem)
+        try:
+            yield files
+        except Damaged as error:
+            # All ranks have the same verified bytes, and find the same.
+            raise CheckpointDamaged(rank.checkpoint, str(error)) from None
+        # Where one rank fails alone the gang ends, and none waits here for it.
+        dist.barrier()
+    finally:
+        if own is not None:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def machine_id() -> str:
+    """Equal on ranks that see the same folder for temporary files, so in one container of one machine."""
+    place = os.stat(tempfile.gettempdir())
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {place.st_dev} {place.st_ino}"
+
+
+def _new_folder() -> Path:
+    """An empty one. What killed processes have left is removed: a checkpoint may be as large as the disk's rest."""
+    own = f"{PREFIX}-{_processes()}-"
+    for path in Path(tempfile.gettempdir()).glob(f"{own}*"):
+        if not Path(f"/proc/{path.name.removeprefix(own).split('-')[0]}").exists():
+            shutil.rmtree(path, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{own}{os.getpid()}-"))
+
+
+def _processes() -> str:
+    """Tells whose process ids these are: those of another machine that shares the folder, or of another container,
+    mean nothing here."""
+    namespace = os.stat("/proc/self/ns/pid").st_ino
+    return hashlib.sha256(f"{machine_id()} {namespace}".encode()).hexdigest()[:12]

@@ -1,0 +1,102 @@
+"""Stages of one's own, and folders that would be in the way."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from cluster.errors import UserError
+from pipeline.cli import check_shadows
+from pipeline.config import Workflow, parse_workflow
+from pipeline.kinds import own_code
+from tests.unit.pipeline.test_config import DIGITS
+from tests.unit.pipeline.toys import Source, Upper
+
+OWN = """
+from typing import ClassVar
+
+from stages.config import StageConfig
+from stages.context import Context, Inputs, Result
+
+
+class CountConfig(StageConfig):
+    kind: ClassVar[str] = "count"
+    version: ClassVar[int] = 1
+    output: ClassVar[str] = "count"
+    upto: int = 3
+
+    @classmethod
+    def function(cls):
+        return run
+
+
+def run(config: CountConfig, inputs: Inputs, context: Context) -> Result:
+    file = context.write("count.txt", "".join(f"{n}\\n" for n in range(config.upto)).encode())
+    return Result(output=context.commit("count", [file], {}), metrics={"lines": float(config.upto)})
+"""
+WORKFLOW = "name: mine\nstages:\n  count: {kind: 'my_count_stage:CountConfig', upto: 5}\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder that has one's own module and stands in the way of nothing."""
+    (tmp_path / "my_count_stage.py").write_text(textwrap.dedent(OWN))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("my_count_stage", None)
+
+
+def test_an_importable_config_is_a_stage(folder):
+    workflow = parse_workflow(WORKFLOW, "mine.yaml")
+    assert workflow.stages["count"].upto == 5
+    assert parse_workflow(workflow.to_yaml(), "copy") == workflow
+    assert own_code(workflow.stages.values()) == [folder / "my_count_stage.py"]
+    assert own_code(parse_workflow(DIGITS, "mine.yaml").stages.values()) == []
+
+
+def test_it_runs_from_the_command_line(folder):
+    (folder / "mine.yaml").write_text(WORKFLOW)
+    (folder / "run.py").write_text("from pipeline.cli import main\nmain()\n")
+    places = ["--root", f"file://{folder}/root", "--mlflow", f"file://{folder}/ml"]
+    command = [sys.executable, "run.py", "run", "mine.yaml", *places]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = folder.glob("root/stages/count/*/attempts/1/count.txt")
+    assert found.read_text().split() == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("my_count_stage:Missing", "which cannot be imported: AttributeError"),
+        ("no_such_module:Config", "which cannot be imported: ModuleNotFoundError"),
+        ("my_count_stage:run", "which is no config of a stage: derive it from stages.config.StageConfig"),
+        ("stages.ingest.config:IngestConfig", "whose kind is 'ingest': expected a name of its own"),
+        ("counter", "got 'counter', expected one of ingest"),
+    ],
+)
+def test_a_kind_that_is_none_is_refused(folder, kind, expected):
+    with pytest.raises(UserError) as error:
+        parse_workflow(WORKFLOW.replace("my_count_stage:CountConfig", kind), "mine.yaml")
+    assert "mine.yaml:3: stages.count.kind: " in str(error.value)
+    assert expected in str(error.value)
+
+
+def test_a_folder_that_would_be_imported_in_place_of_ours_is_refused(tmp_path):
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "stages.py").touch()
+    with pytest.raises(UserError, match=r"stages.py would be imported in place of patchline's own package 'stages'"):
+        check_shadows(tmp_path)
+    (tmp_path / "stages.py").unlink()
+    # A folder of that name alone is no package that Python would prefer.
+    check_shadows(tmp_path)
+    (tmp_path / "pipeline" / "__init__.py").touch()
+    with pytest.raises(UserError, match=r"pipeline/__init__.py would be imported"):
+        check_shadows(tmp_path)
+
+
+def test_workflows_made_in_python_are_stored_by_where_their_stages_are_imported_from():
+    workflow = Workflow(name="toy", stages={"first": Source(), "second": Upper(text="first")})
+    assert parse_workflow(workflow.to_yaml(), "copy") == workflow

@@ -1,0 +1,361 @@
+"""Workflows whose driver is lost go on by themselves; all others are left alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.storage import Storage
+from pipeline import api, losses, supervise
+from pipeline.config import Workflow
+from pipeline.driver import create
+from pipeline.head import Head
+from pipeline.keeper import request_cancel
+from pipeline.kinds import KINDS
+from pipeline.record import EventLog, listed, mark
+from pipeline.runner import Runner
+from pipeline.settings import Settings
+from pipeline.status import StatusReader
+from pipeline.supervise import Supervisor
+from pipeline.supervise_note import FORMAT, Note, claim, read_note
+from tests.unit.pipeline.job_server import JobServer
+from tests.unit.pipeline.test_runner import Silent
+from tests.unit.pipeline.toys import Source, Upper
+
+LEASE = 0.2
+FLOW = Workflow(name="toy", stages={"first": Source(), "second": Upper(text="first")})
+
+
+@pytest.fixture
+def server() -> Iterator[JobServer]:
+    server = JobServer()
+    with server.running():
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "BACKOFF_SECONDS", 0.01)
+    # As if they shipped: no code goes along.
+    for stage in FLOW.stages.values():
+        monkeypatch.setitem(KINDS, stage.kind, type(stage))
+
+
+@pytest.fixture
+def settings(server: JobServer, tmp_path: Path) -> Settings:
+    return Settings(
+        root=f"file://{tmp_path}/root", mlflow="http://mlflow:5000", jobs=server.url, local=True, alone=True
+    )
+
+
+@pytest.fixture
+def storage(settings: Settings) -> Storage:
+    return settings.storage()
+
+
+def submitted(storage: Storage, server: JobServer, state: str = "PENDING") -> str:
+    """A workflow after `submit`, before its driver's first line; its id."""
+    name = create(storage, FLOW)
+    number = api._take_number(storage, name)
+    EventLog(storage, name).append("driver_submitted", number=number)
+    mark(storage, name, "submitted")
+    server.states[f"{name}-d{number}"] = state
+    return name
+
+
+def begun(storage: Storage, server: JobServer, job: str = "GONE", ttl: float = LEASE) -> tuple[str, Head]:
+    """A workflow whose driver has begun and shows no sign of life after that; its id and its lease."""
+    name = submitted(storage, server, "RUNNING")
+    head = Head.acquire(storage, f"workflows/{name}", "lost", ttl=ttl)
+    assert head is not None
+    mark(storage, name, "running", head.epoch)
+    EventLog(storage, name).append("workflow_started", owner="lost", driver=0)
+    server.states[f"{name}-d0"] = job
+    if job == "GONE":
+        del server.states[f"{name}-d0"]
+    return name, head
+
+
+def drive(storage: Storage, name: str, number: int, flow: Workflow = FLOW) -> str:
+    """What the submitted driver does."""
+    runner = Runner(
+        storage, name, flow, owner=f"driver {number}", ray=False, tracker=Silent(), number=number, lease_seconds=LEASE
+    )
+    return runner.run()
+
+
+def watch(supervisor: Supervisor, until: Callable[[], object], seconds: float = 60) -> None:
+    """Rounds until something is so."""
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, "it never came to be so"
+        supervisor.round()
+        time.sleep(0.02)
+
+
+def watch_for(supervisor: Supervisor, seconds: float = 4 * LEASE) -> None:
+    """Rounds for longer than a lease takes to run out."""
+    ended = time.monotonic() + seconds
+    watch(supervisor, lambda: time.monotonic() > ended)
+
+
+def told(storage: Storage, name: str) -> tuple[str, str]:
+    reader = StatusReader(storage, name, [])
+    reader.update()
+    return reader.status.state, reader.status.message
+
+
+def test_a_workflow_whose_lease_ran_out_is_finished_by_a_new_driver(server, settings, storage):
+    name, _ = begun(storage, server)
+    lines: list[str] = []
+    supervisor = Supervisor(settings, report=lines.append)
+    watch(supervisor, lambda: server.submitted)
+    assert server.submitted == [f"{name}-d1"]
+    assert lines == [f"{name}: its driver's lease ran out: submitted driver 1 (1 of 8)"]
+    server.states[f"{name}-d1"] = "RUNNING"
+    assert drive(storage, name, 1) == "done"
+    watch_for(supervisor)
+    assert (server.submitted, listed(storage)) == ([f"{name}-d1"], {name: "done"})
+
+
+def test_a_driver_that_renews_its_lease_is_left_alone(server, settings, storage):
+    _, head = begun(storage, server, "RUNNING", ttl=2.0)
+    closed = threading.Event()
+
+    def renew() -> None:
+        while not closed.wait(LEASE / 5):
+            head.renew()
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    watch_for(Supervisor(settings), 4.0)
+    closed.set()
+    thread.join()
+    assert server.submitted == []
+
+
+@pytest.mark.parametrize("state", ["FAILED", "SUCCEEDED"])
+def test_a_driver_that_died_before_it_began_is_replaced(server, settings, storage, state):
+    name = submitted(storage, server)
+    supervisor = Supervisor(settings)
+    watch_for(supervisor)
+    assert server.submitted == []
+    server.states[f"{name}-d0"] = state
+    watch(supervisor, lambda: server.submitted)
+    watch_for(supervisor)
+    assert server.submitted == [f"{name}-d1"]
+
+
+def test_a_driver_that_the_cluster_does_not_know_may_be_another_clusters(server, settings, storage, monkeypatch):
+    name = submitted(storage, server)
+    del server.states[f"{name}-d0"]
+    elsewhere = Settings(root=settings.root, mlflow="", jobs=server.url, local=True)
+    supervisor = Supervisor(elsewhere)
+    watch_for(supervisor)
+    assert server.submitted == []
+    monkeypatch.setattr(losses, "UNKNOWN_SECONDS", 0.1)
+    watch(supervisor, lambda: server.submitted)
+    # Of the driver that it submitted itself it knows which cluster has it.
+    monkeypatch.setattr(losses, "UNKNOWN_SECONDS", 600)
+    monkeypatch.setattr(losses, "SENDING_SECONDS", 0.1)
+    del server.states[f"{name}-d1"]
+    watch(supervisor, lambda: len(server.submitted) == 2)
+
+
+def ended(state: str) -> Callable[[Storage, JobServer], object]:
+    def act(storage: Storage, server: JobServer) -> None:
+        name, head = begun(storage, server)
+        head.release(state)
+        mark(storage, name, state, head.epoch)
+
+    return act
+
+
+def failed_by_its_user(storage: Storage, server: JobServer) -> None:
+    name = submitted(storage, server, "FAILED")
+    flow = Workflow(name="toy", stages={"first": Source(), "second": Upper(text="first", mistake="lr=-1")})
+    assert drive(storage, name, 0, flow) == "failed"
+
+
+def cancelled(storage: Storage, server: JobServer) -> None:
+    request_cancel(storage, begun(storage, server)[0])
+
+
+def cancelled_before_it_began(storage: Storage, server: JobServer) -> None:
+    request_cancel(storage, submitted(storage, server, "FAILED"))
+
+
+def stopped_by_hand(storage: Storage, server: JobServer) -> None:
+    begun(storage, server, "STOPPED")
+
+
+def in_the_foreground(storage: Storage, server: JobServer) -> None:
+    name = create(storage, FLOW)
+    head = Head.acquire(storage, f"workflows/{name}", "lost", ttl=LEASE)
+    assert head is not None
+    mark(storage, name, "running", head.epoch)
+
+
+LEFT_ALONE = [
+    *(ended(state) for state in ("done", "failed", "stopped")),
+    *(failed_by_its_user, cancelled, cancelled_before_it_began, stopped_by_hand, in_the_foreground),
+]
+
+
+@pytest.mark.parametrize("act", LEFT_ALONE)
+def test_what_has_ended_or_was_ended_is_left_alone(server, settings, storage, act):
+    act(storage, server)
+    lines: list[str] = []
+    watch_for(Supervisor(settings, report=lines.append))
+    assert server.submitted == []
+    assert len(lines) <= 1
+
+
+def test_what_was_cancelled_and_resumed_is_watched_again(server, settings, storage):
+    name, _ = begun(storage, server)
+    request_cancel(storage, name)
+    Head.acquire(storage, f"workflows/{name}", "resumed", ttl=LEASE)
+    watch(Supervisor(settings), lambda: server.submitted)
+
+
+def test_of_two_supervisors_one_submits(server, settings, storage):
+    names = [begun(storage, server)[0] for _ in range(3)]
+    stop = threading.Event()
+
+    def look() -> None:
+        supervisor = Supervisor(settings)
+        while not stop.is_set():
+            supervisor.round()
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while len(server.submitted) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(4 * LEASE)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(server.submitted) == sorted(f"{name}-d1" for name in names)
+
+
+def test_a_supervisor_that_ended_between_its_note_and_the_driver_is_replaced(server, settings, storage, monkeypatch):
+    name, _ = begun(storage, server)
+    assert claim(storage, name, Note(lost=0, tries=1, progress=(0, 0, 0), address=server.url), None)
+    supervisor = Supervisor(settings)
+    watch_for(supervisor)
+    assert server.submitted == []
+    monkeypatch.setattr(supervise, "CLAIM_SECONDS", 0.1)
+    watch(supervisor, lambda: server.submitted)
+    found = read_note(storage, name)
+    assert found is not None
+    assert (found[0].lost, found[0].tries) == (0, 2)
+
+
+def fail_all(server: JobServer) -> None:
+    server.states.update(dict.fromkeys(server.states, "FAILED"))
+
+
+def test_the_budget_is_finite_and_outlives_the_supervisor(server, settings, storage):
+    name = submitted(storage, server, "FAILED")
+    for number in range(1, 4):
+        # Each of them is a supervisor of its own.
+        watch(Supervisor(settings, budget=3), lambda number=number: len(server.submitted) == number)
+        fail_all(server)
+    lines: list[str] = []
+    supervisor = Supervisor(settings, budget=3, report=lines.append)
+    watch(supervisor, lambda: lines)
+    assert "3 more drivers were lost before the workflow got on" in lines[0]
+    state, message = told(storage, name)
+    assert (state, listed(storage)[name]) == ("failed", "failed")
+    assert f"`patchline resume {name}`" in message
+    watch_for(supervisor)
+    assert len(server.submitted) == 3
+    # Whoever resumes it gives the budget back.
+    api.submit_driver(storage, name, settings)
+    fail_all(server)
+    watch(supervisor, lambda: len(server.submitted) == 5)
+
+
+def test_a_workflow_that_gets_on_earns_its_budget_back(server, settings, storage):
+    name = submitted(storage, server, "FAILED")
+    supervisor = Supervisor(settings, budget=1)
+    watch(supervisor, lambda: server.submitted)
+    half = Workflow(name="toy", stages={"first": Source()})
+    assert drive(storage, name, 1, half) == "done"
+    # As if this driver had more to do, and died.
+    mark(storage, name, "submitted")
+    fail_all(server)
+    watch(supervisor, lambda: len(server.submitted) == 2)
+    fail_all(server)
+    watch(supervisor, lambda: told(storage, name)[0] == "failed")
+    assert len(server.submitted) == 2
+
+
+def test_a_cluster_that_is_away_is_waited_for_and_costs_no_budget(server, settings, storage, monkeypatch):
+    name, _ = begun(storage, server)
+    lines: list[str] = []
+    supervisor = Supervisor(settings, report=lines.append)
+    server.token = "secret"
+    watch_for(supervisor)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"waiting for the cluster: the Ray cluster at {server.url} refused us")
+    assert read_note(storage, name) is None
+    server.token = None
+    watch(supervisor, lambda: server.submitted)
+    assert "the cluster is back" in lines
+
+
+def test_a_cluster_that_goes_away_in_between_leaves_the_workflow_to_the_next_try(
+    server, settings, storage, monkeypatch
+):
+    monkeypatch.setattr(losses, "SENDING_SECONDS", 0.1)
+    name, _ = begun(storage, server)
+    supervisor = Supervisor(settings)
+    server.refusing = "the head is about to end"
+    watch(supervisor, lambda: read_note(storage, name))
+    watch_for(supervisor)
+    assert listed(storage) == {name: "submitted"}
+    server.refusing = None
+    watch(supervisor, lambda: server.submitted)
+
+
+def test_storage_that_is_away_is_waited_for_and_takes_nobodys_lease(server, settings, storage, tmp_path):
+    _, head = begun(storage, server, "RUNNING")
+    lines: list[str] = []
+    supervisor = Supervisor(settings, report=lines.append)
+    supervisor.round()
+    root, kept = tmp_path / "root", tmp_path / "kept"
+    root.rename(kept)
+    root.symlink_to(root)
+    # Longer than a lease: its driver cannot renew it.
+    watch_for(supervisor)
+    assert len(lines) == 1
+    assert lines[0].startswith("waiting for storage: ")
+    root.unlink()
+    kept.rename(root)
+    supervisor.round()
+    head.renew()
+    assert server.submitted == []
+    assert lines[1:] == ["storage is back"]
+
+
+def test_one_that_cannot_be_read_is_told_once_and_the_others_are_watched(server, settings, storage):
+    unread, _ = begun(storage, server)
+    body = storage.read(f"workflows/{unread}/HEAD.json").replace(b'"format":2', b'"format":99')
+    storage.write(f"workflows/{unread}/HEAD.json", body)
+    newer, _ = begun(storage, server)
+    storage.write(f"workflows/{newer}/SUPERVISE.json", b'{"format": %d, "moon": "full"}' % (FORMAT + 1))
+    name, _ = begun(storage, server)
+    lines: list[str] = []
+    supervisor = Supervisor(settings, report=lines.append)
+    watch(supervisor, lambda: server.submitted)
+    watch_for(supervisor)
+    assert server.submitted == [f"{name}-d1"]
+    assert sum(unread in line and "install a newer patchline" in line for line in lines) == 1
+    assert sum(newer in line and "install a newer patchline" in line for line in lines) == 1
