@@ -24,7 +24,7 @@ def ask(address: str, path: str) -> dict[str, Any] | None:
     Raises UserError where nobody answers there in time, or where it refuses us.
     """
     try:
-        request = urllib.request.Request(f"{address.rstrip('/')}{path}", headers=_authorization())
+        request = urllib.request.Request(f"{address.rstrip('/')}{path}", headers=authorization())
         with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=_context(address)) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
@@ -47,7 +47,8 @@ def _refused(address: str, error: urllib.error.HTTPError) -> UserError:
     return UserError(f"the job server at {address} answers HTTP {error.code}: {text}; look at the log of its dashboard")
 
 
-def _authorization() -> dict[str, str]:
+def authorization() -> dict[str, str]:
+    """What says who we are, as the environment has it now: Ray itself reads that once, as it is imported."""
     token = _token()
     return {"Authorization": f"Bearer {token}"} if token else {}
 

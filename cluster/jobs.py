@@ -114,7 +114,7 @@ def _ask(address: str, request: Callable[[Any], T]) -> T:
     try:
         # Ray's client prefers these to the address that it is given.
         with in_force({"RAY_API_SERVER_ADDRESS": None, "RAY_ADDRESS": None}):
-            client = JobSubmissionClient(address)
+            client = JobSubmissionClient(address, headers=job_server.authorization())
         return request(client)
     except AuthenticationError:
         raise UserError(

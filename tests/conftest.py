@@ -17,6 +17,9 @@ from cluster import local
 from cluster.local.stack import Stack
 from cluster.storage import Storage, open_storage
 
+# Ray reads how it authenticates once, when it is first imported; the fixtures below come after the collection.
+os.environ["RAY_AUTH_MODE"] = "token"
+
 # A slow machine is no defect of what is tested.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

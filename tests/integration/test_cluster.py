@@ -410,6 +410,25 @@ def test_a_wrong_token_is_a_mistake_of_the_user(stack: Stack, tmp_path: Path):
     )
 
 
+def test_a_process_that_has_imported_ray_before_it_knew_the_token_is_let_in(stack: Stack):
+    late = (
+        "import json, sys, ray; from cluster import jobs; from cluster.environment import in_force\n"
+        "with in_force(json.load(sys.stdin)): print(jobs.stop(sys.argv[1], 'nobody'))"
+    )
+    strangers = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    run = subprocess.run(
+        [sys.executable, "-c", late, stack.jobs_address],
+        input=json.dumps(stack.environment()),
+        env={**strangers, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "nobody does not exist" in run.stderr
+    assert "refused" not in run.stderr
+
+
 def test_a_workflow_that_no_cluster_takes_leaves_nothing(stack_environment: Stack, s3_root: str):
     from pipeline import api
     from pipeline.settings import Settings

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 from PIL import Image
 
@@ -25,7 +24,7 @@ from pipeline.config import load_workflow, shipped
 from pipeline.driver import create
 from pipeline.head import LeaseLost
 from pipeline.record import EventLog, mark
-from tests.unit.pipeline.job_server import JobServer
+from tests.unit.pipeline.job_server import RAY, JobServer
 
 COMMANDS = [
     *("up", "down", "demo", "plan", "run", "submit", "ingest", "status", "logs", "list", "resume", "cancel", "ui"),
@@ -325,9 +324,7 @@ def test_a_workflow_is_submitted_and_retried_by_its_id(patchline, home: Path, mo
     from cluster import jobs
 
     sent: list[str] = []
-    monkeypatch.setattr(
-        jobs, "versions", lambda address: jobs.Versions(ray=ray.__version__, python=platform.python_version())
-    )
+    monkeypatch.setattr(jobs, "versions", lambda address: jobs.Versions(ray=RAY, python=platform.python_version()))
     monkeypatch.setattr(jobs, "status", lambda address, job: "PENDING")
     monkeypatch.setattr(jobs, "submit", lambda address, command, *, submission_id, **_: sent.append(submission_id))
     places = ["--address", "http://head:8265", "--root", f"file://{home}-results", "--mlflow", "http://mlflow:5000"]

@@ -8,7 +8,6 @@ import threading
 from typing import ClassVar
 
 import pytest
-import ray
 
 from cluster.errors import UserError
 from cluster.storage import Storage, open_storage
@@ -28,6 +27,7 @@ from pipeline.settings import Settings
 from pipeline.status import StatusReader
 from pipeline.usage import References
 from stages.context import Context, Inputs, Result
+from tests.unit.pipeline.job_server import RAY
 from tests.unit.pipeline.toys import CALLS, Source, Upper, run_source
 
 
@@ -231,9 +231,7 @@ def test_a_deleted_id_can_be_submitted_again(settings, storage, monkeypatch):
     from cluster import jobs
 
     sent: list[str] = []
-    monkeypatch.setattr(
-        jobs, "versions", lambda address: jobs.Versions(ray=ray.__version__, python=platform.python_version())
-    )
+    monkeypatch.setattr(jobs, "versions", lambda address: jobs.Versions(ray=RAY, python=platform.python_version()))
     monkeypatch.setattr(jobs, "status", lambda address, job: "GONE")
     monkeypatch.setattr(jobs, "submit", lambda address, command, *, submission_id, **_: sent.append(submission_id))
     on_ray = Settings(root=settings.root, mlflow="http://mlflow:5000", jobs="http://head:8265")

@@ -7,7 +7,6 @@ import threading
 from typing import ClassVar
 
 import pytest
-import ray
 
 from cluster import jobs
 from cluster.errors import UserError
@@ -24,6 +23,7 @@ from pipeline.runner import Runner
 from pipeline.settings import Settings
 from pipeline.status import StatusReader, match_id, states
 from stages.context import Context, Inputs, Result
+from tests.unit.pipeline.job_server import RAY
 from tests.unit.pipeline.toys import CALLS, Source, Upper, run_upper
 
 ADDRESS = "http://head:8265"
@@ -69,9 +69,7 @@ def toys(monkeypatch):
 def cluster(monkeypatch) -> dict[str, str]:
     """A job server in name only: the states of its jobs by their ids, which a test can change."""
     known: dict[str, str] = {}
-    monkeypatch.setattr(
-        jobs, "versions", lambda address: jobs.Versions(ray=ray.__version__, python=platform.python_version())
-    )
+    monkeypatch.setattr(jobs, "versions", lambda address: jobs.Versions(ray=RAY, python=platform.python_version()))
     monkeypatch.setattr(
         jobs, "submit", lambda address, command, *, submission_id, **_: known.update({submission_id: "PENDING"})
     )

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 
 from cluster import jobs
 from cluster.errors import UserError
@@ -19,7 +18,7 @@ from pipeline.record import builds, listed, mark
 from pipeline.settings import Settings
 from pipeline.status import StatusReader
 from pipeline.versions import check_pins, check_versions
-from tests.unit.pipeline.job_server import JobServer
+from tests.unit.pipeline.job_server import RAY, JobServer
 from tests.unit.pipeline.toys import Source
 
 TEXT = "name: toy\nstages: {ingest: {source: {kind: digits}}}\n"
@@ -50,11 +49,11 @@ def test_of_the_same_versions_nothing_is_said(settings):
 
 
 def test_a_difference_that_works_is_told_with_both_versions(server, settings):
-    server.python, server.ray = "3.12.4", f"{ray.__version__}.post1"
+    server.python, server.ray = "3.12.4", f"{RAY}.post1"
     here = platform.python_version()
     assert told(settings) == [
         f"the cluster at {server.url} has Python 3.12.4, this machine {here}: the cluster's counts",
-        f"the cluster at {server.url} has Ray {server.ray}, this machine {ray.__version__}: the cluster's counts",
+        f"the cluster at {server.url} has Ray {server.ray}, this machine {RAY}: the cluster's counts",
     ]
 
 
@@ -82,7 +81,7 @@ def test_the_local_stack_runs_on_this_very_installation(server, settings):
 
 
 def test_a_cluster_that_does_not_say_its_python_is_told_what_is_needed(server, settings, monkeypatch):
-    monkeypatch.setattr(jobs, "versions", lambda address: jobs.Versions(ray=ray.__version__, python=None))
+    monkeypatch.setattr(jobs, "versions", lambda address: jobs.Versions(ray=RAY, python=None))
     assert told(settings) == [
         f"the cluster at {server.url} does not say its version of Python; this patchline needs >=3.11"
     ]
@@ -110,7 +109,7 @@ def test_another_kind_of_server_is_no_cluster(settings):
 def test_pinned_builds_are_compared_and_all_differences_told_at_once():
     check_pins({})
     check_pins({name: builds()[name] for name in ("python", "torch", "numpy")})
-    check_pins({"ray": ray.__version__})
+    check_pins({"ray": RAY})
     with pytest.raises(UserError) as refused:
         check_pins({"torch": "1.0", "numpy": builds()["numpy"], "moon": "2.0"})
     assert str(refused.value) == (
