@@ -20,6 +20,7 @@ from pipeline.settings import Settings
 from pipeline.status import StatusReader, match_id
 
 MESSAGE = "cancelled at once; `resume` goes on from the last committed checkpoint"
+LOST = "cancelled; its driver was lost: `resume` goes on from the last committed checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,19 @@ def cancel_now(workflow_id: str | None, settings: Settings) -> Cancelled:
     if head.owner != own and reader.status.state != "submitted":
         raise UserError(f"{found} has just ended ({head.state}): there is nothing to cancel")
     stages = _end_stages(storage, found, reader, own)
-    _tell(storage, found, head, stages, began=before is not None)
+    _tell(storage, found, head, stages, MESSAGE if before is not None else "cancelled before a driver began")
     told, problem = _stop_jobs(found, newest_driver(storage, found), settings)
     return Cancelled(id=found, jobs=told, problem=problem)
+
+
+def end_lost(storage: Storage, workflow_id: str) -> None:
+    """End a workflow that was cancelled, and whose driver is lost: nobody is there to save a checkpoint first."""
+    reader = StatusReader(storage, workflow_id, [])
+    reader.update()
+    own = f"cancel/{socket.gethostname()}/{os.getpid()}"
+    head = seize(storage, f"workflows/{workflow_id}", own)
+    if head.owner == own or reader.status.state == "submitted":
+        _tell(storage, workflow_id, head, _end_stages(storage, workflow_id, reader, own), LOST)
 
 
 def _check_runs(storage: Storage, workflow_id: str, state: str) -> None:
@@ -75,17 +86,17 @@ def _end_stages(storage: Storage, workflow_id: str, reader: StatusReader, own: s
     return ended
 
 
-def _tell(storage: Storage, workflow_id: str, head: HeadDocument, stages: list[str], *, began: bool) -> None:
+def _tell(storage: Storage, workflow_id: str, head: HeadDocument, stages: list[str], message: str) -> None:
     """As the driver would have told its end; at the higher epoch, so that what it still says itself does not count."""
     events = EventLog(storage, workflow_id)
     events.epoch = head.epoch
     for name in stages:
-        events.append("stage_stopped", name, message=MESSAGE)
+        events.append("stage_stopped", name, message=message)
     events.append(
         "workflow_ended",
         state="stopped",
         driver=newest_driver(storage, workflow_id),
-        message=MESSAGE if began else "cancelled before a driver began",
+        message=message,
     )
     mark(storage, workflow_id, "stopped", head.epoch)
 

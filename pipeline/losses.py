@@ -40,6 +40,8 @@ class Loss:
     workflow: str
     driver: int
     reason: str
+    cancelled: bool = False
+    """Whether it was asked to stop before it was lost, so that nobody wants it back."""
 
 
 class LossWatch:
@@ -86,9 +88,10 @@ class LossWatch:
             # It ran in the foreground of somebody's machine, and never was a cluster's.
             return None
         reason = self._reason(workflow, driver, state)
-        if reason is None or self._was_cancelled(workflow, found[0] if found else None):
+        if reason is None:
             return None
-        return Loss(workflow=workflow, driver=driver, reason=reason)
+        cancelled = self._was_cancelled(workflow, found[0] if found else None)
+        return Loss(workflow=workflow, driver=driver, reason=reason, cancelled=cancelled)
 
     def _stale(self, workflow: str, head: HeadDocument, tag: str) -> bool:
         return self._leases.setdefault(workflow, LeaseWatch()).stale(tag, head.ttl_seconds)
@@ -135,10 +138,7 @@ class LossWatch:
         check_format(request["format"], CANCEL_FORMAT, key)
         # A driver that ended by itself has answered the requests of its epoch.
         least = 1 if head is None else head.epoch + (head.state != "running")
-        if request["epoch"] < least:
-            return False
-        self.leave_alone(workflow, f"it was cancelled; `patchline resume {workflow}` continues it")
-        return True
+        return request["epoch"] >= least
 
     def leave_alone(self, workflow: str, why: str) -> None:
         """Tell, once, that a workflow gets no new driver for now."""

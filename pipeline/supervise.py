@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from cluster.errors import UserError
 from pipeline.api import jobs_address, submit_driver
+from pipeline.cancelling import end_lost
 from pipeline.driver import end_failed
 from pipeline.head import LeaseWatch
 from pipeline.losses import ClusterAway, Loss, LossWatch, progress
@@ -101,6 +102,10 @@ class Supervisor:
 
     def _answer(self, loss: Loss) -> bool:
         """Submit a driver where it is due, and nobody else does; whether one was."""
+        if loss.cancelled:
+            end_lost(self._storage, loss.workflow)
+            self._report(f"{loss.workflow}: {loss.reason}, and it was cancelled: ended")
+            return False
         found = read_note(self._storage, loss.workflow)
         note, tag = found if found is not None else (None, None)
         if note is not None and tag is not None and self._in_hand(loss, note, tag):

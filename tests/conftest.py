@@ -17,9 +17,6 @@ from cluster import local
 from cluster.local.stack import Stack
 from cluster.storage import Storage, open_storage
 
-# Ray reads how it authenticates once, when it is first imported; the fixtures below come after the collection.
-os.environ["RAY_AUTH_MODE"] = "token"
-
 # A slow machine is no defect of what is tested.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
@@ -68,6 +65,10 @@ def own_environment() -> Iterator[None]:
             del os.environ[name]
     os.environ["PATCHLINE_HOME"] = tempfile.mkdtemp(prefix="patchline-home-")
     os.environ["RAY_AUTH_MODE"] = "token"
+    # Of no cluster: Ray does not even ask one without.
+    token = Path(os.environ["PATCHLINE_HOME"]) / "ray-token"
+    token.write_text("0" * 64)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
     # A cluster's machines have the environment's python on their path.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     yield

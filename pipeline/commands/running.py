@@ -10,7 +10,7 @@ import typer
 from pipeline.commands.base import Address, AsJson, Mlflow, Name, Root, Since, WorkflowId, console
 from pipeline.commands.shown import follow_to_end, match, print_json, print_note, print_status, program
 from pipeline.settings import Settings, resolve
-from pipeline.words import seconds_of
+from pipeline.words import duration, seconds_of
 
 app = typer.Typer()
 
@@ -100,12 +100,15 @@ def cancel(
         _cancel_now(workflow_id, settings, as_json=as_json)
         return
     from pipeline.api import cancel as cancel_workflow
+    from pipeline.status import silence
 
     found = cancel_workflow(workflow_id, settings)
     if as_json:
         print_json({"id": found, "now": False})
         return
     console.print(f"{found} will stop after a checkpoint; `{program()} resume {found}` continues it", soft_wrap=True)
+    if (seconds := silence(settings.storage(), found)) is not None:
+        print_note(f"its driver has been silent for {duration(seconds)}: `{program()} cancel --now {found}` ends it")
 
 
 def _cancel_now(workflow_id: str | None, settings: Settings, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -37,5 +38,8 @@ def supervise(
     settings = resolve(root=root, mlflow=mlflow, address=address)
     supervisor = Supervisor(settings, budget=budget, report=report)
     report(f"watching {settings.root} for the cluster at {settings.jobs}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A shell starts what runs in its background deaf to SIGINT.
+        signal.signal(number, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         supervisor.run(threading.Event())

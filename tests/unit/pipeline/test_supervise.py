@@ -11,6 +11,7 @@ import pytest
 
 from cluster.storage import Storage
 from pipeline import api, losses, supervise
+from pipeline.cancelling import LOST
 from pipeline.config import Workflow
 from pipeline.driver import create
 from pipeline.head import Head
@@ -19,7 +20,7 @@ from pipeline.kinds import KINDS
 from pipeline.record import EventLog, listed, mark
 from pipeline.runner import Runner
 from pipeline.settings import Settings
-from pipeline.status import StatusReader
+from pipeline.status import StatusReader, states
 from pipeline.supervise import Supervisor
 from pipeline.supervise_note import FORMAT, Note, claim, read_note
 from tests.unit.pipeline.job_server import JobServer
@@ -202,7 +203,7 @@ def in_the_foreground(storage: Storage, server: JobServer) -> None:
 
 LEFT_ALONE = [
     *(ended(state) for state in ("done", "failed", "stopped")),
-    *(failed_by_its_user, cancelled, cancelled_before_it_began, stopped_by_hand, in_the_foreground),
+    *(failed_by_its_user, stopped_by_hand, in_the_foreground),
 ]
 
 
@@ -213,6 +214,20 @@ def test_what_has_ended_or_was_ended_is_left_alone(server, settings, storage, ac
     watch_for(Supervisor(settings, report=lines.append))
     assert server.submitted == []
     assert len(lines) <= 1
+
+
+@pytest.mark.parametrize("act", [cancelled, cancelled_before_it_began])
+def test_what_was_cancelled_before_its_driver_was_lost_is_ended(server, settings, storage, act):
+    act(storage, server)
+    (name,) = listed(storage)
+    lines: list[str] = []
+    watch(Supervisor(settings, report=lines.append), lambda: listed(storage)[name] == "stopped")
+    assert server.submitted == []
+    assert lines[-1].endswith("and it was cancelled: ended")
+    reader = StatusReader(storage, name, [])
+    reader.update()
+    assert (reader.status.state, reader.status.message) == ("stopped", LOST)
+    assert states(storage) == {name: "stopped"}
 
 
 def test_what_was_cancelled_and_resumed_is_watched_again(server, settings, storage):
@@ -304,7 +319,7 @@ def test_a_cluster_that_is_away_is_waited_for_and_costs_no_budget(server, settin
     server.token = "secret"
     watch_for(supervisor)
     assert len(lines) == 1
-    assert lines[0].startswith(f"waiting for the cluster: the Ray cluster at {server.url} refused us")
+    assert lines[0].startswith(f"waiting for the cluster: the Ray cluster at {server.url} refused our token")
     assert read_note(storage, name) is None
     server.token = None
     watch(supervisor, lambda: server.submitted)

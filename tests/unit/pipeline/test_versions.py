@@ -90,6 +90,7 @@ def test_a_cluster_that_does_not_say_its_python_is_told_what_is_needed(server, s
 def test_a_token_that_is_missing_and_one_that_is_wrong_are_told_apart(server, settings, monkeypatch, tmp_path):
     server.token = "the right one"
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     with pytest.raises(UserError, match=f"the Ray cluster at {server.url} refused us, without a token: set RAY_AUTH_M"):
         told(settings)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "the wrong one")
