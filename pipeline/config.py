@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from cluster.errors import UserError, check_format
+from pipeline.branch import branched
 from pipeline.consistency import check_stages
 from pipeline.explain import explain
 from pipeline.identity import references
@@ -24,14 +25,18 @@ from pipeline.sweep import expand
 from pipeline.yaml_file import apply_override, read_yaml
 from stages.config import Config, StageConfig
 
-SWEEP = {
+BESIDE = {
     "sweep": {"type": "object", "description": "fields, each with a list of values: a stage for each combination"},
     "choose": {
         "type": "object",
         "description": "which of a sweep's models is this stage's: metric, and mode max or min",
     },
+    "branch": {
+        "type": "object",
+        "description": "of a pretrain stage: from, such as pretrain@200000, and cooldown, the updates after that",
+    },
 }
-"""What a stage of the file may have beside its own fields; see `pipeline.sweep`."""
+"""What a stage of the file may have beside its own fields; see `pipeline.sweep` and `pipeline.branch`."""
 RECIPES = Path(__file__).parent / "recipes"
 FORMAT = 1
 """Of a stored workflow file. A user's own need not name it."""
@@ -197,7 +202,7 @@ def json_schema() -> dict[str, Any]:
     for kind, config in KINDS.items():
         stage = config.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
         definitions |= stage.pop("$defs", {})
-        stage["properties"] = {"kind": {"const": kind}, **stage["properties"], **SWEEP}
+        stage["properties"] = {"kind": {"const": kind}, **stage["properties"], **BESIDE}
         definitions[config.__name__] = stage
         choices.append({"$ref": f"#/$defs/{config.__name__}"})
     schema["properties"]["format"] = {"const": FORMAT, "description": "of this file; need not be there"}
@@ -214,9 +219,10 @@ def _check_format(source: str, found: Any) -> None:
 
 def _stages(source: str, bodies: dict[Any, Any]) -> dict[str, StageConfig]:
     stages: dict[str, StageConfig] = {}
-    for name, body in bodies.items():
+    for name in bodies:
         _check_stage_name(f"{source}: stages: ", name)
         try:
+            body = branched(name, bodies)
             expanded = expand(name, body) if isinstance(body, dict) else {name: body}
         except UserError as error:
             raise UserError(f"{source}: {error}") from error

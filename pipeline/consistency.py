@@ -14,10 +14,17 @@ from stages.mixture.config import MixtureConfig
 from stages.models.config import ModelConfig
 from stages.pretrain.config import PretrainConfig
 from stages.subset.config import SubsetConfig
+from stages.training.config import TrainingConfig
 
 Stages = Mapping[str, StageConfig]
 SHAPE = ("width", "depth", "mlp_dim", "num_heads", "patch_size", "pool", "head")
 """Fields of a network in which it has to be equal to one whose weights it begins with, head and all."""
+
+SHARED = (
+    *("data", "model", "resolution", "global_batch", "input", "seed", "optimizer", "precision", "polyak_decay"),
+    *("updates", "epochs"),
+)
+"""Fields in which a branch has to be as its trunk."""
 
 
 def check_stages(stages: Stages) -> None:
@@ -27,8 +34,27 @@ def check_stages(stages: Stages) -> None:
             trained_model(stages, name)
         elif isinstance(config, PretrainConfig) and config.init_from and has_known_model(stages, config.init_from):
             _check_start(name, config, trained_model(stages, config.init_from))
+        elif isinstance(config, PretrainConfig) and config.trunk:
+            _check_branch(name, config, stages[config.trunk])
         elif isinstance(config, FewshotConfig) and has_known_model(stages, config.model):
             _check_fewshot(stages, name, config)
+
+
+def told_at_once(stages: Stages) -> list[str]:
+    """What is no contradiction, and still worth a look before a workflow runs."""
+    found = {name: other_batch(config) for name, config in stages.items() if isinstance(config, TrainingConfig)}
+    return [f"{name}: {line}" for name, line in found.items() if line]
+
+
+def other_batch(config: TrainingConfig) -> str:
+    """What a global batch that is not the one the learning rate is for makes of it; empty where it is that one."""
+    if config.lr_batch in (None, config.global_batch):
+        return ""
+    at = f"global_batch={config.global_batch:,}, and lr={config.lr:g} is for {config.lr_batch:,}"
+    if config.lr_scale != "none":
+        return f"{at}: lr_scale={config.lr_scale} makes it {config.peak_lr:.3g}"
+    rules = " and ".join(f"{rule} makes it {config.scaled_lr(rule):.3g}" for rule in ("linear", "sqrt"))
+    return f"{at}: with lr_scale, {rules}"
 
 
 def trained_model(stages: Stages, name: str) -> ModelConfig:
@@ -54,6 +80,22 @@ def _check_start(name: str, config: PretrainConfig, source: ModelConfig) -> None
         if own != theirs:
             source_name = f"that of the model from '{config.init_from}'"
             raise UserError(f"stages.{name}.model.{field}: got {own}, expected {theirs}, {source_name}")
+
+
+def _check_branch(name: str, config: PretrainConfig, trunk: StageConfig) -> None:
+    """A branch sees the samples that its trunk would have seen, with the same network and optimizer."""
+    if not isinstance(trunk, PretrainConfig):
+        raise UserError(f"stages.{name}.trunk: '{config.trunk}' is no pretrain stage: its checkpoints are of another")
+    for field in SHARED:
+        own, theirs = getattr(config, field), getattr(trunk, field)
+        if own != theirs:
+            raise UserError(f"stages.{name}.{field}: got {own}, expected {theirs}, that of its trunk '{config.trunk}'")
+    at = config.branch_at or 0
+    if at != trunk.updates and (not trunk.keep_every or at % trunk.keep_every):
+        raise UserError(
+            f"stages.{name}: '{config.trunk}' keeps no checkpoint of update {at:,}, at which this one branches off: "
+            f"set its keep_every, now {trunk.keep_every}, to {at} or a divisor of it"
+        )
 
 
 def has_known_model(stages: Stages, name: str) -> bool:

@@ -10,7 +10,7 @@ from cluster.errors import UserError
 from cluster.shapes import ClusterShape
 from cluster.storage import Storage
 from pipeline.config import Workflow
-from pipeline.consistency import has_known_model, trained_model
+from pipeline.consistency import has_known_model, other_batch, trained_model
 from pipeline.estimate import Estimate, Terms, estimate
 from pipeline.head import read_head
 from pipeline.identity import differences, fingerprint, references, stage_folder
@@ -176,6 +176,9 @@ def _add_work(
     except UserError as error:
         raise UserError(f"stages.{stage.name}: {error}") from error
     network = Network(model=model, resolution=config.resolution, num_classes=classes)
+    stage.warnings = _warnings(config, model.dropout, updates)
+    # A branch's trunk has made those before.
+    updates -= config.begins_at[1] if config.begins_at else 0
     seen = updates * config.global_batch
     stage.work = {
         "parameters": network.parameters,
@@ -184,7 +187,6 @@ def _add_work(
         "images": seen,
         "exaflops": 6 * forward_macs(model, config.resolution, classes) * seen / 1e18,
     }
-    stage.warnings = _warnings(config, model.dropout, updates)
     if question.shape is not None and stage.action != "reuse":
         terms = _terms(storage, question, config, network)
         stage.estimate = estimate(config, network, updates, question.shape, terms)
@@ -215,13 +217,8 @@ def _warnings(config: TrainingConfig, dropout: float, updates: int) -> list[str]
             f"polyak_decay={config.polyak_decay}: after {updates:,} updates {initial:.0%} of the average is what "
             f"training began with: {better} leaves {INITIAL_SHARE:.0%}"
         )
-    if config.lr_batch not in (None, config.global_batch):
-        at = f"global_batch={config.global_batch:,}, and lr={config.lr:g} is for {config.lr_batch:,}"
-        if config.lr_scale == "none":
-            rules = " and ".join(f"{rule} makes it {config.scaled_lr(rule):.3g}" for rule in ("linear", "sqrt"))
-            warnings.append(f"{at}: with lr_scale, {rules}")
-        else:
-            warnings.append(f"{at}: lr_scale={config.lr_scale} makes it {config.peak_lr:.3g}")
+    if other := other_batch(config):
+        warnings.append(other)
     if dropout > 0:
         warnings.append(f"dropout={dropout}: its masks vary with the number of workers")
     return warnings

@@ -13,7 +13,7 @@ from cluster.gang import GangError, run_gang
 from cluster.storage import Storage
 from cluster.tasks import map_tasks
 from pipeline.garbage import collect
-from pipeline.head import Head, HeadDocument, LeaseLost, LeftOut, State
+from pipeline.head import Head, HeadDocument, LeaseLost, LeftOut, State, read_head
 from pipeline.identity import differences, fields_with_role, fingerprint, rounding_fields
 from pipeline.keeper import LeaseKeeper
 from pipeline.record import (
@@ -148,6 +148,8 @@ class StageRun:
                 self._roll_back(head, state, wanted)
             except CheckpointDamaged as damage:
                 self._end_attempt(state.attempt, "failed", damage.reason)
+                if not damage.prefix.startswith(f"{head.folder}/"):
+                    raise self._given_up(head, f"{damage.reason}; it is a checkpoint of the trunk") from None
                 left = len(head.forget_checkpoint(damage.prefix).checkpoints)
                 refused = {"reason": damage.reason, "checkpoint": damage.prefix, "left": left}
                 self.drive.events.append("checkpoint_refused", self.name, **refused)
@@ -325,6 +327,22 @@ class StageRun:
             print(f"cannot read the attempt's notes: {error}", flush=True)
             return []
 
+    def _trunk_checkpoint(self) -> str | None:
+        """What a branch begins with, or None for any other stage. Raises UserError where it is not kept."""
+        if self.config.begins_at is None:
+            return None
+        field, update = self.config.begins_at
+        found = read_head(self.drive.storage, self.inputs[field].folder)
+        kept = found[0].checkpoints if found is not None else ()
+        for item in kept:
+            if item.update == update:
+                return item.prefix
+        have = ", ".join(f"{item.update:,}" for item in kept) or "none"
+        trunk = getattr(self.config, field)
+        raise UserError(
+            f"'{trunk}' has no checkpoint of update {update:,} any more ({have}): `retry --from {trunk}` makes it again"
+        )
+
     def _expect(self, total: int) -> None:
         self.drive.events.append("stage_length", self.name, updates=total)
 
@@ -346,7 +364,7 @@ class StageRun:
             folder=head.folder,
             epoch=head.epoch,
             attempt=state.attempt,
-            checkpoint=state.checkpoint.prefix if state.checkpoint else None,
+            checkpoint=state.checkpoint.prefix if state.checkpoint else self._trunk_checkpoint(),
             rollbacks=_rollbacks(state),
             function=function,
             argument=argument,

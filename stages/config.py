@@ -69,6 +69,11 @@ class StageConfig(Config):
         """Digest of what the stage reads from outside the workflow; it enters the identity."""
         return None
 
+    @property
+    def begins_at(self) -> tuple[str, int] | None:
+        """The reference field whose stage's checkpoint this one begins with, and the update of it; None for none."""
+        return None
+
     def without_effect(self) -> frozenset[str]:
         """Fields that change nothing as the others are: they stay out of the identity."""
         return frozenset()

@@ -22,6 +22,7 @@ from pipeline.settings import resolve
 
 if TYPE_CHECKING:
     from pipeline.api import Submitted
+    from pipeline.config import Workflow
 
 app = typer.Typer()
 
@@ -87,6 +88,7 @@ def run(workflow: WorkflowName, override: Overrides = None, root: Root = None, m
     from pipeline.config import load_workflow
 
     loaded = load_workflow(workflow, override or [])
+    _print_warnings(loaded)
     settings = resolve(root=root, mlflow=mlflow)
     workflow_id, state = run_workflow(loaded, settings)
     print_status(workflow_id, settings)
@@ -114,6 +116,7 @@ def submit(
     from pipeline.config import load_workflow
 
     loaded = load_workflow(workflow, override or [])
+    _print_warnings(loaded)
     settings = resolve(root=root, mlflow=mlflow, address=address)
     found = submit_once(loaded, settings, workflow_id=workflow_id)
     if as_json:
@@ -123,6 +126,13 @@ def submit(
         print_note(_found_as(found))
     if follow:
         raise typer.Exit(follow_to_end(found.id, settings))
+
+
+def _print_warnings(workflow: Workflow) -> None:
+    from pipeline.consistency import told_at_once
+
+    for line in told_at_once(workflow.stages):
+        print_note(f"! {line}")
 
 
 def _found_as(found: Submitted) -> str:

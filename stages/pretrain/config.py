@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from stages.config import StageFunction
 
 
+BRANCH = ("trunk", "branch_at", "cooldown")
+
+
 class PretrainConfig(TrainingConfig):
     """Train a Vision Transformer on a data set's `train` split, from scratch or from another stage's weights."""
 
@@ -25,6 +28,11 @@ class PretrainConfig(TrainingConfig):
     init_from: str | None = reference("model", "stage whose weights to begin with, head and all", default=None)
     model: ModelConfig = Field(description="the network")
     resolution: int = Field(224, gt=0, description="side of the square training images in pixels")
+    trunk: str | None = reference("model", "pretrain stage to go on from, at branch_at, and to cool down", default=None)
+    branch_at: int | None = Field(None, gt=0, description="update of the trunk's checkpoint that a branch goes on from")
+    cooldown: int | None = Field(
+        None, gt=0, description="updates after that, in which the rate falls to end_lr in a straight line"
+    )
 
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
@@ -32,6 +40,34 @@ class PretrainConfig(TrainingConfig):
         if self.model.in_channels != 3:
             raise ValueError(f"model.in_channels={self.model.in_channels}: images are read as RGB, so it must be 3")
         return self
+
+    @model_validator(mode="after")
+    def _check_branch(self) -> Self:
+        given = [name for name in BRANCH if getattr(self, name) is not None]
+        if given and len(given) < len(BRANCH):
+            raise ValueError(f"a branch needs all of {', '.join(BRANCH)}; got {', '.join(given)} alone")
+        if given and self.init_from:
+            raise ValueError(f"init_from={self.init_from}: a branch begins with its trunk's checkpoint: take one away")
+        if self.branch_at is not None and self.updates is not None and self.branch_at > self.updates:
+            raise ValueError(f"branch_at={self.branch_at:,} is after the trunk's {self.updates:,} updates")
+        return self
+
+    @property
+    def begins_at(self) -> tuple[str, int] | None:
+        return ("trunk", self.branch_at) if self.trunk and self.branch_at else None
+
+    def without_effect(self) -> frozenset[str]:
+        # Stages that were made before there were branches are the same stages.
+        return super().without_effect() | (frozenset() if self.trunk else {"branch_at", "cooldown"})
+
+    def total_updates(self, images: int) -> int:
+        """Update at which the stage ends. `updates` or `epochs` of a branch are its trunk's."""
+        trunk = super().total_updates(images)
+        return trunk if self.branch_at is None or self.cooldown is None else self.branch_at + self.cooldown
+
+    def trunk_updates(self, images: int) -> int:
+        """Updates over which the learning rate's schedule goes: of a branch, its trunk's."""
+        return super().total_updates(images)
 
     @classmethod
     def function(cls) -> StageFunction:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 from cluster.errors import UserError
 from stages.context import Context, Inputs, Output, Result
 from stages.data.manifest import dataset_meta
 from stages.pretrain.config import PretrainConfig
 from stages.training.loop import Job
 from stages.training.run import run_training
+from stages.training.schedule import Cooldown
 
 
 def run(config: PretrainConfig, inputs: Inputs, context: Context) -> Result:
@@ -16,6 +19,10 @@ def run(config: PretrainConfig, inputs: Inputs, context: Context) -> Result:
     class_ids = tuple(i for i in range(len(dataset.classes)) if i not in dataset.held_out)
     if "init_from" in inputs:
         _check_classes(str(config.init_from), inputs["init_from"], [dataset.classes[i] for i in class_ids])
+    images = dataset.splits["train"].count
+    cooldown = None
+    if config.branch_at is not None and config.cooldown is not None:
+        cooldown = Cooldown(start=config.branch_at, updates=config.cooldown, trunk=config.trunk_updates(images))
     evaluation = {name: (name,) for name in ("validation", "test") if name in dataset.splits}
     job = Job(
         config=config,
@@ -25,10 +32,12 @@ def run(config: PretrainConfig, inputs: Inputs, context: Context) -> Result:
         splits=("train",),
         evaluation=evaluation,
         class_ids=class_ids,
-        updates=config.total_updates(dataset.splits["train"].count),
+        updates=config.total_updates(images),
         seed=context.seed,
         pretrained=inputs.get("init_from"),
         fresh_head=False,
+        cooldown=cooldown,
+        trunk_folder=str(PurePosixPath(inputs["trunk"].prefix).parents[1]) if "trunk" in inputs else None,
     )
     return run_training(job, context)
 

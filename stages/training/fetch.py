@@ -21,13 +21,16 @@ PREFIX = "patchline-restore"
 
 
 @contextmanager
-def fetched(rank: Rank, data: str) -> Iterator[CheckpointFiles]:
+def fetched(rank: Rank, data: str, trunk: str | None = None) -> Iterator[CheckpointFiles]:
     """The files of the rank's checkpoint, until all ranks have left. Collective. `data` is the data set's digest.
+
+    It is one of the rank's stage, or of a branch's `trunk`, by the key prefix of its folder.
 
     Raises CheckpointDamaged, on all ranks alike, where one finds that they are not what the manifest promises.
     """
     assert rank.checkpoint is not None
     folders: list[tuple[str, Path | None]] = [("", None)] * dist.get_world_size()
+    folder = trunk if trunk is not None and rank.checkpoint.startswith(f"{trunk}/") else rank.folder
     machine = machine_id()
     dist.all_gather_object(folders, (machine, None))
     first = [found for found, _ in folders].index(machine) == dist.get_rank()
@@ -39,7 +42,7 @@ def fetched(rank: Rank, data: str) -> Iterator[CheckpointFiles]:
         try:
             if first:
                 files.fetch(rank.storage, rank.checkpoint)
-                files.check_own(identity=PurePath(rank.folder).name, data=data)
+                files.check_own(identity=PurePath(folder).name, data=data)
         except Damaged as error:
             problem = str(error)
         if problem := agreed(problem):

@@ -43,7 +43,7 @@ from stages.training.manifest import Position
 from stages.training.meters import Meters
 from stages.training.report import Pending, StepReport
 from stages.training.restore import load_weights
-from stages.training.schedule import learning_rate
+from stages.training.schedule import Cooldown, cooled_rate, learning_rate
 from stages.training.watchdog import Watchdog
 
 
@@ -66,6 +66,16 @@ class Job:
     resampling: Mode = "scipy_bilinear"
     fresh_head: bool = True
     """Whether the pretrained model's head is left out."""
+    cooldown: Cooldown | None = None
+    """How a branch ends, which begins with a checkpoint of its trunk."""
+    trunk_folder: str | None = None
+    """Key prefix of the trunk's folder."""
+
+    def rate(self, update: int) -> float:
+        """Learning rate of an update."""
+        if self.cooldown is not None:
+            return cooled_rate(self.config, update, self.cooldown)
+        return learning_rate(self.config, update, self.updates)
 
     def about(self) -> dict[str, Any]:
         """What whoever uses the weights has to know. JSON."""
@@ -131,7 +141,7 @@ class _Run:
 
     Storage decides where it starts:
 
-    1. a committed checkpoint of this stage: its weights, optimizer, update and cursor;
+    1. a committed checkpoint of this stage, or at first of a branch's trunk: its weights, optimizer, update and cursor;
     2. a pretrained model: its weights, position embeddings resampled, its head or a fresh one; update 0;
     3. nothing: initialised from the seed; update 0.
 
@@ -144,7 +154,7 @@ class _Run:
         # Before there is an engine, whose peak of memory it would add to.
         peak = job.config.peak_tflops or (_matrix_rate(job.config, rank) if rank.rank == 0 else 0.0)
         data = job.dataset.digest
-        with fetched(rank, data) if rank.checkpoint is not None else nullcontext() as checkpoint:
+        with fetched(rank, data, job.trunk_folder) if rank.checkpoint is not None else nullcontext() as checkpoint:
             if checkpoint is not None:
                 position = checkpoint.position
                 load_weights(model, checkpoint)
@@ -181,7 +191,7 @@ class _Run:
             self.watchdog.at(f"update {update} computes")
             pending = self.engine.step(
                 batch,
-                learning_rate(config, update, job.updates),
+                job.rate(update),
                 seed=(job.seed, update, self.rank.rank),
                 signal=self.rank.stop_requested() is not None,
                 replaced=self.loader.replaced,
@@ -263,7 +273,7 @@ class _Run:
             "accuracy": report.accuracy,
             "gradient_norm": report.gradient_norm,
             "parameter_norm": report.parameter_norm,
-            "lr": learning_rate(self.job.config, update, self.job.updates),
+            "lr": self.job.rate(update),
             **self.meters.report(update, report.ranks),
             "checkpoint_seconds": self.checkpoints.seconds_stored or None,
             "replaced": report.replaced or None,

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from stages.training.config import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cooldown:
+    """How a branch ends: from its trunk's rate at update `start` to `end_lr`, in a straight line, in `updates`."""
+
+    start: int
+    updates: int
+    trunk: int
+    """Updates of the trunk's whole run, over which its own schedule goes."""
+
+
+def cooled_rate(config: TrainingConfig, update: int, cooldown: Cooldown) -> float:
+    """Learning rate of update `update` of a branch, `start` + 1 to `start` + `updates`.
+
+    As for linear decay, t counts from 0: the first update has the rate that it would have in the trunk.
+    """
+    rate = learning_rate(config, cooldown.start + 1, cooldown.trunk)
+    left = 1 - (update - 1 - cooldown.start) / cooldown.updates
+    return config.end_lr + (rate - config.end_lr) * left
 
 
 def learning_rate(config: TrainingConfig, update: int, total: int) -> float:

@@ -38,6 +38,7 @@ SERVERS = {"raylet": "ray", "head": "ray", "s3": "s3", "mlflow": "mlflow"}
 """Victims that do not come back by themselves, and the service of the stack that each belongs to."""
 AWAY_SECONDS = 20.0
 END_SECONDS = 600.0
+ORPHAN_SECONDS = 10.0
 STAGES = ("ingest", "pretrain", "finetune", "fewshot")
 CURVES = ("train/loss", "train/gradient_norm", "validation/loss")
 WHOLE = f"""{TEXT}
@@ -135,7 +136,7 @@ def run(victim: str | None, after: float) -> Outcome:
         finally:
             temporary = getattr(local.load(home), "temporary", str(home))
             local.down(home)
-            left = tuple(_left(home, Path(temporary)))
+            left = _orphans(home, Path(temporary))
             shutil.rmtree(home, ignore_errors=True)
     return Outcome(**{**vars(found), "orphans": left})
 
@@ -234,6 +235,14 @@ def _curves(settings: Settings, workflow_id: str) -> dict[str, list[tuple[int, f
         found |= {f"{name} {key}": curve(settings, shown, key) for key in CURVES}
     in_mlflow(settings, workflow_id, "workflow")
     return found
+
+
+def _orphans(home: Path, temporary: Path) -> tuple[str, ...]:
+    """Processes that are left some seconds after a stack has been taken down: Ray's watchers of a job need one."""
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while (left := tuple(_left(home, temporary))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
 
 
 def _left(home: Path, temporary: Path) -> Iterator[str]:

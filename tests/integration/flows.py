@@ -59,7 +59,7 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 def stage(storage: Storage, workflow_id: str, name: str) -> StageStatus:
-    reader = StatusReader(storage, workflow_id, ["ingest", "pretrain"])
+    reader = StatusReader(storage, workflow_id, ["ingest", "pretrain", name])
     reader.update()
     return reader.status.stages[name]
 

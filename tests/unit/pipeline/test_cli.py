@@ -338,6 +338,11 @@ def test_a_workflow_is_submitted_and_retried_by_its_id(patchline, home: Path, mo
         "--id nightly is another workflow's, which differs in stages.pretrain.epochs: 80.0 → 3.0",
     )
     assert sent == ["nightly-d0"]
+    warned = patchline("submit", "digits", "-o", "pretrain.global_batch=256", *places)
+    assert warned.error == (
+        "! pretrain: global_batch=256, and lr=0.003 is for 128: "
+        "with lr_scale, linear makes it 0.006 and sqrt makes it 0.00424\n"
+    )
 
 
 def test_a_stored_log_is_printed_as_it_was(patchline, submitted: str):

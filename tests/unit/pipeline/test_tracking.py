@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import open_storage
-from pipeline import tracking
+from pipeline import mlflow_runs, tracking
 from pipeline.config import Workflow
 from pipeline.head import Head, commit_checkpoint
 from pipeline.tracking import MlflowTracker
@@ -68,10 +68,10 @@ class Server:
 @pytest.fixture
 def server(monkeypatch) -> Server:
     found = Server()
-    monkeypatch.setattr(tracking, "_client", lambda uri: found)
+    monkeypatch.setattr(mlflow_runs, "_client", lambda uri: found)
     monkeypatch.setattr(tracking, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 1.0)
-    monkeypatch.setattr(tracking, "BATCH", 10)
+    monkeypatch.setattr(mlflow_runs, "BATCH", 10)
     return found
 
 

@@ -1,0 +1,250 @@
+"""MLflow's runs of one workflow, by keys of ours. The only importer of mlflow.
+
+What is logged is held back and sent in batches, one request for many things: a workflow of a thousand short stages
+would otherwise wait for thousands of answers. A run that ends has been sent everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.storage import NotFound
+from pipeline.mlflow_page import EXPERIMENT, tags
+from stages.metrics import Point
+
+BATCH, OTHERS = 1000, 100
+"""Points in one request, and params or tags in one; MLflow takes no more."""
+CHARACTERS = 6000
+"""Of a param's value."""
+
+
+@dataclass
+class _Held:
+    """What is still to be sent to a run."""
+
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.params or self.tags or self.points)
+
+
+class Runs:
+    """Finds or makes the runs of a workflow, and sends them what is logged. Calls that ask the server may raise.
+
+    `sent` is called after each batch; where it returns False, no more are sent for now.
+    """
+
+    def __init__(self, uri: str, workflow_id: str, sent: Callable[[], bool]) -> None:
+        self._uri, self._id, self._sent = uri, workflow_id, sent
+        self._client: Any = None
+        self._experiment = ""
+        self._runs: dict[str, str] = {}
+        self._held: dict[str, _Held] = {}
+        self._new = False
+        """Whether MLflow has nothing of this workflow but what we know: then there is nothing to look for."""
+        self._doubted = False
+
+    def connect(self) -> None:
+        """Find the server and our experiment there."""
+        self._client = _client(self._uri)
+        self._experiment = _experiment(self._client, EXPERIMENT)
+
+    @property
+    def new(self) -> bool:
+        return self._new
+
+    def in_doubt(self) -> None:
+        """The server may have done what was asked before its answer was lost: look before anything is made."""
+        self._new, self._doubted = False, True
+
+    # Runs
+
+    def __getitem__(self, key: str) -> str:
+        """A run's id. Raises KeyError where there is none of this key, since MLflow refused it."""
+        return self._runs[key]
+
+    def ensure(self, key: str, parent: str | None, name: str) -> str:
+        """The run with this key in this workflow, made where it does not exist, running again where it ended."""
+        if key in self._runs:
+            return self._runs[key]
+        tag, found = f"{self._id}:{key}", []
+        if not self._new:
+            found = self._client.search_runs([self._experiment], f"tags.`patchline.key` = '{tag}'", max_results=1)
+        if found:
+            run = found[0].info.run_id
+            self._client.update_run(run, status="RUNNING")
+        else:
+            own = {"patchline.key": tag, "patchline.workflow": self._id}
+            if parent is not None:
+                own["mlflow.parentRunId"] = self._runs[parent]
+            run = self._client.create_run(self._experiment, run_name=name, tags=own).info.run_id
+            self._new = self._new or (parent is None and not self._doubted)
+        self._runs[key] = run
+        return run
+
+    def running_below(self, run: str) -> list[str]:
+        """Keys of the runs below this one that have not ended, as an earlier driver left them."""
+        query = f"tags.`mlflow.parentRunId` = '{run}' and attributes.status = 'RUNNING'"
+        found = {
+            left.data.tags["patchline.key"].removeprefix(f"{self._id}:"): left.info.run_id
+            for left in self._client.search_runs([self._experiment], query)
+        }
+        self._runs |= found
+        return list(found)
+
+    def end(self, run: str, status: str) -> None:
+        """Send what is held back for a run, and end it."""
+        self._send(run)
+        self._client.set_terminated(run, status)
+
+    # What is logged
+
+    def log_params(self, run: str, values: Mapping[str, Any]) -> None:
+        self._of(run).params |= {key: str(value)[:CHARACTERS] for key, value in values.items()}
+
+    def log_tags(self, run: str, values: Mapping[str, str]) -> None:
+        self._of(run).tags |= values
+
+    def log_points(self, run: str, points: list[Point]) -> None:
+        self._of(run).points += points
+
+    def send(self, *, most: int = 0) -> None:
+        """Send what is held back for all runs; with `most`, for those alone for which more points are."""
+        for run, held in list(self._held.items()):
+            if not most or len(held.points) > most:
+                self._send(run)
+
+    def _of(self, run: str) -> _Held:
+        return self._held.setdefault(run, _Held())
+
+    def _send(self, run: str) -> None:
+        """Batch by batch: a failure in between repeats one batch alone."""
+        held = self._of(run)
+        while held:
+            params, tags = (dict(list(items.items())[:OTHERS]) for items in (held.params, held.tags))
+            points = held.points[: BATCH - len(params) - len(tags)]
+            self._log(run, params, tags, points)
+            for name in params:
+                del held.params[name]
+            for name in tags:
+                del held.tags[name]
+            del held.points[: len(points)]
+            if not self._sent():
+                return
+        del self._held[run]
+
+    def _log(self, run: str, params: dict[str, str], tags: dict[str, str], points: list[Point]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        parts: dict[str, list[Any]] = {
+            "params": [Param(key, value) for key, value in params.items()],
+            "tags": [RunTag(key, value) for key, value in tags.items()],
+            "metrics": [Metric(point.name, point.value, point.time_ms, point.step) for point in points],
+        }
+        try:
+            self._client.log_batch(run, **parts)
+        except Exception as error:
+            if not refused(error):
+                raise
+            # A single one that MLflow does not take is no reason to lose the others.
+            for name, part in parts.items():
+                self._log_part(run, name, part)
+
+    def _log_part(self, run: str, name: str, part: list[Any]) -> None:
+        for item in part:
+            try:
+                self._client.log_batch(run, **{name: [item]})
+            except Exception as error:
+                if not refused(error):
+                    raise
+                tell_refused(error)
+
+    # Files and data sets
+
+    def log_text(self, run: str, text: str, name: str) -> None:
+        self._client.log_text(run, text, name)
+
+    def log_dataset(self, run: str, *, name: str, digest: str, source: str, counts: Mapping[str, int], context: str):
+        """A data set that a run reads or makes; `context` says which."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=name,
+            digest=digest[:36],
+            source_type="s3" if source.startswith("s3://") else "local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps(counts),
+        )
+        self._client.log_inputs(run, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    def log_table(self, run: str, rows: list[dict[str, Any]], name: str) -> None:
+        """A table of equal rows, once."""
+        if not self._has_artifact(run, name):
+            columns = {key: [row.get(key) for row in rows] for key in (rows[0] if rows else {})}
+            self._client.log_table(run, columns, name)
+
+    def log_file(self, run: str, name: str, read: Callable[[], bytes]) -> None:
+        """A file, once."""
+        if self._has_artifact(run, name):
+            return
+        with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
+            path = Path(folder) / name
+            path.write_bytes(read())
+            self._client.log_artifact(run, str(path))
+
+    def _has_artifact(self, run: str, path: str) -> bool:
+        return any(item.path == path for item in self._client.list_artifacts(run))
+
+
+def refused(error: Exception) -> bool:
+    """Whether the same call would fail for ever: MLflow found it wrong, or it follows one that was."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code == "INVALID_PARAMETER_VALUE"
+    return isinstance(error, KeyError | TypeError | AttributeError) and not isinstance(error, NotFound)
+
+
+def tell_refused(error: Exception) -> None:
+    print(f"MLflow does not take this: {type(error).__name__}: {error}", flush=True)
+
+
+def _client(uri: str) -> Any:
+    # A run that the user's shell names is not ours, and MLflow would greet the log with every run's address.
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    # Trying again is ours: MLflow's own retries would keep quiet about an absent server for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(uri)
+
+
+def _experiment(client: Any, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=_artifacts(client.tracking_uri), tags=tags())
+        except MlflowException:
+            # Another driver made it in the same moment.
+            found = client.get_experiment_by_name(name)
+    return found.experiment_id
+
+
+def _artifacts(uri: str) -> str | None:
+    """Where a new experiment's files go: beside a local database, whatever the working directory; else as the server
+    likes it."""
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else (Path(path).absolute().parent / "mlflow-artifacts").as_uri()
