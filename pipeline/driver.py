@@ -89,7 +89,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
     owner = f"{workflow_id}/{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     with (
         LogShipper(storage, f"workflows/{workflow_id}/logs/driver-{owner.rsplit('/', 1)[1]}"),
-        MlflowTracker(mlflow, storage, workflow_id, workflow) as tracker,
+        MlflowTracker(mlflow, storage, workflow_id, workflow, on_a_cluster=ray) as tracker,
     ):
         print(f"{owner}: code in {Path(__file__).parents[1]}, root {storage.url}, MLflow {mlflow}", flush=True)
         runner = Runner(
@@ -103,9 +103,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
             lease_seconds=float(os.environ.get("PATCHLINE_LEASE_SECONDS", LEASE_SECONDS)),
         )
         with _stop_on_signals(runner.stop):
-            state = runner.run()
-        tracker.workflow_ended(state)
-    return state
+            return runner.run(lambda state: tracker.workflow_ended(state, runner.stop))
 
 
 def _import_for_tasks(_: None) -> None:

@@ -16,7 +16,7 @@ from cluster.storage import NotFound, Storage
 from pipeline.driver import newest_driver
 from pipeline.head import HeadDocument, LeaseWatch, read_head
 from pipeline.keeper import FORMAT as CANCEL_FORMAT
-from pipeline.record import EventLog, listed
+from pipeline.record import EventLog, listed, mark
 from pipeline.settings import Settings
 from pipeline.status import StatusReader
 from pipeline.supervise_note import read_note
@@ -80,18 +80,34 @@ class LossWatch:
         held = found is not None and found[0].state == "running"
         if found is not None and held and not self._stale(workflow, *found):
             return None
-        if state == "running" and not held:
-            # It has ended, and the index is about to say so.
-            return None
         driver = newest_driver(self._storage, workflow)
         if driver is None:
             # It ran in the foreground of somebody's machine, and never was a cluster's.
             return None
+        if found is not None and state == "running" and not held:
+            return self._unshown(workflow, driver, found[0])
         reason = self._reason(workflow, driver, state)
         if reason is None:
             return None
         cancelled = self._was_cancelled(workflow, found[0] if found else None)
         return Loss(workflow=workflow, driver=driver, reason=reason, cancelled=cancelled)
+
+    def _unshown(self, workflow: str, driver: int, head: HeadDocument) -> Loss | None:
+        """Of a workflow that has ended, which the index does not say: its driver has still things to show, unless it
+        was lost meanwhile."""
+        job = self._job(workflow, driver)
+        if job in ("PENDING", "RUNNING", "STOPPED") or (
+            job == "GONE" and not self._gone_for_good(workflow, driver, "running")
+        ):
+            return None
+        if listed(self._storage, workflow).get(workflow) != "running":
+            # It has just said so, and then ended.
+            return None
+        if head.state != "done":
+            # Whoever resumes it shows the rest too.
+            mark(self._storage, workflow, head.state, head.epoch)
+            return None
+        return Loss(workflow=workflow, driver=driver, reason="its driver was lost before MLflow had everything")
 
     def _stale(self, workflow: str, head: HeadDocument, tag: str) -> bool:
         return self._leases.setdefault(workflow, LeaseWatch()).stale(tag, head.ttl_seconds)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from cluster.errors import UserError
 from cluster.storage import Storage
 from pipeline.config import Workflow
-from pipeline.head import Head, State
+from pipeline.head import Head, State, read_head
 from pipeline.identity import fingerprint, references
 from pipeline.keeper import LeaseKeeper, exit_process
 from pipeline.record import EventLog, mark
@@ -62,8 +62,12 @@ class Runner:
         """Set it to stop the workflow after a checkpoint."""
         return self._keeper.stop
 
-    def run(self) -> State:
-        """Run every stage that is not done. Raises LeaseLost where another driver took the workflow over."""
+    def run(self, show: Callable[[State], None] = lambda state: None) -> State:
+        """Run every stage that is not done. Raises LeaseLost where another driver took the workflow over.
+
+        `show` is called once the end has been told to all but the index. A driver that is lost in it, with a
+        workflow that is done, is missed by a supervisor, whose next one shows what is still to be shown.
+        """
         ttl, waiting = self._drive.lease_seconds, waiting_for(self._drive, None)
         head = Head.acquire(self.storage, f"workflows/{self.id}", self.owner, ttl=ttl, waiting=waiting)
         if head is None:
@@ -82,7 +86,11 @@ class Runner:
         # Before anybody is told: a driver that has lost its lease raises here.
         head.release(state)
         self.events.append("workflow_ended", state=state, driver=self.number)
-        mark(self.storage, self.id, state, head.epoch)
+        show(state)
+        now = read_head(self.storage, f"workflows/{self.id}")
+        if now is not None and now[0].epoch == head.epoch:
+            # It may have been resumed since, or deleted.
+            mark(self.storage, self.id, state, head.epoch)
         return state
 
     def _walk(self) -> None:

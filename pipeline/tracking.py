@@ -38,14 +38,17 @@ POLL_SECONDS = 2.0
 HELD = 10_000
 """Points that are held back for a run at most, while there is always something else to do."""
 NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
-PATIENCE_SECONDS = 15.0
-"""How long the end of a workflow waits while the server takes nothing."""
+PATIENCE_SECONDS, PATIENCE_ON_A_CLUSTER_SECONDS = 15.0, 3600.0
+"""How long the end of a workflow waits while the server takes nothing. Where somebody waits for the process, not long;
+on a cluster nobody does: the workflow's end is told before, and its workers are free."""
 
 
 class MlflowTracker:
     """Feeds one workflow's runs. Use as a context manager; no method blocks or raises."""
 
-    def __init__(self, uri: str, storage: Storage, workflow_id: str, workflow: Workflow) -> None:
+    def __init__(
+        self, uri: str, storage: Storage, workflow_id: str, workflow: Workflow, *, on_a_cluster: bool = False
+    ) -> None:
         self._uri, self._storage, self._id, self._workflow = uri, storage, workflow_id, workflow
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._runs = Runs(uri, workflow_id, self._batch_sent)
@@ -54,6 +57,7 @@ class MlflowTracker:
         self._names: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._giving_up = threading.Event()
+        self._patience = PATIENCE_ON_A_CLUSTER_SECONDS if on_a_cluster else PATIENCE_SECONDS
         self._moved = time.monotonic()
         self.problem: str | None = None
         """What keeps MLflow from being fed, if anything does."""
@@ -64,17 +68,31 @@ class MlflowTracker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close(threading.Event())
+
+    def _close(self, hurry: threading.Event) -> None:
+        """Wait until all is sent, or the server takes nothing for too long: shortly, once `hurry` is set."""
+        if self._giving_up.is_set():
+            return
         self._calls.put(None)
         self._moved = time.monotonic()
-        while self._thread.is_alive() and time.monotonic() - self._moved < PATIENCE_SECONDS:
+        while self._thread.is_alive():
+            patience = PATIENCE_SECONDS if hurry.is_set() else self._patience
+            if time.monotonic() - self._moved >= patience:
+                break
             self._thread.join(0.1)
         if self._thread.is_alive():
             self._giving_up.set()
             reason = self.problem or "no answer"
-            print(f"MLflow at {self._uri} did not take everything: {reason}; the points are kept in storage")
+            print(
+                f"MLflow at {self._uri} did not take everything: {reason}; the points are kept in storage, and "
+                f"`patchline resume {self._id}` sends them"
+            )
 
-    def workflow_ended(self, state: str) -> None:
+    def workflow_ended(self, state: str, hurry: threading.Event | None = None) -> None:
+        """Show the end, and wait until everything is shown; see `_close`."""
         self._calls.put(lambda: self._end_workflow(state))
+        self._close(hurry or threading.Event())
 
     def stage_started(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
         name = self._name(stage, folder)

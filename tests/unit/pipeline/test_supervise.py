@@ -216,6 +216,29 @@ def test_what_has_ended_or_was_ended_is_left_alone(server, settings, storage, ac
     assert len(lines) <= 1
 
 
+def test_what_a_lost_driver_had_not_shown_yet_is_shown_by_the_next_one(server, settings, storage):
+    name, head = begun(storage, server, "RUNNING")
+    head.release("done")
+    lines: list[str] = []
+    supervisor = Supervisor(settings, report=lines.append)
+    watch_for(supervisor)
+    assert (server.submitted, listed(storage)) == ([], {name: "running"})
+    server.states[f"{name}-d0"] = "FAILED"
+    watch(supervisor, lambda: server.submitted)
+    assert lines == [f"{name}: its driver was lost before MLflow had everything: submitted driver 1 (1 of 8)"]
+    server.states[f"{name}-d1"] = "RUNNING"
+    assert drive(storage, name, 1) == "done"
+    assert listed(storage) == {name: "done"}
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped"])
+def test_an_end_that_a_lost_driver_could_not_tell_the_index_is_told(server, settings, storage, state):
+    name, head = begun(storage, server, "FAILED")
+    head.release(state)
+    watch(Supervisor(settings), lambda: listed(storage) == {name: state})
+    assert server.submitted == []
+
+
 @pytest.mark.parametrize("act", [cancelled, cancelled_before_it_began])
 def test_what_was_cancelled_before_its_driver_was_lost_is_ended(server, settings, storage, act):
     act(storage, server)
