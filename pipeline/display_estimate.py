@@ -28,9 +28,9 @@ def estimates(stages: Iterable[PlannedStage], shape: ClusterShape, *, price: flo
     if not found:
         parts.append(Text("nothing is to be trained whose size is known", style="dim"))
     if len(found) > 1:
-        days = sum(estimate.days for _, estimate in found)
-        money = "" if price is None else f", {days * 24 * shape.gpus * price:,.0f} in money"
-        parts.append(Text(f"\ntogether {_days(days)}, {days * shape.gpus:,.3g} GPU-days{money}", style="bold"))
+        total = sum(estimate.days for _, estimate in found)
+        money = "" if price is None else f", {total * 24 * shape.gpus * price:,.0f} in money"
+        parts.append(Text(f"\ntogether {days(total)}, {total * shape.gpus:,.3g} GPU-days{money}", style="bold"))
     return Group(*parts)
 
 
@@ -84,7 +84,7 @@ def _lines(estimate: Estimate) -> Iterable[tuple[str, str]]:
     network = "" if estimate.network_seconds is None else f", the network busy for {estimate.network_seconds:.2g} s"
     yield "speed", f"{estimate.images_per_s:,.0f} images/s, {estimate.update_seconds:.2g} s an update{network}"
     yield "efficiency", f"{estimate.efficiency:.0%} of the data sheet's rate, {estimate.efficiency_from}"
-    yield "time", f"{_days(estimate.days)}, {estimate.device_days:,.3g} GPU-days"
+    yield "time", f"{days(estimate.days)}, {estimate.device_days:,.3g} GPU-days"
     if estimate.tpu_core_days:
         spent = ", ".join(f"{days:,.0f} on {data}" for data, days in estimate.tpu_core_days.items())
         yield "the paper's", f"TPUv3-core-days of Table 2: {spent}"
@@ -92,5 +92,6 @@ def _lines(estimate: Estimate) -> Iterable[tuple[str, str]]:
         yield "money", f"{estimate.money:,.2f}" if estimate.money < 100 else f"{estimate.money:,.0f}"
 
 
-def _days(days: float) -> str:
-    return f"{days:,.1f} days" if days >= 2 else duration(days * 86400)
+def days(number: float) -> str:
+    """Days as people say them."""
+    return f"{number:,.1f} days" if number >= 2 else duration(number * 86400)

@@ -58,6 +58,8 @@ class PlannedStage:
     unknown: str = ""
     """Why a training stage's work is not known."""
     warnings: list[str] = field(default_factory=list)
+    train_images: int | None = None
+    """Images of the data set that a training stage reads, where that is known."""
     network: str = ""
     """The network that a training stage trains, as the paper writes it."""
     estimate: Estimate | None = None
@@ -166,6 +168,7 @@ def _add_work(
     size = f"{model.width}x{model.depth}" if model.variant is None else model.variant
     stage.network = f"ViT-{size}/{model.patch_size} at {config.resolution}"
     images, classes = _size(config, done, question)
+    stage.train_images = images
     missing = [] if images or config.updates else ["--images"]
     missing += [] if classes else ["--classes"]
     if classes is None or missing:

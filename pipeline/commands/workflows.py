@@ -21,8 +21,10 @@ from pipeline.commands.shown import follow_to_end, print_json, print_note, print
 from pipeline.settings import resolve
 
 if TYPE_CHECKING:
+    from cluster.storage import Storage
     from pipeline.api import Submitted
     from pipeline.config import Workflow
+    from pipeline.plan import Question
 
 app = typer.Typer()
 
@@ -44,6 +46,9 @@ def plan(
     notice: Annotated[float | None, typer.Option(min=0, help="seconds that a spot machine's end is told ahead")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="training images of data sets not there yet")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="classes of data sets not there yet")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="N-exaFLOP", help="rank the models and lengths that this buys")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a workflow would run, resume or reuse, and why; with `--on` its memory, time and cost. Changes nothing.
@@ -66,6 +71,9 @@ def plan(
     shape = None if on is None else replace(parse_shape(on, **of_gpus), **rates)
     loaded = load_workflow(workflow, override or [])
     question = Question(shape=shape, terms=terms, images=images, classes=classes)
+    if budget is not None:
+        _print_budget(loaded, budget, resolve(root=root).storage(), question, as_json=as_json)
+        return
     stages = plan_workflow(resolve(root=root).storage(), loaded, question)
     if as_json:
         print_json([stage.document() for stage in stages])
@@ -76,6 +84,20 @@ def plan(
     console.print(plan_table(loaded.name, stages))
     if shape is not None:
         console.print(estimates(stages, shape, price=price))
+
+
+def _print_budget(workflow: Workflow, text: str, storage: Storage, question: Question, *, as_json: bool) -> None:
+    from pipeline.budget import budgeted, parse_budget
+
+    exaflops = parse_budget(text)
+    found = budgeted(storage, workflow, exaflops, question)
+    if as_json:
+        print_json({stage: [choice.document() for choice in ranked] for stage, ranked in found.items()})
+        return
+    from pipeline.display_budget import budget_table
+
+    for stage, ranked in found.items():
+        console.print(budget_table(stage, exaflops, ranked, price=question.terms.price))
 
 
 @app.command()
