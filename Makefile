@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint unit chaos clean
+.PHONY: install demo test lint unit chaos chaos-servers clean
 .PHONY: bench-dedup bench-demo bench-gpu bench-ingest bench-memory bench-order bench-shuffle bench-train bench-workflow
 
 install: .venv/installed
@@ -37,6 +37,10 @@ KILLS ?= 20
 SEED ?= 0
 chaos: install
 	$(BIN)/python -m tests.chaos.harness --kills $(KILLS) --seed $(SEED)
+
+# SIGKILL of the driver, a worker, the raylet, the head, the S3 and the MLflow server at any moment of whole workflows.
+chaos-servers: install
+	$(BIN)/python -m tests.chaos.servers --kills $(KILLS) --seed $(SEED)
 
 clean:
 	rm -rf .venv build dist *.egg-info

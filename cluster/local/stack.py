@@ -126,7 +126,7 @@ def up(home: Path, report: Report = lambda line: None, companions: Companions = 
     with _lock(home):
         stack = _read(home) or _new(home)
         for attempt in range(TRIES):
-            stack = _start_missing(home, stack, report)
+            stack = _start_missing(home, stack, report, elsewhere=attempt > 0)
             broken = _wait(home, stack, report)
             if not broken:
                 return _start_companions(home, stack, report, companions)
@@ -156,32 +156,33 @@ def _not_running(stack: Stack) -> list[str]:
     return [name for name in SERVICES if name not in stack.processes or not stack.processes[name].alive]
 
 
-def _start_missing(home: Path, stack: Stack, report: Report) -> Stack:
-    absent = _not_running(stack)
-    if absent:
-        # They were given addresses that change.
-        stop(*(process for name, process in stack.processes.items() if name not in SERVICES))
-    if "s3" in absent and "mlflow" not in absent:
-        # MLflow keeps its artifacts in S3, whose port changes.
-        stop(stack.processes["mlflow"])
-        absent.append("mlflow")
+def _start_missing(home: Path, stack: Stack, report: Report, *, elsewhere: bool) -> Stack:
+    """Start what does not run, where it was before, so that whoever uses it goes on; or `elsewhere`, on other ports."""
+    absent, before = _not_running(stack), stack.ports
     for name in SERVICES:
         if name in absent:
-            process, ports = _start(home, stack, name)
+            process, ports = _start(home, stack, name, {} if elsewhere else before)
             report(f"{name}: started")
             processes = {**stack.processes, name: process}
             stack = replace(stack, ports={**stack.ports, **ports}, processes=processes)
             _write(home, stack)
+        if name == "s3" and stack.ports["s3"] != before.get("s3") and "mlflow" not in absent:
+            # It keeps its artifacts there.
+            stop(stack.processes["mlflow"])
+            absent.append("mlflow")
+    if stack.ports != before:
+        # They were given the addresses of before.
+        stop(*(process for name, process in stack.processes.items() if name not in SERVICES))
     return stack
 
 
-def _start(home: Path, stack: Stack, name: str) -> tuple[Process, dict[str, int]]:
+def _start(home: Path, stack: Stack, name: str, before: Mapping[str, int]) -> tuple[Process, dict[str, int]]:
     if name == "s3":
-        return servers.start_s3(home, stack.secrets)
+        return servers.start_s3(home, stack.secrets, before)
     if name == "mlflow":
-        return servers.start_mlflow(home, stack.s3_environment())
+        return servers.start_mlflow(home, stack.s3_environment(), before)
     Path(stack.temporary).mkdir(exist_ok=True, mode=0o700)
-    return servers.start_ray(home, Path(stack.temporary), stack.ray_environment())
+    return servers.start_ray(home, Path(stack.temporary), stack.ray_environment(), before)
 
 
 def _start_companions(home: Path, stack: Stack, report: Report, companions: Companions) -> Stack:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local import processes
-from cluster.local.processes import Process, free_ports, start, stop
+from cluster.local.processes import Process, free_ports, start, stop, take_again
 
 # A server whose child is deaf to SIGTERM, as a child in the middle of a long call is.
 FAMILY = """
@@ -170,6 +170,25 @@ def test_free_ports_are_distinct_and_bindable():
     finally:
         for place in sockets:
             place.close()
+
+
+def test_ports_are_taken_again_unless_somebody_has_them():
+    ports = free_ports(3)
+    assert take_again(ports)
+    with socket.socket() as server, socket.socket() as user:
+        # As servers do.
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", ports[1]))
+        server.listen()
+        assert not take_again(ports)
+        user.connect(("127.0.0.1", ports[1]))
+        accepted, _ = server.accept()
+        # Whoever closes first lingers.
+        accepted.close()
+    assert take_again(ports)
+    code = f"from cluster.local.processes import take_again; print(take_again({ports}))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other.stdout == "False\n"
 
 
 def test_a_port_in_use_is_not_called_free(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,28 @@
+"""A whole workflow whose S3 server is killed and comes back ends like an undisturbed one; the long form, with all the
+others, is `make chaos-servers`."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.chaos.servers import VICTIMS, compare, draw, run
+
+
+@given(st.integers(0, 2**32), st.integers(6, 30))
+def test_everybody_is_hit_in_turn_at_moments_of_the_whole_workflow(seed, kills):
+    drawn = draw(seed, kills)
+    assert len(drawn) == kills
+    assert {plan.victim for plan in drawn} == set(VICTIMS)
+    assert all(0 < plan.share < 1 for plan in drawn)
+    assert drawn == draw(seed, kills)
+
+
+@pytest.mark.cluster
+def test_a_workflow_survives_the_loss_of_its_s3_server():
+    undisturbed = run(None, 0.0)
+    assert undisturbed.orphans == ()
+    disturbed = run("s3", 0.5 * undisturbed.seconds)
+    assert disturbed.killed.startswith("killed s3")
+    assert compare(undisturbed, disturbed, "s3") == []
