@@ -19,6 +19,7 @@ import yaml
 from cluster.connect import disconnect
 from cluster.errors import UserError
 from cluster.storage import Conflict, NotFound, Storage
+from cluster.storage.enduring import Enduring
 from cluster.tasks import warm_up
 from pipeline.config import Workflow, parse_workflow
 from pipeline.head import LeaseLost
@@ -93,7 +94,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
     ):
         print(f"{owner}: code in {Path(__file__).parents[1]}, root {storage.url}, MLflow {mlflow}", flush=True)
         runner = Runner(
-            storage,
+            Enduring(storage, _tell),
             workflow_id,
             workflow,
             owner=owner,
@@ -104,6 +105,10 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
         )
         with _stop_on_signals(runner.stop):
             return runner.run(lambda state: tracker.workflow_ended(state, runner.stop))
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
 
 
 def _import_for_tasks(_: None) -> None:

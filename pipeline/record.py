@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
+from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -252,6 +253,7 @@ def _parsed(key: str) -> tuple[str, _Entry]:
     return workflow, _Entry(int(epoch or 0), int(number), state)
 
 
+@cache
 def builds() -> Mapping[str, str]:
     """Versions of what computes the bits: a resumed run is bit-exact where these are equal."""
     import platform

@@ -149,8 +149,10 @@ class MlflowTracker:
                     return
                 # Whatever the server or the network did, the truth is in storage: try again, calmly.
                 if self.problem is None:
+                    # Those of the storage are Python's own; MLflow's client has others.
+                    away = self._storage.url if isinstance(error, ConnectionError) else f"MLflow at {self._uri}"
                     print(
-                        f"MLflow at {self._uri} does not answer; the work goes on, and what it is to show is sent "
+                        f"{away} does not answer; the work goes on, and what it is to show is sent "
                         f"when it does ({_cause(error)})",
                         flush=True,
                     )

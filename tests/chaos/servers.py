@@ -124,6 +124,8 @@ def compare(undisturbed: Outcome, found: Outcome, victim: str) -> list[str]:
     broken += [f"{victim}: left: {orphan}" for orphan in found.orphans]
     if victim == "mlflow" and (found.attempts, found.drivers) != (undisturbed.attempts, undisturbed.drivers):
         broken.append(f"the work did not go on without MLflow: {line(found)}")
+    if victim == "s3" and found.drivers != undisturbed.drivers:
+        broken.append(f"the driver did not wait for S3: {line(found)}")
     return broken
 
 
