@@ -18,7 +18,7 @@ from cluster.gang import Place, run_gang
 from cluster.storage import NotFound, Storage, open_storage
 from pipeline.comparison import Trained, Verified, compared, differing, trained_dropout
 from pipeline.config import Workflow
-from pipeline.head import read_head
+from pipeline.head import Committed, read_head
 from pipeline.record import read_record
 from pipeline.status import StatusReader
 from stages.context import (
@@ -101,11 +101,12 @@ def _window(found: Trained, stage: str, start: int | None) -> tuple[int, int]:
     kept = [item.update for item in found.head.checkpoints]
     last = int(found.record.metrics["updates"])
     ends = sorted({*kept, last})
-    begins = [0, *[update for update in kept if update < last]]
+    first = found.config.begins_at[1] if found.config.begins_at else 0
+    begins = [first, *[update for update in kept if update < last]]
     if start is None and len(begins) == 1:
         raise UserError(
-            f"stage '{stage}' keeps no checkpoint before its last update, {last}: `--from-update 0` runs all of it "
-            "again; keep_every keeps more"
+            f"stage '{stage}' keeps no checkpoint before its last update, {last}: `--from-update {first}` runs all of "
+            "it again; keep_every keeps more"
         )
     begin = begins[-1] if start is None else start
     if begin not in begins:
@@ -128,7 +129,7 @@ def _check_masks(stage: str, config: TrainingConfig, differs: list[str]) -> None
 
 
 def _run(storage: Storage, found: Trained, folder: str, begin: int, end: int, workers: int) -> None:
-    prefixes = {item.update: item.prefix for item in found.head.checkpoints}
+    prefixes = {item.update: item.prefix for item in (*_trunk_checkpoints(storage, found), *found.head.checkpoints)}
     rollbacks = tuple(
         Rollback(update=item.update, start=item.start, stop=item.stop, reason=item.reason)
         for item in found.head.left_out
@@ -163,6 +164,18 @@ def _run(storage: Storage, found: Trained, folder: str, begin: int, end: int, wo
         raise Damaged(damage.reason) from None
     except RollbackWanted as wanted:
         raise UserError(f"{wanted}: training went back here, which it had not done before") from None
+
+
+def _trunk_checkpoints(storage: Storage, found: Trained) -> tuple[Committed, ...]:
+    """Those that a branch may have begun with."""
+    if found.config.begins_at is None:
+        return ()
+    trunk = PurePosixPath(found.record.inputs[found.config.begins_at[0]].prefix).parents[1]
+    head = read_head(storage, str(trunk))
+    kept = head[0].checkpoints if head is not None else ()
+    if found.config.begins_at[1] not in [item.update for item in kept]:
+        raise Damaged(f"{trunk} keeps no checkpoint of update {found.config.begins_at[1]} any more")
+    return kept
 
 
 def _inputs(storage: Storage, found: Trained) -> Inputs:

@@ -12,6 +12,7 @@ from pipeline.head import read_head
 from pipeline.plan import Question, plan
 from pipeline.runner import Runner
 from pipeline.status import StatusReader
+from pipeline.verification import verify
 from stages.metrics import MetricReader
 from stages.pretrain.config import PretrainConfig
 from tests.unit.pipeline.test_runner import Silent
@@ -131,6 +132,14 @@ def test_a_trunk_is_the_same_stage_with_branches_and_without(ran):
     planned = plan(storage, load("short.branch.cooldown=2"), Question(images=1000, classes=10))
     assert {stage.name: stage.action for stage in planned}["short"] != "reuse"
     assert {stage.name: stage.work.get("updates") for stage in planned}["short"] == 2
+
+
+def test_a_branch_is_verified_from_its_trunks_checkpoint_on(ran):
+    storage, workflow_id = ran
+    found = verify(storage, workflow_id, load(), "short", start=4)
+    assert (found.start, found.end, found.exact) == (4, 8, True)
+    with pytest.raises(UserError, match=r"--from-update 0: expected a kept checkpoint's update: 4"):
+        verify(storage, workflow_id, load(), "short", start=0)
 
 
 def test_a_checkpoint_that_the_trunk_does_not_keep_any_more_is_told(ran):
