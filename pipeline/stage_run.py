@@ -199,6 +199,7 @@ class StageRun:
             attempt=state.attempt,
             folder=self.folder,
             checkpoint=state.checkpoint.model_dump() if state.checkpoint else None,
+            **({"branch_at": self.config.begins_at[1]} if self.config.begins_at else {}),
             differs=self._compare(state, note),
         )
         self.drive.tracker.attempt_started(self.name, self.folder, state.attempt, note.placement)
@@ -327,10 +328,10 @@ class StageRun:
             print(f"cannot read the attempt's notes: {error}", flush=True)
             return []
 
-    def _trunk_checkpoint(self) -> str | None:
-        """What a branch begins with, or None for any other stage. Raises UserError where it is not kept."""
-        if self.config.begins_at is None:
-            return None
+    def _begins_with(self, state: HeadDocument) -> str | None:
+        """Key prefix of the checkpoint that an attempt goes on from. Raises UserError where a trunk's is not kept."""
+        if state.checkpoint is not None or self.config.begins_at is None:
+            return state.checkpoint.prefix if state.checkpoint else None
         field, update = self.config.begins_at
         found = read_head(self.drive.storage, self.inputs[field].folder)
         kept = found[0].checkpoints if found is not None else ()
@@ -364,7 +365,7 @@ class StageRun:
             folder=head.folder,
             epoch=head.epoch,
             attempt=state.attempt,
-            checkpoint=state.checkpoint.prefix if state.checkpoint else self._trunk_checkpoint(),
+            checkpoint=self._begins_with(state),
             rollbacks=_rollbacks(state),
             function=function,
             argument=argument,

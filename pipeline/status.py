@@ -86,7 +86,9 @@ def _apply(stage: StageStatus, event: Event) -> None:
     elif event.type == "attempt_started":
         stage.attempt, stage.folder = data["attempt"], data["folder"]
         stage.message = origin(data)
-        stage.began[data["attempt"]] = data["checkpoint"]["update"] if data.get("checkpoint") else 0
+        stage.began[data["attempt"]] = (
+            data["checkpoint"]["update"] if data.get("checkpoint") else data.get("branch_at", 0)
+        )
     elif event.type == "waiting":
         stage.message = _waiting(data)
     elif event.type == "stage_length":
@@ -153,7 +155,7 @@ def _waiting(data: Mapping[str, Any]) -> str:
 def origin(data: Mapping[str, Any]) -> str:
     """Where an attempt starts from, given the data of its event, and what keeps it from the same bits."""
     if not data["checkpoint"]:
-        return ""
+        return f"from update {data['branch_at']} of its trunk" if "branch_at" in data else ""
     differs = data.get("differs")
     return f"from update {data['checkpoint']['update']}" + (f", not bit-exact: {', '.join(differs)}" if differs else "")
 

@@ -7,9 +7,11 @@ import pytest
 from cluster.errors import UserError
 from cluster.storage import Storage, open_storage
 from pipeline.config import Workflow, parse_workflow
+from pipeline.display import describe
 from pipeline.driver import create
 from pipeline.head import read_head
 from pipeline.plan import Question, plan
+from pipeline.progress import Progress
 from pipeline.runner import Runner
 from pipeline.status import StatusReader
 from pipeline.verification import verify
@@ -121,6 +123,11 @@ def test_a_branch_goes_on_as_its_trunk_would_and_cools_down(ran):
         assert list(rates.values()) == pytest.approx([0.002 - step * i for i in range(end - start)])
     short = points(storage, workflow_id, "short", "train/loss")
     assert short[8] != trunk[8]
+    reader = StatusReader(storage, workflow_id, ["short"])
+    (began,) = [e for e in reader.update() if e.type == "attempt_started" and e.stage == "short"]
+    assert describe(began) == "short: attempt 1 started from update 4 of its trunk"
+    shown = Progress(storage).measure(reader.status).stages["short"]
+    assert (shown.began, shown.update, shown.updates, shown.updates_repeated) == ({1: 4}, 8, 8, 0)
 
 
 def test_a_trunk_is_the_same_stage_with_branches_and_without(ran):
