@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from cluster.errors import UserError
-from cluster.gang import GangError, run_gang
+from cluster.gang import run_gang
 from cluster.storage import Storage
 from cluster.tasks import map_tasks
+from pipeline.failures import Failure, Failures
 from pipeline.garbage import collect
 from pipeline.head import Head, HeadDocument, LeaseLost, LeftOut, State, read_head
 from pipeline.identity import differences, fields_with_role, fingerprint, rounding_fields
@@ -34,9 +34,6 @@ from pipeline.worker import Assignment, enter
 from stages.config import StageConfig
 from stages.context import CheckpointDamaged, Context, Rank, Result, Rollback, RollbackWanted, Stopped, read_faults
 from stages.metrics import now_ms
-
-BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0
-"""Wait before the first retry of a stage. It doubles with every further one, until the stage gets on again."""
 
 
 class Tracker(Protocol):
@@ -126,7 +123,7 @@ class StageRun:
         return done
 
     def _attempts(self, head: Head) -> Finished | None:
-        failures: list[_Failure] = []
+        failures = Failures(self.config.retries)
         interruptions = 0
         while True:
             state = self._new_attempt(head)
@@ -163,17 +160,13 @@ class StageRun:
                 self._end_attempt(state.attempt, "failed", str(error))
                 raise
             except Exception as error:
-                failure = _Failure.of(error, _newest_update(head, state), self._faults(state))
-                if failures and failure.update > failures[-1].update:
-                    # The stage has got on since: the budget is for standing still.
-                    failures.clear()
-                failures.append(failure)
-                self._end_attempt(state.attempt, "failed", failures[-1].message)
-                if _give_up(failures, self.config.retries) or self.drive.keeper.stop.is_set():
-                    raise self._given_up(head, failures[-1].message) from None
-                wait = _backoff(failures)
-                left = self.config.retries - len(failures)
-                self.drive.events.append("stage_retried", self.name, wait_seconds=wait, left=left)
+                failure = Failure.of(error, _newest_update(head, state), self._faults(state))
+                failures.add(failure)
+                self._end_attempt(state.attempt, "failed", failure.message)
+                if failures.too_many or self.drive.keeper.stop.is_set():
+                    raise self._given_up(head, failure.message) from None
+                wait = failures.wait_seconds
+                self.drive.events.append("stage_retried", self.name, wait_seconds=wait, left=failures.left)
                 self.drive.keeper.stop.wait(wait)
             else:
                 return self._commit(head, key, record, result)
@@ -400,23 +393,6 @@ def _rollbacks(state: HeadDocument) -> tuple[Rollback, ...]:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Failure:
-    message: str
-    machine: bool
-    """Whether a machine did it (a process died, a connection broke), as far as one can tell."""
-    update: int
-
-    @classmethod
-    def of(cls, error: Exception, update: int, faults: list[str]) -> _Failure:
-        machine = isinstance(error, OSError) or (isinstance(error, GangError) and error.died)
-        if not isinstance(error, GangError):
-            traceback.print_exception(error)
-        message = f"{type(error).__name__}: {error}" if not isinstance(error, GangError) else str(error)
-        # What the ranks themselves found, before they ended, says more than that they died.
-        return cls(message="; ".join(faults) or message, machine=machine, update=update)
-
-
 def _newest_update(head: Head, state: HeadDocument) -> int:
     """Update of the newest checkpoint; as it was at the attempt's start where storage is away just now."""
     try:
@@ -426,16 +402,3 @@ def _newest_update(head: Head, state: HeadDocument) -> int:
     except Exception as error:
         print(f"cannot read {head.folder}/HEAD.json: {error}", flush=True)
     return state.checkpoint.update if state.checkpoint else 0
-
-
-def _backoff(failures: list[_Failure]) -> float:
-    """Seconds to wait after these failures: the more, the longer the stage has stood at one checkpoint."""
-    standing = sum(failure.update == failures[-1].update for failure in failures)
-    return min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (standing - 1))
-
-
-def _give_up(failures: list[_Failure], retries: int) -> bool:
-    if len(failures) > retries:
-        return True
-    # Code that fails twice in the same way at the same place will fail a third time.
-    return len(failures) > 1 and not failures[-1].machine and failures[-1] == failures[-2]

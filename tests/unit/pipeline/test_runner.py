@@ -7,7 +7,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.gang import GangError
 from cluster.storage import open_storage
-from pipeline import stage_run
+from pipeline import failures
 from pipeline.config import Workflow
 from pipeline.display import describe
 from pipeline.head import Head, commit_checkpoint, read_head
@@ -48,7 +48,7 @@ def storage(tmp_path):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(stage_run, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_SECONDS", 0.01)
 
 
 def workflow(source: dict | None = None, upper: dict | None = None) -> Workflow:
@@ -470,10 +470,13 @@ def test_what_the_ranks_found_is_what_is_told_of_a_gang_that_died(storage):
 
 
 def test_the_wait_before_a_retry_grows_only_while_the_stage_stands_still():
-    def failures(*updates: int) -> list:
-        return [stage_run._Failure(message="died", machine=True, update=update) for update in updates]
+    def wait(*updates: int) -> float:
+        found = failures.Failures(retries=100)
+        for update in updates:
+            found.add(failures.Failure(message="died", machine=True, update=update))
+        return found.wait_seconds
 
-    waits = [stage_run._backoff(failures(*updates)) for updates in ((0,), (0, 0), (0, 0, 0), (0, 0, 10), (0,) * 50)]
+    waits = [wait(*updates) for updates in ((0,), (0, 0), (0, 0, 0), (0, 0, 10), (0,) * 50)]
     assert waits == [0.01, 0.02, 0.04, 0.01, 300.0]
 
 

@@ -11,7 +11,7 @@ import pytest
 from cluster import jobs
 from cluster.errors import UserError
 from cluster.storage import Storage
-from pipeline import api, stage_run
+from pipeline import api, failures
 from pipeline.again import dependents, resume_all, retry
 from pipeline.cancelling import cancel_now
 from pipeline.config import Workflow
@@ -59,7 +59,7 @@ def run_held(config: Held, inputs: Inputs, context: Context) -> Result:
 def toys(monkeypatch):
     for config in (Source, Upper, Held):
         monkeypatch.setitem(KINDS, config.kind, config)
-    monkeypatch.setattr(stage_run, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "BACKOFF_SECONDS", 0.01)
     CALLS.clear()
     GATE.clear()
     ENTERED.clear()
