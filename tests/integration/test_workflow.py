@@ -18,6 +18,7 @@ from cluster.storage import Storage
 from pipeline import api
 from pipeline.settings import Settings, resolve
 from pipeline.stage_logs import workflow_logs
+from pipeline.verification_job import verify_on_cluster
 from tests.integration.flows import (
     SAVE_EVERY,
     UPDATES,
@@ -106,6 +107,13 @@ def test_a_second_run_does_nothing(reference, stack_environment):
     assert [stage(storage, workflow_id, name).outcome for name in ("ingest", "pretrain")] == ["reused", "reused"]
     assert {key: storage.stat(key) for key in storage.list("stages/")} == before
     assert model_sha256(storage, workflow_id) == model_sha256(storage, first)
+
+
+def test_a_window_trained_again_on_the_cluster_comes_out_the_same(reference, stack_environment):
+    settings, workflow_id = reference
+    found = verify_on_cluster(settings, workflow_id, "pretrain", workers=2)
+    assert (found.start, found.end, found.losses, found.differs) == (UPDATES - SAVE_EVERY, UPDATES, SAVE_EVERY, ())
+    assert found.exact
 
 
 def test_another_cluster_is_sent_the_code(stack_environment, s3_root):
