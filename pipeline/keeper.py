@@ -20,8 +20,9 @@ FORMAT = 1
 def request_cancel(storage: Storage, workflow_id: str) -> None:
     """Ask the driver that runs a workflow now, or the first one to come, to save a checkpoint and stop.
 
-    The request names the driver by its epoch, so that it never stops one that a later `resume` starts.
-    Raises UserError where nothing runs.
+    The request names the driver by its epoch, so that it never stops one that a later `resume` starts; and those that
+    wait for its lease, or are on their way, by the number of the newest one that was submitted. Raises UserError where
+    nothing runs.
     """
     found = read_head(storage, f"workflows/{workflow_id}")
     epoch = found[0].epoch if found is not None else 1
@@ -30,7 +31,20 @@ def request_cancel(storage: Storage, workflow_id: str) -> None:
             raise UserError(f"{workflow_id} does not run ({found[0].state}): there is nothing to cancel")
         # The driver that has been submitted will raise the epoch by one when it starts.
         epoch += 1
-    storage.write(_cancel_key(workflow_id), json.dumps({"format": FORMAT, "epoch": epoch}).encode())
+    numbers = [int(key.rpartition("/")[2]) for key in storage.list(f"workflows/{workflow_id}/drivers/")]
+    request = {"format": FORMAT, "epoch": epoch, "driver": max(numbers, default=None)}
+    storage.write(_cancel_key(workflow_id), json.dumps(request).encode())
+
+
+def cancelled(storage: Storage, workflow_id: str, *, epoch: int, driver: int | None) -> bool:
+    """Whether there is a request that means a driver of this epoch or later, or of this number."""
+    try:
+        request = json.loads(storage.read(_cancel_key(workflow_id)))
+    except NotFound:
+        return False
+    check_format(request["format"], FORMAT, _cancel_key(workflow_id))
+    newest = request.get("driver")
+    return request["epoch"] >= epoch or (driver is not None and newest is not None and driver <= newest)
 
 
 def _cancel_key(workflow_id: str) -> str:
@@ -44,8 +58,10 @@ class LeaseKeeper:
     thread, when another process has taken a lease over.
     """
 
-    def __init__(self, storage: Storage, workflow_id: str, ttl: float, on_lost: Callable[[str], None]) -> None:
-        self._storage, self._cancel, self._ttl = storage, _cancel_key(workflow_id), ttl
+    def __init__(
+        self, storage: Storage, workflow_id: str, ttl: float, on_lost: Callable[[str], None], number: int | None = None
+    ) -> None:
+        self._storage, self._id, self._ttl, self._number = storage, workflow_id, ttl, number
         self._on_lost = on_lost
         self._workflow: Head | None = None
         self._stages: dict[str, Head] = {}
@@ -56,6 +72,9 @@ class LeaseKeeper:
 
     def start(self, workflow: Head) -> None:
         self._workflow = workflow
+        if self._cancelled():
+            # While another driver still held the workflow.
+            self.stop.set()
         self._thread.start()
 
     def hold(self, stage: Head) -> None:
@@ -105,12 +124,8 @@ class LeaseKeeper:
             return [prefix for prefix in self._attempts.values() if prefix not in told] if self.stop.is_set() else []
 
     def _cancelled(self) -> bool:
-        try:
-            request = json.loads(self._storage.read(self._cancel))
-        except NotFound:
-            return False
-        check_format(request["format"], FORMAT, self._cancel)
-        return self._workflow is not None and request["epoch"] == self._workflow.epoch
+        assert self._workflow is not None, "it has been started"
+        return cancelled(self._storage, self._id, epoch=self._workflow.epoch, driver=self._number)
 
     def _renew(self) -> None:
         with self._lock:

@@ -5,17 +5,16 @@ Storage says whether a lease is renewed, the cluster whether a driver that has n
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cluster import jobs
-from cluster.errors import UserError, check_format
-from cluster.storage import NotFound, Storage
+from cluster.errors import UserError
+from cluster.storage import Storage
 from pipeline.driver import newest_driver
 from pipeline.head import HeadDocument, LeaseWatch, read_head
-from pipeline.keeper import FORMAT as CANCEL_FORMAT
+from pipeline.keeper import cancelled
 from pipeline.record import EventLog, listed, mark
 from pipeline.settings import Settings
 from pipeline.status import StatusReader
@@ -89,7 +88,7 @@ class LossWatch:
         reason = self._reason(workflow, driver, state)
         if reason is None:
             return None
-        cancelled = self._was_cancelled(workflow, found[0] if found else None)
+        cancelled = self._was_cancelled(workflow, found[0] if found else None, driver)
         return Loss(workflow=workflow, driver=driver, reason=reason, cancelled=cancelled)
 
     def _unshown(self, workflow: str, driver: int, head: HeadDocument) -> Loss | None:
@@ -144,17 +143,11 @@ class LossWatch:
         events = EventLog(self._storage, workflow).new_events()
         return any(event.type == "workflow_started" and event.data.get("driver") == driver for event in events)
 
-    def _was_cancelled(self, workflow: str, head: HeadDocument | None) -> bool:
+    def _was_cancelled(self, workflow: str, head: HeadDocument | None, driver: int) -> bool:
         """Whether there is a request to cancel the driver that is lost, or the one that would come."""
-        key = f"workflows/{workflow}/CANCEL"
-        try:
-            request = json.loads(self._storage.read(key))
-        except NotFound:
-            return False
-        check_format(request["format"], CANCEL_FORMAT, key)
         # A driver that ended by itself has answered the requests of its epoch.
         least = 1 if head is None else head.epoch + (head.state != "running")
-        return request["epoch"] >= least
+        return cancelled(self._storage, workflow, epoch=least, driver=driver)
 
     def leave_alone(self, workflow: str, why: str) -> None:
         """Tell, once, that a workflow gets no new driver for now."""

@@ -44,7 +44,7 @@ class Runner:
         self.finished: dict[str, Finished] = {}
         self.failed: dict[str, str] = {}
         self._retries = Retries()
-        self._keeper = LeaseKeeper(storage, workflow_id, lease_seconds, on_lost or exit_process)
+        self._keeper = LeaseKeeper(storage, workflow_id, lease_seconds, on_lost or exit_process, number)
         self._drive = Drive(
             storage=storage,
             workflow_id=workflow_id,

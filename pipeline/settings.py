@@ -8,6 +8,7 @@ results would seem lost. The same rules for the command line, Python and the dri
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 PASSED_ON = ("AWS_", "MLFLOW_", "PATCHLINE_", "RAY_AUTH_", "RAY_TRAIN_", "NO_PROXY", "no_proxy")
 """Beginnings of the environment variables that a submitted driver is given."""
+SECRET = re.compile(r"SECRET|TOKEN(?!_PATH|_FILE)|PASSWORD|ACCESS_KEY|SECURITY")
+"""In the names of variables whose values Ray would show to all who may use a cluster."""
+SEND_SECRETS = "PATCHLINE_SEND_SECRETS"
+"""Set to 1, it has them sent all the same."""
 
 
 def home() -> Path:
@@ -55,10 +60,21 @@ class Settings:
         os.environ.update(self.environment)
 
     def passed_on(self) -> dict[str, str]:
-        """Environment for a driver on the cluster."""
-        own = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
-        own.pop("MLFLOW_RUN_ID", None)
+        """Environment for a driver on the cluster: no secrets, unless that is this machine's own, or they are to go."""
+        held = self.withheld()
+        own = {name: value for name, value in _of_interest().items() if name not in held}
         return {**own, **self.environment, "MLFLOW_TRACKING_URI": self.mlflow}
+
+    def withheld(self) -> list[str]:
+        """Variables that a driver on the cluster is not given: its machines' own credentials count there."""
+        if self.local or os.environ.get(SEND_SECRETS) == "1":
+            return []
+        return sorted(name for name, value in _of_interest().items() if value and SECRET.search(name))
+
+
+def _of_interest() -> dict[str, str]:
+    found = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    return {name: value for name, value in found.items() if name not in ("MLFLOW_RUN_ID", SEND_SECRETS)}
 
 
 def resolve(*, root: str | None = None, mlflow: str | None = None, address: str | None = None) -> Settings:
@@ -137,6 +153,11 @@ def _settings(root: str, mlflow: str, jobs: str | None, stack: Stack | None) -> 
     """The stack's credentials go with what is the stack's; the user's own with everything else."""
     if not root.startswith(("file://", "s3://")):
         raise UserError(f"root {root!r}: expected file:///FOLDER or s3://BUCKET/PREFIX")
+    if "@" in urlsplit(mlflow).netloc:
+        raise UserError(
+            "--mlflow: got an address with a user's name, which would stand in logs and on command lines: set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, on the cluster's machines too"
+        )
     local = inside = False
     environment = {}
     if stack is not None and jobs == stack.jobs_address:

@@ -18,7 +18,7 @@ from pipeline.commands.base import (
     console,
 )
 from pipeline.commands.shown import follow_to_end, print_json, print_note, print_status
-from pipeline.settings import resolve
+from pipeline.settings import Settings, resolve
 
 if TYPE_CHECKING:
     from cluster.storage import Storage
@@ -140,6 +140,7 @@ def submit(
     loaded = load_workflow(workflow, override or [])
     _print_warnings(loaded)
     settings = resolve(root=root, mlflow=mlflow, address=address)
+    print_note(_told_withheld(settings))
     found = submit_once(loaded, settings, workflow_id=workflow_id)
     if as_json:
         print_json(asdict(found))
@@ -155,6 +156,17 @@ def _print_warnings(workflow: Workflow) -> None:
 
     for line in told_at_once(workflow.stages):
         print_note(f"! {line}")
+
+
+def _told_withheld(settings: Settings) -> str:
+    from pipeline.settings import SEND_SECRETS
+
+    if settings.jobs is None or not (names := settings.withheld()):
+        return ""
+    return (
+        f"kept here: {', '.join(names)}: the cluster's machines use credentials of their own; {SEND_SECRETS}=1 sends "
+        "these along, where all who may use the cluster can read them"
+    )
 
 
 def _found_as(found: Submitted) -> str:

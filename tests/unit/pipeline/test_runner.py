@@ -254,6 +254,26 @@ def test_cancel_stops_before_the_next_stage_and_resume_goes_on(storage):
     assert CALLS == ["source", "upper"]
 
 
+def test_a_cancel_means_the_driver_that_waits_for_the_lease_too(storage):
+    for number in range(2):
+        storage.write(f"workflows/toy-1/drivers/{number:04d}", b"")
+    holder = Head.acquire(storage, "workflows/toy-1", "holder", ttl=30)
+    assert holder is not None
+    waiting = Runner(storage, "toy-1", workflow(), owner="waiting", ray=False, tracker=Silent(), number=1)
+    states: list[str] = []
+    thread = threading.Thread(target=lambda: states.append(waiting.run()))
+    thread.start()
+    request_cancel(storage, "toy-1")
+    holder.release("stopped")
+    thread.join(20)
+    assert states == ["stopped"]
+    assert CALLS == []
+    # A driver that `resume` submits is another one.
+    storage.write("workflows/toy-1/drivers/0002", b"")
+    resumed = Runner(storage, "toy-1", workflow(), owner="resumed", ray=False, tracker=Silent(), number=2)
+    assert resumed.run() == "done"
+
+
 def test_a_driver_that_is_stopped_while_it_waits_leaves_the_workflow_to_its_holder(storage):
     holder = Head.acquire(storage, "workflows/toy-1", "holder", ttl=30)
     before = storage.read("workflows/toy-1/HEAD.json")

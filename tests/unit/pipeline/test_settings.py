@@ -76,6 +76,39 @@ def test_the_demo_uses_the_local_stack_whatever_the_shell_says(stack, foreign):
     assert settings.passed_on()["MLFLOW_TRACKING_URI"] == stack.mlflow_url
 
 
+SECRETS = {
+    name: f"value of {name}"
+    for name in (
+        "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN", "PATCHLINE_HTTP_TOKEN", "RAY_AUTH_TOKEN",
+    )
+}  # fmt: skip
+PLACES = {
+    "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": "http://s3:9000", "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/token",
+    "RAY_AUTH_TOKEN_PATH": "/var/ray", "RAY_AUTH_MODE": "token", "MLFLOW_TRACKING_USERNAME": "me",
+}  # fmt: skip
+
+
+def test_secrets_stay_out_of_a_job_on_a_cluster_that_others_use(monkeypatch):
+    for name, value in (SECRETS | PLACES).items():
+        monkeypatch.setenv(name, value)
+    settings = resolve(root="s3://theirs/vit", mlflow="http://mlflow:5000", address="http://head:8265")
+    sent = settings.passed_on()
+    assert not any(value in sent.values() for value in SECRETS.values())
+    assert {name: sent[name] for name in PLACES} == PLACES
+    assert settings.withheld() == sorted(SECRETS)
+    monkeypatch.setenv("PATCHLINE_SEND_SECRETS", "1")
+    assert settings.withheld() == []
+    assert SECRETS.items() <= settings.passed_on().items()
+    assert "PATCHLINE_SEND_SECRETS" not in settings.passed_on()
+
+
+def test_no_password_stands_in_an_address():
+    with pytest.raises(UserError, match=r"^--mlflow: got an address with a user's name") as refused:
+        resolve(root="s3://theirs/vit", mlflow="http://me:hidden@mlflow:5000", address="http://head:8265")
+    assert "hidden" not in str(refused.value)
+
+
 def test_the_stacks_credentials_do_not_go_to_another_bucket(stack, monkeypatch):
     settings = resolve(root="s3://theirs/vit")
     assert settings.local

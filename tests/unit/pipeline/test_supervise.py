@@ -256,6 +256,8 @@ def test_what_was_cancelled_before_its_driver_was_lost_is_ended(server, settings
 def test_what_was_cancelled_and_resumed_is_watched_again(server, settings, storage):
     name, _ = begun(storage, server)
     request_cancel(storage, name)
+    number = api._take_number(storage, name)
+    server.states[f"{name}-d{number}"] = "FAILED"
     Head.acquire(storage, f"workflows/{name}", "resumed", ttl=LEASE)
     watch(Supervisor(settings), lambda: server.submitted)
 
