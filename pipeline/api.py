@@ -21,7 +21,7 @@ from pipeline.keeper import request_cancel
 from pipeline.kinds import own_code
 from pipeline.record import EventLog, listed, mark
 from pipeline.settings import Settings, check_reachable
-from pipeline.status import StatusReader, in_doubt, match_id, silence, states
+from pipeline.status import StatusReader, in_doubt, match_id, settle, silence, states
 from pipeline.versions import check_versions
 
 PACKAGES = ("pipeline", "stages", "cluster")
@@ -140,6 +140,7 @@ class DriverWatch:
 def ask_cluster(reader: StatusReader, storage: Storage, settings: Settings) -> None:
     """Find out from the cluster what storage leaves open: whether the driver is still to come, or has died."""
     status = reader.status
+    settle(storage, status)
     if not in_doubt(storage, status):
         return
     reason = DriverWatch(storage, status.id, settings).died()

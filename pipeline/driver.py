@@ -22,13 +22,14 @@ from cluster.storage import Conflict, NotFound, Storage
 from cluster.storage.enduring import Enduring
 from cluster.tasks import warm_up
 from pipeline.config import Workflow, parse_workflow
-from pipeline.head import LeaseLost
+from pipeline.head import LeaseLost, read_head
 from pipeline.identity import differences
 from pipeline.ids import check_id, generate, note_named
 from pipeline.logs import LogShipper
 from pipeline.record import EventLog, mark
 from pipeline.runner import Runner
 from pipeline.settings import Settings
+from pipeline.status import silence
 from pipeline.tracking import MlflowTracker
 from pipeline.versions import check_pins
 
@@ -128,6 +129,10 @@ def end_failed(storage: Storage, workflow_id: str, number: int, message: str) ->
 def _tell_failed(storage: Storage, workflow_id: str, number: int, message: str) -> None:
     """What a user has to mend is told, so that nobody starts another driver before that is done."""
     try:
+        head = read_head(storage, f"workflows/{workflow_id}")
+        if head is not None and head[0].state == "running" and silence(storage, workflow_id) is None:
+            # Another driver is at work: this one's mistake is in its log.
+            return
         if newest_driver(storage, workflow_id) == number:
             end_failed(storage, workflow_id, number, message)
     except (OSError, UserError) as error:

@@ -41,6 +41,8 @@ class Loss:
     reason: str
     cancelled: bool = False
     """Whether it was asked to stop before it was lost, so that nobody wants it back."""
+    done: bool = False
+    """Whether the workflow is done, and its driver had but to show things."""
 
 
 class LossWatch:
@@ -104,9 +106,12 @@ class LossWatch:
             return None
         if head.state != "done":
             # Whoever resumes it shows the rest too.
+            _tell_end(self._storage, workflow, driver, head)
             mark(self._storage, workflow, head.state, head.epoch)
             return None
-        return Loss(workflow=workflow, driver=driver, reason="its driver was lost before MLflow had everything")
+        return Loss(
+            workflow=workflow, driver=driver, reason="its driver was lost before MLflow had everything", done=True
+        )
 
     def _stale(self, workflow: str, head: HeadDocument, tag: str) -> bool:
         return self._leases.setdefault(workflow, LeaseWatch()).stale(tag, head.ttl_seconds)
@@ -155,6 +160,16 @@ class LossWatch:
         if line not in self._told:
             self._told.add(line)
             self._report(line)
+
+
+def _tell_end(storage: Storage, workflow: str, driver: int, head: HeadDocument) -> None:
+    """Tell of an end that the driver was lost before telling of, if it was."""
+    reader = StatusReader(storage, workflow, [])
+    reader.update()
+    if reader.status.state == "running":
+        log = EventLog(storage, workflow)
+        log.epoch = head.epoch
+        log.append("workflow_ended", state=head.state, driver=driver, message="its driver was lost at its end")
 
 
 def progress(storage: Storage, workflow: str) -> tuple[int, int, int]:

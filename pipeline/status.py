@@ -175,6 +175,13 @@ class StatusReader:
         return events
 
 
+def settle(storage: Storage, status: WorkflowStatus) -> None:
+    """HEAD's word counts where a driver was lost between its end and telling of it: no event will say so."""
+    found = read_head(storage, f"workflows/{status.id}") if status.state == "running" else None
+    if found is not None and found[0].state != "running":
+        status.state = found[0].state
+
+
 def silence(storage: Storage, workflow_id: str) -> float | None:
     """Seconds for which a running workflow's driver has given no sign of life, where they are too many.
 

@@ -18,7 +18,7 @@ from pipeline.cancelling import end_lost
 from pipeline.driver import end_failed
 from pipeline.head import LeaseWatch
 from pipeline.losses import ClusterAway, Loss, LossWatch, progress
-from pipeline.record import EventLog
+from pipeline.record import EventLog, mark
 from pipeline.settings import Settings
 from pipeline.supervise_note import Note, claim, read_note, spent
 
@@ -153,6 +153,10 @@ class Supervisor:
         self._report(f"{loss.workflow}: {loss.reason}: submitted driver {number} ({tries} of {self._budget})")
 
     def _give_up(self, loss: Loss, tries: int) -> None:
+        if loss.done:
+            mark(self._storage, loss.workflow, "done")
+            self._report(f"{loss.workflow} is done: {loss.reason}: `patchline resume {loss.workflow}` sends the rest")
+            return
         message = (
             f"given up: {loss.reason}, and {tries} more drivers were lost before the workflow got on: "
             f"look for the cause in `patchline logs {loss.workflow}`, then `patchline resume {loss.workflow}`"

@@ -235,8 +235,12 @@ def test_what_a_lost_driver_had_not_shown_yet_is_shown_by_the_next_one(server, s
 def test_an_end_that_a_lost_driver_could_not_tell_the_index_is_told(server, settings, storage, state):
     name, head = begun(storage, server, "FAILED")
     head.release(state)
+    # The verbs do not wait for that.
+    assert told(storage, name)[0] == "running"
+    assert api.state_of(storage, name, settings) == state
     watch(Supervisor(settings), lambda: listed(storage) == {name: state})
     assert server.submitted == []
+    assert told(storage, name) == (state, "its driver was lost at its end")
 
 
 @pytest.mark.parametrize("act", [cancelled, cancelled_before_it_began])
@@ -399,3 +403,14 @@ def test_one_that_cannot_be_read_is_told_once_and_the_others_are_watched(server,
     assert server.submitted == [f"{name}-d1"]
     assert sum(unread in line and "install a newer patchline" in line for line in lines) == 1
     assert sum(newer in line and "install a newer patchline" in line for line in lines) == 1
+
+
+def test_a_workflow_that_is_done_never_counts_as_failed_for_want_of_mlflow(server, settings, storage):
+    name, head = begun(storage, server, "FAILED")
+    head.release("done")
+    supervisor = Supervisor(settings, budget=1)
+    watch(supervisor, lambda: server.submitted)
+    server.states[f"{name}-d1"] = "FAILED"
+    mark(storage, name, "running", head.epoch)
+    watch(supervisor, lambda: listed(storage) == {name: "done"})
+    assert api.state_of(storage, name, settings) != "failed"
