@@ -88,6 +88,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
         warm_up(_import_for_tasks)
     workflow = read_workflow(storage, workflow_id)
     check_pins(workflow.pin)
+    hurry = threading.Event()
     owner = f"{workflow_id}/{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     with (
         LogShipper(storage, f"workflows/{workflow_id}/logs/driver-{owner.rsplit('/', 1)[1]}"),
@@ -95,7 +96,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
     ):
         print(f"{owner}: code in {Path(__file__).parents[1]}, root {storage.url}, MLflow {mlflow}", flush=True)
         runner = Runner(
-            Enduring(storage, _tell),
+            Enduring(storage, _tell, hurry=hurry),
             workflow_id,
             workflow,
             owner=owner,
@@ -104,7 +105,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
             number=number,
             lease_seconds=float(os.environ.get("PATCHLINE_LEASE_SECONDS", LEASE_SECONDS)),
         )
-        with _stop_on_signals(runner.stop):
+        with _stop_on_signals(runner.stop, hurry):
             return runner.run(lambda state: tracker.workflow_ended(state, runner.stop))
 
 
@@ -146,7 +147,7 @@ def newest_driver(storage: Storage, workflow_id: str) -> int | None:
 
 
 @contextmanager
-def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
+def _stop_on_signals(stop: threading.Event, hurry: threading.Event) -> Iterator[None]:
     """Within it, the first SIGTERM or SIGINT asks for a checkpoint and a clean end; a second one ends at once."""
     if threading.current_thread() is not threading.main_thread():
         with nullcontext():
@@ -155,6 +156,7 @@ def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
+            hurry.set()
             raise KeyboardInterrupt
         print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping (again to stop at once)", flush=True)
         stop.set()

@@ -12,6 +12,7 @@ no two machines' clocks are ever compared.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -143,7 +144,8 @@ class Head:
                     continue
                 return cls(storage, folder, 1)
             document, tag = found
-            if document.state == "running" and not watch.stale(tag, document.ttl_seconds):
+            gap = max(1.0, document.ttl_seconds / 2)
+            if document.state == "running" and not watch.stale(tag, document.ttl_seconds, longest_gap=gap):
                 if not waiting(document):
                     return None
                 time.sleep(min(1.0, document.ttl_seconds / 10))
@@ -307,9 +309,16 @@ class LeaseWatch:
 
     def __init__(self) -> None:
         self._tag, self._since = "", time.monotonic()
+        self._looked = self._since
 
-    def stale(self, tag: str, ttl: float) -> bool:
-        """Whether the tag is the one of an earlier look, and has been for more than `ttl` seconds."""
-        if tag != self._tag:
-            self._tag, self._since = tag, time.monotonic()
-        return time.monotonic() - self._since > ttl
+    def stale(self, tag: str, ttl: float, *, longest_gap: float = math.inf) -> bool:
+        """Whether the tag is the one of an earlier look, and has been for more than `ttl` seconds.
+
+        Looks that lie further apart than `longest_gap` count as the first: while this process or its storage stood
+        still, so may the holder's have.
+        """
+        now = time.monotonic()
+        if tag != self._tag or now - self._looked > longest_gap:
+            self._tag, self._since = tag, now
+        self._looked = now
+        return now - self._since > ttl

@@ -15,6 +15,7 @@ from pipeline.record import listed
 from pipeline.worker import request_stop
 
 FORMAT = 1
+CLOSE_SECONDS = 5.0
 
 
 def request_cancel(storage: Storage, workflow_id: str) -> None:
@@ -98,7 +99,8 @@ class LeaseKeeper:
 
     def close(self) -> None:
         self._closed.set()
-        self._thread.join()
+        # It may wait for storage that is away.
+        self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         interval, renewed, told = self._ttl / 3, 0.0, set[str]()

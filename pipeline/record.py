@@ -8,18 +8,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Mapping
 from functools import cache
 from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field, JsonValue
 
 from cluster.errors import check_format
 from cluster.machine import cpu_name
-from cluster.storage.base import Conflict, NotFound, Storage
+from cluster.storage.base import Conflict, NotFound, Storage, file_digest
 from stages.config import Config
 from stages.context import Output, canonical_json, read_output
 from stages.metrics import last_point, now_ms
@@ -260,9 +262,20 @@ def builds() -> Mapping[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version(), "machine": platform.machine(), "cpu": cpu_name()}
-    for package in ("torch", "deepspeed", "numpy", "pillow", "patchline"):
+    found["code"] = _code()
+    for package in ("torch", "deepspeed", "ray", "numpy", "pillow", "patchline"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _code() -> str:
+    """The beginning of a sha256 over this program's own sources, which go along with a job without a version."""
+    packages = Path(__file__).parents[1]
+    files = sorted(path for name in ("cluster", "pipeline", "stages") for path in (packages / name).rglob("*.py"))
+    found = hashlib.sha256()
+    for path in files:
+        found.update(f"{path.relative_to(packages)} {file_digest(path).sha256}\n".encode())
+    return found.hexdigest()[:16]

@@ -67,8 +67,12 @@ class MlflowTracker:
         self._calls.put(self._start_workflow)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._close(threading.Event())
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        hurry = threading.Event()
+        if kind is not None:
+            # Others may wait for the room of what this process has started.
+            hurry.set()
+        self._close(hurry)
 
     def _close(self, hurry: threading.Event) -> None:
         """Wait until all is sent, or the server takes nothing for too long: shortly, once `hurry` is set."""

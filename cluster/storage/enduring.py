@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -21,12 +22,23 @@ class Enduring:
     """Another storage, of which each call is made again while there is no connection, for an hour at most.
 
     A call that had its effect and lost its answer is none the worse for being made again: see `Storage` for the writes
-    under a condition. `tell` is told of the first failure and of the end of an outage.
+    under a condition. `tell` is told of the first failure and of the end of an outage; once `hurry` is set, in this
+    process, nothing is waited for any more.
     """
 
-    def __init__(self, storage: Storage, tell: Callable[[str], None], patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        tell: Callable[[str], None],
+        patience: float = PATIENCE_SECONDS,
+        hurry: threading.Event | None = None,
+    ) -> None:
         self.url = storage.url
         self._storage, self._tell, self._patience = storage, tell, patience
+        self._hurry = hurry or threading.Event()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Enduring, (self._storage, self._tell, self._patience)
 
     def read(self, key: str) -> bytes:
         return self._outlast(lambda: self._storage.read(key))
@@ -78,12 +90,12 @@ class Enduring:
             try:
                 found = call()
             except (ConnectionError, TimeoutError) as error:
-                if time.monotonic() - began > self._patience:
+                if time.monotonic() - began > self._patience or self._hurry.is_set():
                     raise
                 if not away:
                     self._tell(f"storage does not answer, and is waited for: {error}")
                 away = True
-                time.sleep(pause)
+                self._hurry.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
                 if away:

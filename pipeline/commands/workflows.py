@@ -101,7 +101,13 @@ def _print_budget(workflow: Workflow, text: str, storage: Storage, question: Que
 
 
 @app.command()
-def run(workflow: WorkflowName, override: Overrides = None, root: Root = None, mlflow: Mlflow = None) -> None:
+def run(
+    workflow: WorkflowName,
+    override: Overrides = None,
+    root: Root = None,
+    mlflow: Mlflow = None,
+    as_json: AsJson = False,
+) -> None:
     """Run a workflow in the foreground, in this process, without a Ray cluster.
 
     Ctrl-C saves a checkpoint and stops. Example: `patchline run digits --root file:///tmp/results`
@@ -113,7 +119,7 @@ def run(workflow: WorkflowName, override: Overrides = None, root: Root = None, m
     _print_warnings(loaded)
     settings = resolve(root=root, mlflow=mlflow)
     workflow_id, state = run_workflow(loaded, settings)
-    print_status(workflow_id, settings)
+    print_status(workflow_id, settings, as_json=as_json)
     raise typer.Exit(0 if state == "done" else 1)
 
 
