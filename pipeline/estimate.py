@@ -95,10 +95,12 @@ class Estimate:
 def estimate(
     config: TrainingConfig, network: Network, updates: int, shape: ClusterShape, terms: Terms | None = None
 ) -> Estimate:
-    """What `updates` updates need on all GPUs of a cluster, whatever the config says of workers."""
+    """What `updates` updates need on a cluster: on as many of its GPUs as a config that trains on GPUs has workers,
+    on all of them where it trains on CPUs."""
     terms = terms or Terms()
-    ranks = usable_ranks(config.global_batch, shape.gpus)
-    config = config.model_copy(update={"workers": ranks, "gpus_per_worker": 1})
+    wanted = min(shape.gpus, config.most_workers) if config.gpus_per_worker else shape.gpus
+    ranks = usable_ranks(config.global_batch, wanted)
+    asked, config = config, config.model_copy(update={"workers": ranks, "gpus_per_worker": 1})
     usable = shape.gpu.memory_gb * 1e9 - RESERVED
     rows = _rows(config, network, ranks, usable)
     chosen = next(row for row in rows if row.chosen)
@@ -131,7 +133,7 @@ def estimate(
         money=None if terms.price is None else days * 24 * shape.gpus * terms.price,
         warnings=[],
     )
-    return replace(found, warnings=_warnings(found, config, shape, terms))
+    return replace(found, warnings=_warnings(found, asked, config, shape, terms))
 
 
 def _rows(config: TrainingConfig, network: Network, ranks: int, usable: float) -> list[Row]:
@@ -191,13 +193,15 @@ def _paper(config: TrainingConfig, model: ModelConfig) -> dict[str, float]:
     return dict(TPU_CORE_DAYS.get((model.variant or "", model.patch_size), {}))
 
 
-def _warnings(found: Estimate, config: TrainingConfig, shape: ClusterShape, terms: Terms) -> list[str]:
+def _warnings(
+    found: Estimate, asked: TrainingConfig, config: TrainingConfig, shape: ClusterShape, terms: Terms
+) -> list[str]:
     warnings = []
     if found.idle_gpus:
-        warnings.append(
-            f"{found.idle_gpus} of {shape.gpus} GPUs idle: global_batch={config.global_batch} can be divided among "
-            f"{found.gpus} at most"
-        )
+        why = f"global_batch={config.global_batch} can be divided among {found.gpus} at most"
+        if asked.gpus_per_worker and asked.most_workers < shape.gpus:
+            why = f"workers={asked.most_workers} asks for no more"
+        warnings.append(f"{found.idle_gpus} of {shape.gpus} GPUs idle: {why}")
     if not found.chosen.fits:
         cure = f"try {' or '.join(found.moves)}" if found.moves else "no setting makes it fit: take GPUs with more"
         needed = found.chosen.memory.total / 1e9
@@ -210,12 +214,13 @@ def _warnings(found: Estimate, config: TrainingConfig, shape: ClusterShape, term
 
 
 def _notice(found: Estimate, terms: Terms) -> list[str]:
-    """Whether a checkpoint is stored before a spot machine goes: after the update that runs, and its upload."""
+    """Whether a checkpoint is stored before a spot machine goes: after the update that runs, the upload that may be
+    under way, and its own."""
     if terms.notice is None:
         return []
     if found.upload_seconds is None:
         return [f"{terms.notice:.0f} s of notice may be too short to save: --bucket-mb-per-s would tell"]
-    needed = found.update_seconds + found.upload_seconds
+    needed = found.update_seconds + 2 * found.upload_seconds
     if needed <= terms.notice:
         return []
     return [

@@ -169,9 +169,13 @@ class TrainingConfig(StageConfig):
         return self.lr * {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[rule]
 
     def micro_batch_for(self, ranks: int) -> int:
-        """Images of a forward pass on each of `ranks`: at most `micro_batch`, and a part of the rank's rows."""
+        """Images of a forward pass on each of `ranks`: at most `micro_batch`, and a part of the rank's rows.
+
+        Where the number of workers varies, it is at most what all of them would have: fewer do not need more memory.
+        """
         rows = self.global_batch // ranks
-        most = min(self.micro_batch or rows, rows)
+        whole = self.global_batch // usable_ranks(self.global_batch, self.most_workers)
+        most = min(self.micro_batch or (whole if isinstance(self.workers, tuple) else rows), rows)
         return max(n for n in range(1, most + 1) if rows % n == 0)
 
     def total_updates(self, images: int) -> int:

@@ -2,7 +2,7 @@
 
 Each case is two updates through the engine on random images, in processes of its own. Their peak resident memory is
 taken twice: beyond that after the imports of this file, and beyond that after an update of a tiny network, when
-DeepSpeed has imported what it imports with its first engine. Every error is printed; one of the second kind above
+DeepSpeed has imported what it imports with its first engine. Every error is printed; one of the first kind above
 15 % makes the script end with 1. `--predict` prints the predictions alone. The last line is JSON.
 """
 

@@ -74,16 +74,25 @@ def test_the_network_can_be_the_limit():
 
 
 def test_a_notice_is_held_against_the_time_to_save():
-    # 3.65 GB over eight nodes at 100 MB/s are 4.6 s.
+    # 3.65 GB over eight nodes at 100 MB/s are 4.6 s, twice where another upload is under way.
     rate = connected(bucket_mb_per_s=100)
     found = of(rate, Terms(efficiency=0.5, notice=4))
     assert found.checkpoint_bytes == 3 * 4 * 304_326_632
     assert found.upload_seconds == pytest.approx(found.checkpoint_bytes / 8 / 1e8)
     (warning,) = found.warnings
-    assert warning.startswith("4 s of notice are too short to save, which takes 5 s")
+    assert warning.startswith("4 s of notice are too short to save, which takes 9 s")
     assert of(rate, Terms(efficiency=0.5, notice=30)).warnings == []
     (unknown,) = of(terms=Terms(notice=30)).warnings
     assert "--bucket-mb-per-s would tell" in unknown
+
+
+def test_gpus_that_the_workers_do_not_ask_for_stand_idle():
+    whole, half = of("h100x64"), of("h100x64", workers=32)
+    assert (whole.gpus, half.gpus, half.idle_gpus) == (64, 32, 32)
+    assert half.micro_batch == 2 * whole.micro_batch
+    assert half.days == pytest.approx(2 * whole.days, rel=0.2)
+    assert whole.warnings == []
+    assert half.warnings[0] == "32 of 64 GPUs idle: workers=32 asks for no more"
 
 
 def test_what_does_not_fit_comes_with_what_would():
@@ -228,3 +237,11 @@ def _finish(storage: Storage, name: str, *, ended_ms: int, mfu: list[float], dev
     points = [Point(name="train/mfu", value=value, step=step, time_ms=0) for step, value in enumerate(mfu)]
     body = "".join(json.dumps(vars(point)) + "\n" for point in points)
     storage.write(f"{folder}/attempts/1/metrics/000000.jsonl", body.encode())
+
+
+def test_fewer_workers_take_no_more_images_at_once():
+    elastic = pretrain(workers=[4, 64])
+    assert [elastic.micro_batch_for(ranks) for ranks in (64, 16, 4)] == [64, 64, 64]
+    assert pretrain(workers=[4, 64], micro_batch=32).micro_batch_for(4) == 32
+    # A fixed number has all of its rows.
+    assert pretrain(workers=4).micro_batch_for(4) == 1024
