@@ -67,7 +67,6 @@ def resume_all(
 def _resumed(item: Resumed, newest: int | None, settings: Settings) -> Resumed:
     storage, problem, number = settings.storage(), "", None
     try:
-        read_workflow(storage, item.id)
         number = submit_driver(storage, item.id, settings, after=newest)
         if number is None:
             problem = "another driver has been submitted meanwhile"
@@ -95,6 +94,7 @@ def retry(workflow_id: str | None, stage: str, settings: Settings, *, foreground
     storage = settings.storage()
     found = match_id(storage, list(listed(storage)), workflow_id)
     workflow = read_workflow(storage, found)
+    workflow.check_imported()
     names = (stage, *dependents(workflow, stage))
     _check_ended(found, stage, settings)
     if not foreground:

@@ -83,6 +83,7 @@ def resume(workflow_id: str | None, settings: Settings, *, foreground: bool = Fa
     storage = settings.storage()
     workflow_id = match_id(storage, list(listed(storage)), workflow_id)
     workflow = read_workflow(storage, workflow_id)
+    workflow.check_imported()
     if foreground:
         return run(workflow, settings, created=workflow_id)
     jobs_address(settings)
@@ -191,9 +192,13 @@ def submit_driver(
 
     `after` is the newest driver that the caller knows of (None: of none). Where there is another one, somebody else
     was faster: then nothing is started, and None comes back. Where the cluster does not take it, the workflow has
-    failed, unless somebody will try `again`.
+    failed, unless somebody will try `again`. Raises UserError, and starts nothing, where a stage cannot be imported.
     """
     address = jobs_address(settings)
+    # Before a number is taken: a driver that cannot be sent is none.
+    workflow = read_workflow(storage, workflow_id)
+    workflow.check_imported()
+    code = own_code(workflow.stages.values())
     number = _take_number(storage, workflow_id) if after is ANY else _take_next(storage, workflow_id, after)
     if number is None:
         return None
@@ -213,7 +218,7 @@ def submit_driver(
             submission_id=f"{workflow_id}-d{number}",
             environment=settings.passed_on(),
             modules=modules,
-            code=own_code(read_workflow(storage, workflow_id).stages.values()),
+            code=code,
             metadata={"patchline_workflow": workflow_id},
         )
     except Exception as error:

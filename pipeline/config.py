@@ -6,7 +6,7 @@ A workflow is named by its file, or by its name where it ships in `pipeline/reci
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pipeline.consistency import check_stages
 from pipeline.explain import explain
 from pipeline.identity import references
 from pipeline.kinds import KINDS, config_of, kind_of
+from pipeline.opaque import OpaqueConfig, opaque
 from pipeline.places import with_lines
 from pipeline.spelling import plain_references
 from pipeline.sweep import expand
@@ -69,7 +70,11 @@ class Workflow(Config):
             if name in ordered:
                 return
             if name in visiting:
-                cycle = " → ".join([*visiting[visiting.index(name) :], name])
+                circle = visiting[visiting.index(name) :]
+                if any(isinstance(self.stages[one], OpaqueConfig) for one in circle):
+                    # There was none when it was stored: what looks like a reference is none.
+                    return
+                cycle = " → ".join([*circle, name])
                 raise UserError(f"stages.{name}: stages refer to each other in a circle: {cycle}")
             visiting.append(name)
             for field, target in references(self.stages[name]).items():
@@ -85,7 +90,15 @@ class Workflow(Config):
     def check(self) -> None:
         """Raise UserError where the stages contradict each other."""
         self.order()
-        check_stages(self.stages)
+        # What a stage has to be, nobody can tell without its class; it was checked when it was stored.
+        if not any(isinstance(config, OpaqueConfig) for config in self.stages.values()):
+            check_stages(self.stages)
+
+    def check_imported(self) -> None:
+        """Raise UserError where a stage's class cannot be imported here: then it cannot be planned, sent or run."""
+        for name, config in self.stages.items():
+            if isinstance(config, OpaqueConfig):
+                raise UserError(f"stages.{name}.kind: {config.refusal()}")
 
     def seed_of(self, name: str) -> int:
         """The seed of a stage: its own or the workflow's."""
@@ -116,12 +129,16 @@ class Workflow(Config):
         return yaml.safe_dump(document, sort_keys=False)
 
     def _check_reference(self, name: str, field: str, target: str) -> None:
+        if isinstance(self.stages[name], OpaqueConfig):
+            return
         config = type(self.stages[name])
         field, dot, number = field.partition(".")
         info = config.model_fields[field]
         key = f"stages.{name}.{info.alias or field}{dot}{number}"
         if target not in self.stages:
             raise UserError(f"{key}: got '{target}', expected one of the stages: {', '.join(self.stages)}")
+        if isinstance(self.stages[target], OpaqueConfig):
+            return
         extra = info.json_schema_extra
         wanted = extra["output"] if isinstance(extra, dict) else None
         found = self.stages[target].output
@@ -161,8 +178,12 @@ def load_workflow(name: str, overrides: Iterable[str] = ()) -> Workflow:
     return parse_workflow(text, str(path), overrides)
 
 
-def parse_workflow(text: str, source: str, overrides: Iterable[str] = ()) -> Workflow:
-    """A workflow from the text of a workflow file. `source` names it in errors."""
+def parse_workflow(text: str, source: str, overrides: Iterable[str] = (), *, stored: bool = False) -> Workflow:
+    """A workflow from the text of a workflow file. `source` names it in errors.
+
+    Of one that is `stored`, written out in full, stages whose class cannot be imported here are read too: as
+    `OpaqueConfig`, which can be looked at alone.
+    """
     try:
         document = read_yaml(text)
     except yaml.YAMLError as error:
@@ -176,13 +197,13 @@ def parse_workflow(text: str, source: str, overrides: Iterable[str] = ()) -> Wor
         raise UserError(f"{source}: expected a mapping with the keys name and stages")
     overridden = [apply_override(document, override, Workflow.model_fields) for override in overrides]
     try:
-        return _workflow(source, document)
+        return _workflow(source, document, stored)
     except UserError as error:
         raise UserError(with_lines(str(error), source, text, overridden)) from error.__cause__
 
 
-def _workflow(source: str, document: dict[str, Any]) -> Workflow:
-    stages = _stages(source, document["stages"])
+def _workflow(source: str, document: dict[str, Any], stored: bool) -> Workflow:
+    stages = _stages(source, document["stages"], stored)
     try:
         workflow = Workflow.model_validate({**document, "stages": stages})
     except ValidationError as error:
@@ -217,7 +238,7 @@ def _check_format(source: str, found: Any) -> None:
     check_format(found, FORMAT, source)
 
 
-def _stages(source: str, bodies: dict[Any, Any]) -> dict[str, StageConfig]:
+def _stages(source: str, bodies: dict[Any, Any], stored: bool) -> dict[str, StageConfig]:
     stages: dict[str, StageConfig] = {}
     for name in bodies:
         _check_stage_name(f"{source}: stages: ", name)
@@ -229,11 +250,12 @@ def _stages(source: str, bodies: dict[Any, Any]) -> dict[str, StageConfig]:
         for own, fields in expanded.items():
             if own in stages or (own != name and own in bodies):
                 raise UserError(f"{source}: stages.{name}.sweep: there is another stage called '{own}'")
-            stages[own] = _stage(source, own, fields)
+            stages[own] = _stage(source, own, fields, bodies.keys() if stored else None)
     return stages
 
 
-def _stage(source: str, name: Any, body: Any) -> StageConfig:
+def _stage(source: str, name: Any, body: Any, stored: Collection[str] | None) -> StageConfig:
+    """A stage; `stored` are the names of its workflow's where that is a stored one."""
     _check_stage_name(f"{source}: stages: ", name)
     key = f"stages.{name}"
     if not isinstance(body, dict):
@@ -245,8 +267,12 @@ def _stage(source: str, name: Any, body: Any) -> StageConfig:
     try:
         config = config_of(kind)
     except UserError as error:
-        raise UserError(f"{source}: {key}.kind: {error}") from error
+        if stored is None or ":" not in kind:
+            raise UserError(f"{source}: {key}.kind: {error}") from error
+        config, why = OpaqueConfig, str(error)
     try:
+        if config is OpaqueConfig:
+            return opaque(kind, body, stored or (), why)
         return config.model_validate(plain_references(config, body))
     except ValidationError as error:
         raise UserError(explain(source, key, config, error)) from error

@@ -44,6 +44,7 @@ def create(storage: Storage, workflow: Workflow, workflow_id: str | None = None)
     with the fields that differ.
     """
     workflow.check()
+    workflow.check_imported()
     if workflow_id is not None:
         drivers = sum(1 for _ in storage.list(f"workflows/{check_id(workflow_id)}/drivers/"))
         note_named(storage, workflow_id, drivers)
@@ -67,7 +68,10 @@ def _check_same(workflow_id: str, stored: Workflow, workflow: Workflow) -> None:
 
 
 def read_workflow(storage: Storage, workflow_id: str) -> Workflow:
-    """The workflow as it was submitted. Raises UserError where there is none of this id."""
+    """The workflow as it was submitted. Raises UserError where there is none of this id.
+
+    It can be looked at also where stages of somebody's own cannot be imported: see `Workflow.check_imported`.
+    """
     key = f"workflows/{workflow_id}/workflow.yaml"
     try:
         text = storage.read(key).decode()
@@ -75,7 +79,7 @@ def read_workflow(storage: Storage, workflow_id: str) -> Workflow:
         raise UserError(
             f"no workflow '{workflow_id}' in {storage.url}; `patchline list` shows those there are"
         ) from None
-    return parse_workflow(text, key)
+    return parse_workflow(text, key, stored=True)
 
 
 def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number: int | None = None) -> str:
@@ -87,6 +91,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
         # First of all: the processes start while the workflow is read and its state looked up.
         warm_up(_import_for_tasks)
     workflow = read_workflow(storage, workflow_id)
+    workflow.check_imported()
     check_pins(workflow.pin)
     hurry = threading.Event()
     owner = f"{workflow_id}/{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"

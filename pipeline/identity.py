@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cluster.errors import UserError
+from pipeline.opaque import OpaqueConfig
 from stages.config import StageConfig
 from stages.context import canonical_json, sha256
 
@@ -34,6 +35,8 @@ def rounding_fields(model: type[BaseModel]) -> list[str]:
 
 def references(config: StageConfig) -> dict[str, str]:
     """The stages that a config refers to, by field; by `field.0`, `field.1`, … where a field names several."""
+    if isinstance(config, OpaqueConfig):
+        return config.references
     found: dict[str, str] = {}
     for field in type(config).model_fields:
         value = getattr(config, field)

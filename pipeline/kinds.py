@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cluster.errors import UserError
+from pipeline.opaque import OpaqueConfig
 from stages.choice.config import ChoiceConfig
 from stages.config import StageConfig
 from stages.fewshot.config import FewshotConfig
@@ -58,15 +59,20 @@ def _check(kind: str, config: object) -> None:
 
 def kind_of(config: StageConfig) -> str:
     """What a workflow file calls the kind of this config."""
+    if isinstance(config, OpaqueConfig):
+        return config.called
     own = type(config)
     return own.kind if KINDS.get(own.kind) is own else f"{own.__module__}:{own.__qualname__}"
 
 
 def own_code(configs: Iterable[StageConfig]) -> list[Path]:
-    """The packages and modules of stages that do not ship and are not installed: a cluster has to be sent them."""
+    """The packages and modules of stages that do not ship and are not installed: a cluster has to be sent them.
+
+    Those of stages that cannot be imported here are not among them.
+    """
     found = set[Path]()
     for config in configs:
-        if KINDS.get(config.kind) is not type(config):
+        if not isinstance(config, OpaqueConfig) and KINDS.get(config.kind) is not type(config):
             spec = importlib.util.find_spec(type(config).__module__.partition(".")[0])
             if spec is not None and spec.origin is not None:
                 file = Path(spec.origin)

@@ -76,6 +76,7 @@ def plan(storage: Storage, workflow: Workflow, question: Question | None = None)
     Raises UserError for outside inputs that are missing, unless the question states what they would tell.
     """
     workflow.check()
+    workflow.check_imported()
     question = question or Question()
     prints: dict[str, str] = {}
     done: dict[str, Finished] = {}

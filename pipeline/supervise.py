@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from cluster.errors import UserError
 from pipeline.api import jobs_address, submit_driver
 from pipeline.cancelling import end_lost
-from pipeline.driver import end_failed
+from pipeline.driver import end_failed, read_workflow
 from pipeline.head import LeaseWatch
 from pipeline.losses import ClusterAway, Loss, LossWatch, progress
 from pipeline.record import EventLog, mark
@@ -114,6 +114,9 @@ class Supervisor:
         if time.monotonic() - case.since < _backoff(case.tries):
             return False
         given_up = case.tries >= self._budget
+        if not given_up:
+            # Before anything is claimed: another supervisor may have what this one lacks.
+            read_workflow(self._storage, loss.workflow).check_imported()
         mine = Note(
             lost=loss.driver,
             tries=case.tries + (not given_up),

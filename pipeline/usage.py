@@ -17,6 +17,8 @@ from cluster.storage import NotFound, Storage
 from pipeline.driver import read_workflow
 from pipeline.head import read_head
 from pipeline.identity import fingerprint, references
+from pipeline.kinds import KINDS
+from pipeline.opaque import OpaqueConfig
 from pipeline.record import FORMAT, listed
 from pipeline.retries import read_retries
 from pipeline.reuse import identify
@@ -34,13 +36,21 @@ class Named:
     kinds: frozenset[str] = frozenset()
     """Kinds of stages of which it cannot be told from here which ones are used: then all of them may be."""
 
+    others: bool = False
+    """Whether all kinds that do not ship are among these: what a class that cannot be imported calls its own."""
+
     def has(self, folder: str) -> bool:
         """Whether a stage's folder is used, as far as one can tell."""
-        return folder in self.folders or folder.split("/")[1] in self.kinds
+        kind = folder.split("/")[1]
+        return folder in self.folders or kind in self.kinds or (self.others and kind not in KINDS)
 
     def with_(self, other: Named) -> Named:
         """What either uses."""
-        return Named(folders=self.folders | other.folders, kinds=self.kinds | other.kinds)
+        return Named(
+            folders=self.folders | other.folders,
+            kinds=self.kinds | other.kinds,
+            others=self.others or other.others,
+        )
 
 
 @dataclass
@@ -94,16 +104,20 @@ def _read(storage: Storage, key: str) -> list[str]:
 def planned_by(storage: Storage, workflow_id: str) -> Named:
     """The stages that a workflow's file names. Where what they read from outside is not here, their kinds.
 
-    Raises UserError where the file cannot be read: then nobody can tell what the workflow uses.
+    Where the class of one cannot be imported here, all kinds that do not ship. Raises UserError where the file cannot
+    be read: then nobody can tell what the workflow uses.
     """
     if storage.stat(f"workflows/{workflow_id}/workflow.yaml") is None:
         return Named()
     workflow = read_workflow(storage, workflow_id)
     retries = read_retries(storage, workflow_id)
     prints: dict[str, str] = {}
-    folders, kinds = set[str](), set[str]()
+    folders, kinds, others = set[str](), set[str](), False
     for name in workflow.order():
         config, targets = workflow.stages[name], references(workflow.stages[name])
+        if isinstance(config, OpaqueConfig):
+            others = True
+            continue
         try:
             document = identify(workflow, name, {field: prints[target] for field, target in targets.items()})
         except (UserError, OSError, KeyError):
@@ -111,7 +125,7 @@ def planned_by(storage: Storage, workflow_id: str) -> Named:
             continue
         prints[name] = fingerprint(document)
         folders.add(retries.folder(workflow_id, name, config.kind, prints[name]))
-    return Named(folders=frozenset(folders), kinds=frozenset(kinds))
+    return Named(folders=frozenset(folders), kinds=frozenset(kinds), others=others)
 
 
 def stage_folders(storage: Storage) -> Iterator[str]:
