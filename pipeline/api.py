@@ -64,6 +64,8 @@ def submit_once(workflow: Workflow, settings: Settings, *, workflow_id: str | No
     storage = settings.storage()
     jobs_address(settings)
     check_versions(settings)
+    # Before it is stored: what cannot be sent is refused as a whole.
+    own_code(workflow.stages.values())
     found = create(storage, workflow, workflow_id)
     newest = newest_driver(storage, found)
     new = newest is None or newest < drivers_before(storage, found)

@@ -68,13 +68,30 @@ def kind_of(config: StageConfig) -> str:
 def own_code(configs: Iterable[StageConfig]) -> list[Path]:
     """The packages and modules of stages that do not ship and are not installed: a cluster has to be sent them.
 
-    Those of stages that cannot be imported here are not among them.
+    Those of stages that cannot be imported here are not among them. Raises UserError for a class that no other process
+    can import.
     """
     found = set[Path]()
     for config in configs:
         if not isinstance(config, OpaqueConfig) and KINDS.get(config.kind) is not type(config):
-            spec = importlib.util.find_spec(type(config).__module__.partition(".")[0])
-            if spec is not None and spec.origin is not None:
-                file = Path(spec.origin)
+            file = _origin(type(config))
+            if file is not None:
                 found.add(file.parent if file.name == "__init__.py" else file)
     return sorted(path for path in found if not {"site-packages", "dist-packages"} & set(path.parts))
+
+
+def _origin(config: type[StageConfig]) -> Path | None:
+    """The file that a class's outermost package or module is imported from, or None where it has none."""
+    name = config.__module__.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:
+        # A module that Python did not import: the script itself, or one that a notebook made.
+        spec, name = None, "__main__"
+    # `python -m` gives the script a module's origin; it is called so all the same.
+    if name == "__main__":
+        raise UserError(
+            f"stage kind '{config.kind}': its class {config.__qualname__} is in {config.__module__}, which no other "
+            "process can import: put it into a module of its own, and import it from there"
+        )
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None

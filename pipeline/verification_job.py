@@ -14,6 +14,8 @@ from cluster import jobs
 from cluster.errors import UserError
 from pipeline.api import PACKAGES, jobs_address
 from pipeline.comparison import Verified
+from pipeline.driver import read_workflow
+from pipeline.kinds import own_code
 from pipeline.settings import Settings
 
 POLL_SECONDS = 2.0
@@ -27,6 +29,7 @@ def verify_on_cluster(
     Raises UserError where no cluster answers, and where the job found nothing, with the end of its log.
     """
     address = jobs_address(settings)
+    code = own_code(read_workflow(settings.storage(), workflow_id).stages.values())
     job = f"verify-{workflow_id}-{secrets.token_hex(3)}"
     jobs.submit(
         address,
@@ -34,6 +37,7 @@ def verify_on_cluster(
         submission_id=job,
         environment=settings.passed_on(),
         modules=None if settings.local else [Path(__file__).parents[1] / name for name in PACKAGES],
+        code=code,
         metadata={"patchline_workflow": workflow_id},
     )
     try:

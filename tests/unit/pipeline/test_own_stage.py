@@ -1,15 +1,21 @@
 """Stages of one's own, and folders that would be in the way."""
 
+import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
 
+from cluster import jobs
 from cluster.errors import UserError
+from pipeline import api
 from pipeline.cli import check_shadows
 from pipeline.config import Workflow, parse_workflow
+from pipeline.driver import create
 from pipeline.kinds import own_code
+from pipeline.settings import Settings
+from pipeline.verification_job import verify_on_cluster
 from tests.unit.pipeline.test_config import DIGITS
 from tests.unit.pipeline.toys import Source, Upper
 
@@ -65,6 +71,48 @@ def test_it_runs_from_the_command_line(folder):
     assert done.returncode == 0, done.stdout + done.stderr
     (found,) = folder.glob("root/stages/count/*/attempts/1/count.txt")
     assert found.read_text().split() == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("how", [["script.py"], ["-m", "script"]])
+def test_a_class_that_no_other_process_can_import_is_told_before_anything_is_stored(folder, how):
+    submit = """
+from pathlib import Path
+
+from pipeline.api import submit
+from pipeline.config import Workflow
+from pipeline.settings import Settings
+from cluster.errors import UserError
+
+import pipeline.api
+
+pipeline.api.check_versions = pipeline.api.check_reachable = lambda settings: None
+settings = Settings(root=f"file://{Path.cwd()}/root", mlflow="", jobs="x")
+try:
+    submit(Workflow(name="mine", stages={"count": CountConfig()}), settings)
+except UserError as error:
+    print(error)
+"""
+    (folder / "script.py").write_text(textwrap.dedent(OWN) + submit)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    done = subprocess.run([sys.executable, *how], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == (
+        "stage kind 'count': its class CountConfig is in __main__, which no other process can import: "
+        "put it into a module of its own, and import it from there"
+    )
+    assert not list((folder / "root").rglob("workflow.yaml"))
+
+
+def test_a_verification_on_a_cluster_is_sent_it_too(folder, monkeypatch):
+    sent: dict[str, object] = {}
+    monkeypatch.setattr(api, "check_reachable", lambda settings: None)
+    monkeypatch.setattr(jobs, "submit", lambda address, command, **given: sent.update(given))
+    monkeypatch.setattr(jobs, "status", lambda address, job: "SUCCEEDED")
+    monkeypatch.setattr(jobs, "logs", lambda address, job: "")
+    settings = Settings(root=f"file://{folder}/root", mlflow="", jobs="http://head:8265")
+    workflow_id = create(settings.storage(), parse_workflow(WORKFLOW, "mine.yaml"))
+    with pytest.raises(UserError, match="has verified nothing"):
+        verify_on_cluster(settings, workflow_id, "count", workers=1)
+    assert sent["code"] == [folder / "my_count_stage.py"]
 
 
 @pytest.mark.parametrize(
