@@ -31,6 +31,7 @@ class Watchdog:
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
         self._store = _store() if self._ranks > 1 else None
         self._place, self._moves, self._beats = "starts", 0, 0
+        self._patient_beats = 0
         self._since: dict[int, tuple[str, float]] = {}
         self._beaten: dict[int, tuple[int, float]] = {}
         self._answered, self._trouble_found = time.monotonic(), ""
@@ -81,13 +82,14 @@ class Watchdog:
 
     def _look(self) -> str | None:
         self._beats += 1
-        self._moves += self._patient
-        own = {"beats": self._beats, "moves": self._moves, "place": self._place}
+        # Apart from the moves, which tell who is behind: ranks do not wait for storage equally long.
+        self._patient_beats += self._patient
+        own = _report(self._beats, self._moves, self._patient_beats, self._place)
         reports = {self._rank: own}
         if self._store is not None:
             self._store.set(f"patchline/{self._rank}", json.dumps(own))
             for rank, said in enumerate(self._said(self._store)):
-                reports[rank] = json.loads(said) if said else {"beats": 0, "moves": 0, "place": "starts"}
+                reports[rank] = json.loads(said) if said else _report(0, 0, 0, "starts")
         return self._trouble(reports, time.monotonic())
 
     def _said(self, store: Store) -> list[bytes | None]:
@@ -100,7 +102,8 @@ class Watchdog:
 
     def _trouble(self, reports: dict[int, dict], now: float) -> str | None:
         for rank, report in reports.items():
-            if self._since.get(rank, ("", 0.0))[0] != (mark := f"{report['moves']} {report['place']}"):
+            mark = f"{report['moves']} {report['patient_beats']} {report['place']}"
+            if self._since.get(rank, ("", 0.0))[0] != mark:
                 self._since[rank] = (mark, now)
             if self._beaten.get(rank, (-1, 0.0))[0] != report["beats"]:
                 self._beaten[rank] = (report["beats"], now)
@@ -117,6 +120,11 @@ class Watchdog:
         least = min(report["moves"] for report in reports.values())
         behind = [rank for rank, report in reports.items() if report["moves"] == least]
         return f"{_names(behind)} did not get on for {self._seconds:.0f} s: {reports[behind[0]]['place']}"
+
+
+def _report(beats: int, moves: int, patient_beats: int, place: str) -> dict:
+    """What a rank says of itself: beats so far, places it has come to, beats it was patient in, and where it is."""
+    return {"beats": beats, "moves": moves, "patient_beats": patient_beats, "place": place}
 
 
 def _names(ranks: list[int]) -> str:

@@ -60,15 +60,51 @@ def test_nothing_is_wrong_while_anybody_gets_on():
 def test_a_rank_that_is_gone_is_named_while_the_others_wait_for_storage():
     watchdog = _without_group([])
     for seconds in range(12):
-        # The patient one seems to move with every beat.
-        reports = {0: _report(seconds, seconds, "its checkpoint is stored"), 1: _report(3, 5, "update 5 is saved")}
+        # The patient one gets on with every beat.
+        waits = _report(seconds, 5, "its checkpoint is stored", patient_beats=seconds)
+        reports = {0: waits, 1: _report(3, 5, "update 5 is saved")}
         trouble = watchdog._trouble(reports, 100.0 + seconds)
         assert (trouble is not None) == (seconds > 10)
     assert trouble == "rank 1 gave no sign of life for 10 s"
 
 
-def _report(beats: int, moves: int, place: str) -> dict:
-    return {"beats": beats, "moves": moves, "place": place}
+@pytest.mark.parametrize("behind", [0, 1])
+def test_whoever_waited_longer_for_storage_before_does_not_hide_who_is_behind(behind):
+    ahead = 1 - behind
+    ranks = {behind: _alone(patient_beats=5), ahead: _alone(patient_beats=3)}
+    for update in range(1, 813):
+        for rank, watchdog in ranks.items():
+            watchdog.at(f"update {update} waits for images")
+            if rank == ahead or update < 812:
+                watchdog.at(f"update {update} computes")
+    judge = _without_group([])
+    troubles = [judge._trouble(_said(ranks), 100.0 + seconds) for seconds in range(12)]
+    assert troubles[-1] == f"rank {behind} did not get on for 10 s: update 812 waits for images"
+
+
+def _alone(*, patient_beats: int) -> Watchdog:
+    """A rank's own watchdog that has been patient for some beats, without its threads."""
+    watchdog = _without_group([])
+    watchdog._rank, watchdog._ranks, watchdog._store = 0, 1, None
+    watchdog._place, watchdog._moves, watchdog._beats = "starts", 0, 0
+    watchdog._patient_beats, watchdog._patient = 0, False
+    with watchdog.patient("its checkpoint is stored"):
+        for _ in range(patient_beats):
+            watchdog._look()
+    return watchdog
+
+
+def _said(ranks: dict[int, Watchdog]) -> dict[int, dict]:
+    """What ranks tell of themselves in their next beat."""
+    said = {}
+    for rank, watchdog in ranks.items():
+        watchdog._trouble = lambda reports, now, rank=rank: said.update({rank: reports[0]})
+        watchdog._look()
+    return said
+
+
+def _report(beats: int, moves: int, place: str, patient_beats: int = 0) -> dict:
+    return {"beats": beats, "moves": moves, "patient_beats": patient_beats, "place": place}
 
 
 def _without_group(found: list[str]) -> Watchdog:
