@@ -199,8 +199,10 @@ class _Run:
             )
             self.pending.append((update, begin, pending))
             due = last or any(every and update % every == 0 for every in (config.save_every, config.keep_every))
-            stop = self._settle(keep=0 if due else self.engine.lag)
-            if config.evaluate_every and update % config.evaluate_every == 0 and not (last or stop):
+            evaluates = bool(config.evaluate_every) and update % config.evaluate_every == 0 and not last
+            # A stop in an evaluation saves this update.
+            stop = self._settle(keep=0 if due or evaluates else self.engine.lag)
+            if evaluates and not stop:
                 with self.meters.apart():
                     stop = not self._evaluate_on_the_way(update)
             asked = time.monotonic()
@@ -252,6 +254,7 @@ class _Run:
             self.checkpoints.settle()
 
     def _save(self, update: int) -> None:
+        assert not self.pending, f"update {update} would be saved before anybody has looked at it"
         with self.watchdog.patient(f"update {update} is saved"), self.meters.saving():
             position = Position(
                 update=update,

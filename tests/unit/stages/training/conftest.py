@@ -13,6 +13,7 @@ from stages.ingest.config import DigitsSource, IngestConfig
 from stages.ingest.run import run as run_ingest
 from stages.models.config import ModelConfig
 from stages.training.config import TrainingConfig
+from stages.training.engine import Engine
 from stages.training.loop import Job
 
 
@@ -92,3 +93,16 @@ class Stage:
 def make_stage(digits: tuple[Storage, Output], tmp_path: Path) -> Callable[[str], Stage]:
     storage, dataset = digits
     return lambda name: Stage(storage, dataset, f"stages/pretrain/{tmp_path.name}-{name}")
+
+
+@pytest.fixture(params=[0, 1], ids=["lag 0", "lag 1"])
+def lag(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Updates that are in flight before anybody looks at them: 0 as on CPUs, and 1 as on GPUs."""
+    make = Engine.__init__
+
+    def made(self: Engine, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
+        self.lag = request.param
+
+    monkeypatch.setattr(Engine, "__init__", made)
+    return request.param

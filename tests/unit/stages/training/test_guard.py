@@ -72,7 +72,7 @@ def explode(monkeypatch, at: int, value: float) -> None:
 
 @pytest.mark.parametrize(("value", "words"), [(float("nan"), "the loss is nan"), (100.0, "the loss rose to")])
 def test_training_goes_back_leaves_the_data_out_and_a_kill_after_that_gives_the_same_bits(
-    make_stage, monkeypatch, value, words
+    make_stage, monkeypatch, lag, value, words
 ):
     guards = {"spike": 10.0, "recent": 3, "skip_batches": 2}
     fields = {"updates": 12, "guards": guards, "model": {"dropout": 0.1}}

@@ -100,6 +100,18 @@ def test_a_stop_at_any_update_and_a_resume_give_the_same_bits(make_stage, fields
     assert stage.weights(2) == whole.weights(1)
 
 
+def test_a_stop_is_met_with_every_update_looked_at(make_stage, lag):
+    whole, stage = make_stage("whole"), make_stage("stopped")
+    train(whole.job(), whole.rank())
+    calls = itertools.count(1)
+    assert train(stage.job(), stage.rank(lambda: next(calls) >= 4))["outcome"] == "stopped"
+    assert stage.commits == [3, 4 + lag]
+    assert list(stage.losses(1)) == list(range(1, 5 + lag))
+    assert train(stage.job(), stage.rank())["outcome"] == "done"
+    assert {**stage.losses(1), **stage.losses(2)} == whole.losses(1)
+    assert stage.weights(2) == whole.weights(1)
+
+
 def test_a_checkpoint_crosses_zero_stages(make_stage):
     whole, stage = make_stage("whole"), make_stage("crossing")
     train(whole.job(zero_stage=3), whole.rank())
@@ -129,7 +141,7 @@ def explode(monkeypatch, *updates: int) -> None:
     monkeypatch.setattr(engine, "cross_entropy", exploding)
 
 
-def test_nothing_is_committed_after_a_loss_that_is_not_finite(make_stage, monkeypatch):
+def test_nothing_is_committed_after_a_loss_that_is_not_finite(make_stage, monkeypatch, lag):
     stage = make_stage("nan")
     explode(monkeypatch, 5)
     outcome = train(stage.job(save_every=1), stage.rank())
@@ -153,15 +165,27 @@ def points(stage, attempt: int, name: str) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("asked", [3, 4], ids=["before the evaluation", "in the evaluation"])
-def test_a_stop_does_not_wait_for_an_evaluation(make_stage, asked):
-    stage = make_stage("asked")
+@pytest.mark.parametrize("save_every", [3, 1000])
+def test_a_stop_does_not_wait_for_an_evaluation(make_stage, lag, asked, save_every):
+    stage, fields = make_stage("asked"), {"evaluate_every": 3, "save_every": save_every}
     calls = itertools.count(1)
-    outcome = train(stage.job(evaluate_every=3), stage.rank(lambda: next(calls) >= asked))
+    outcome = train(stage.job(**fields), stage.rank(lambda: next(calls) >= asked))
     assert outcome["outcome"] == "stopped"
-    assert stage.commits[-1] == 3
+    assert stage.commits == [3]
+    assert list(stage.losses(1)) == [1, 2, 3]
     assert points(stage, 1, "validation/loss") == {}
-    assert train(stage.job(evaluate_every=3), stage.rank())["outcome"] == "done"
+    assert train(stage.job(**fields), stage.rank())["outcome"] == "done"
     assert list(points(stage, 2, "validation/loss")) == [6]
+
+
+def test_a_stop_in_an_evaluation_commits_no_loss_that_is_not_finite(make_stage, monkeypatch, lag):
+    stage, calls = make_stage("nan"), itertools.count(1)
+    explode(monkeypatch, 3)
+    # The first look in the evaluation would be the fourth.
+    rank = stage.rank(lambda: next(calls) >= 4)
+    outcome = train(stage.job(evaluate_every=3, save_every=1000), rank)
+    assert (outcome["outcome"], outcome["update"], outcome["reason"]) == ("rollback", 3, "the loss is nan")
+    assert stage.commits == []
 
 
 def test_a_stop_in_the_last_evaluation_leaves_the_rest_to_the_next_attempt(make_stage):
