@@ -11,10 +11,8 @@ from stages.models.flops import forward_macs
 from stages.pretrain.config import PretrainConfig
 from stages.training.config import TrainingConfig, usable_ranks
 from stages.training.fitting import fitting_moves
-from stages.training.memory import KEPT_GATHERED, Memory, Network, checkpoint_bytes, itemsize, memory
+from stages.training.memory import KEPT_GATHERED, RESERVED, Memory, Network, checkpoint_bytes, itemsize, memory
 
-RESERVED = 1.5e9
-"""Bytes of a GPU that the plan leaves to CUDA, NCCL, the libraries' workspaces and fragmentation. Not measured."""
 ASSUMED_EFFICIENCY = 0.4
 """Where none is stated and none has been measured."""
 DAY, HOUR = 86400.0, 3600.0

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from cluster.errors import UserError
-from cluster.machine import cpu_name
+from cluster.machine import cpu_name, memory_bytes
 from stages.training.config import TrainingConfig
+from stages.training.memory import RESERVED
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What forward and backward passes compute in, by `precision`."""
@@ -105,6 +106,28 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_limit(config: TrainingConfig, local_rank: int) -> float | None:
+    """Bytes of a rank's device, or None where that is not known.
+
+    Of a GPU, what `patchline plan` counts with too; of a machine's memory, the equal part of one of its workers.
+    """
+    if not config.gpus_per_worker:
+        found = memory_bytes()
+        return None if found is None else found / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if local_rank >= torch.cuda.device_count():
+        return None
+    return torch.cuda.get_device_properties(local_rank).total_memory - RESERVED
+
+
+def resident_memory() -> int:
+    """Bytes of the machine's memory that this process holds; 0 where the kernel does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def forget_peak(device: torch.device) -> None:

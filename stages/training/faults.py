@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from cluster.errors import UserError
 from stages.context import Rank, write_fault
+from stages.training.devices import memory_limit, resident_memory
 from stages.training.fitting import fitting_moves
 from stages.training.memory import Network, memory
 
@@ -49,22 +50,35 @@ def tell(found: str) -> None:
 @contextmanager
 def explained_memory(job: Job, rank: Rank) -> Iterator[None]:
     """Turns a lack of memory into an error that says what to change."""
+    before = 0 if job.config.gpus_per_worker else resident_memory()
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(_advice(job, rank, str(error).splitlines()[0])) from None
+        raise UserError(_advice(job, rank, before, str(error).splitlines()[0])) from None
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):
             raise
-        raise UserError(_advice(job, rank, str(error).splitlines()[0])) from None
+        raise UserError(_advice(job, rank, before, str(error).splitlines()[0])) from None
 
 
-def _advice(job: Job, rank: Rank, found: str) -> str:
-    """What to change, with the memory that a worker needs by the model that `patchline plan` has."""
+def _advice(job: Job, rank: Rank, before: int, found: str) -> str:
+    """What to change, with the memory that a worker needs by the model that `patchline plan` has.
+
+    `before` is what the process held of the device in bytes when training began.
+    """
     config, device = job.config, "cuda" if job.config.gpus_per_worker else "cpu"
     network = Network(model=job.model, resolution=job.resolution, num_classes=len(job.class_ids))
-    needed = memory(config, network, rank.world_size, device).total
-    moves = [str(move) for move in fitting_moves(config, network, rank.world_size, device)]
-    cure = f"try {', '.join(moves[:-1])} or {moves[-1]}" if len(moves) > 1 else f"try {moves[0]}" if moves else ""
-    text = f"rank {rank.rank} ran out of memory ({found}); training needs about {needed / 1e9:.1f} GB a worker"
-    return f"{text}: {cure or 'take devices with more'}"
+    needed = memory(config, network, rank.world_size, device)
+    limit = memory_limit(config, rank.local_rank)
+    text = f"rank {rank.rank} ran out of memory ({found}); training needs about {needed.total / 1e9:.1f} GB a worker"
+    if limit is not None:
+        # On a CPU, the copy that a checkpoint is stored from lies in the same memory.
+        limit -= before + (needed.host if device == "cpu" else 0)
+        text = f"{text}, of {max(limit, 0.0) / 1e9:.1f} GB"
+        # Whatever the model holds possible: this was too much.
+        limit = min(limit, needed.total - 1)
+    moves = [str(move) for move in fitting_moves(config, network, rank.world_size, device, limit)]
+    if not moves:
+        return f"{text}: {'no setting makes it fit: ' if limit is not None else ''}take devices with more"
+    *others, last = moves
+    return f"{text}: try {', '.join(others)} or {last}" if others else f"{text}: try {last}"

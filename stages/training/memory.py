@@ -25,6 +25,9 @@ LIBRARIES = 105_000_000
 """Bytes, on a CPU, of what DeepSpeed imports when it makes its first engine, and of the libraries' code that the first
 update brings into memory, whatever the network. As measured (docs/benchmarks.md); `plan` keeps room on GPUs apart."""
 
+RESERVED = 1.5e9
+"""Bytes of a GPU that are left to CUDA, NCCL, the libraries' workspaces and fragmentation. Not measured."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,11 +10,11 @@ import torch
 from cluster.errors import UserError
 from stages.context import Rank
 from stages.models.config import ModelConfig
+from stages.training import devices, faults
 from stages.training.config import TrainingConfig
-from stages.training.faults import explained_memory
 from stages.training.fitting import fitting_moves
 from stages.training.loop import Job
-from stages.training.memory import LIBRARIES, Memory, Network, checkpoint_bytes, memory
+from stages.training.memory import LIBRARIES, RESERVED, Memory, Network, checkpoint_bytes, memory
 
 LARGE = Network(model=ModelConfig(variant="L", patch_size=16), resolution=224, num_classes=1000)
 PARAMETERS = 304_326_632
@@ -114,9 +115,11 @@ def test_nothing_makes_what_is_too_large_fit():
     assert fitting_moves(run(), LARGE, 8, "cuda", 5e8) == []
 
 
-def test_out_of_memory_is_told_with_figures():
+def told(config: TrainingConfig, monkeypatch: pytest.MonkeyPatch, limit: float | None) -> str:
+    """What is told where rank 3 of 8 runs out of memory on devices with so many bytes."""
+    monkeypatch.setattr(faults, "memory_limit", lambda config, local_rank: limit)
     job = Job(
-        config=run(zero_stage=2),
+        config=config,
         model=LARGE.model,
         resolution=224,
         dataset=None,
@@ -127,14 +130,73 @@ def test_out_of_memory_is_told_with_figures():
         seed=0,
     )
     rank = object.__new__(Rank)
-    object.__setattr__(rank, "rank", 3)
-    object.__setattr__(rank, "world_size", 8)
-    with pytest.raises(UserError) as told, explained_memory(job, rank):
+    for name, value in {"rank": 3, "world_size": 8, "local_rank": 3}.items():
+        object.__setattr__(rank, name, value)
+    with pytest.raises(UserError) as error, faults.explained_memory(job, rank):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB\nmore lines")
-    assert "rank 3 ran out of memory (CUDA out of memory. Tried to allocate 20 MiB)" in str(told.value)
-    assert f"needs about {of(run(zero_stage=2)).total / 1e9:.1f} GB a worker" in str(told.value)
+    return str(error.value)
+
+
+FIELDS = ("micro_batch=", "zero_stage=", "activation_checkpointing=", "offload=")
+
+
+def test_out_of_memory_is_told_with_figures(monkeypatch):
+    text = told(run(zero_stage=2), monkeypatch, None)
+    assert "rank 3 ran out of memory (CUDA out of memory. Tried to allocate 20 MiB)" in text
+    assert f"needs about {of(run(zero_stage=2)).total / 1e9:.1f} GB a worker: try " in text
     for field in ("micro_batch=32 (", "zero_stage=3 (", "activation_checkpointing=true (", "offload=optimizer ("):
-        assert field in str(told.value)
+        assert field in text
+
+
+def test_out_of_memory_names_the_smallest_changes_that_fit_the_device(monkeypatch):
+    text = told(run(zero_stage=2), monkeypatch, 8e9)
+    assert ", of 8.0 GB: try micro_batch=32 (" in text
+    # Either saves memory, and not enough of it.
+    assert [field for field in FIELDS if field in text] == ["micro_batch=", "activation_checkpointing="]
+
+
+def test_out_of_memory_names_a_combination_where_no_single_change_fits(monkeypatch):
+    config = run(zero_stage=1, micro_batch=64)
+    singles = [{"micro_batch": 1}, {"zero_stage": 3}, {"activation_checkpointing": True}, {"offload": "optimizer"}]
+    limit = min(of(config.model_copy(update=change)).total for change in singles) - 1
+    (move,) = fitting_moves(config, LARGE, 8, "cuda", limit)
+    assert len(move.changes) > 1
+    text = told(config, monkeypatch, limit)
+    assert text.endswith(f": try {move}")
+
+
+def test_out_of_memory_where_nothing_fits_asks_for_larger_devices(monkeypatch):
+    assert told(run(), monkeypatch, 5e8).endswith("of 0.5 GB: no setting makes it fit: take devices with more")
+
+
+def test_out_of_memory_where_the_model_holds_it_possible_names_what_saves_memory(monkeypatch):
+    config = run(zero_stage=2)
+    assert told(config, monkeypatch, 80e9) != told(config, monkeypatch, None)
+    text = told(config, monkeypatch, 80e9)
+    assert [field for field in FIELDS if field in text] == list(FIELDS)
+
+
+def test_on_a_cpu_the_process_and_the_copy_of_a_checkpoint_are_taken_off(monkeypatch):
+    config = run(gpus_per_worker=0, zero_stage=2)
+    monkeypatch.setattr(faults, "resident_memory", lambda: 400_000_000)
+    left = 20e9 - 0.4e9 - of(config, device="cpu").host
+    assert f" GB a worker, of {left / 1e9:.1f} GB: " in told(config, monkeypatch, 20e9)
+
+
+def test_workers_of_one_machine_have_equal_parts_of_its_memory(monkeypatch):
+    monkeypatch.setattr(devices, "memory_bytes", lambda: 64)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert devices.memory_limit(run(gpus_per_worker=0), 0) == 16
+    monkeypatch.setattr(devices, "memory_bytes", lambda: None)
+    assert devices.memory_limit(run(gpus_per_worker=0), 0) is None
+
+
+def test_a_gpu_leaves_what_the_plan_leaves(monkeypatch):
+    properties = SimpleNamespace(total_memory=80_000_000_000)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert devices.memory_limit(run(), 1) == 80e9 - RESERVED
+    assert devices.memory_limit(run(), 2) is None
 
 
 def test_the_model_is_light():
