@@ -17,6 +17,7 @@ from stages.training.manifest import Damaged, read_manifest
 from stages.training.restore import load_weights
 from tests.unit.stages.training.files import checkpoint_files
 from tests.unit.stages.training.ranks import run_ranks
+from tests.unit.stages.training.test_loop import plain_losses
 
 BATCH = 24
 """Has equal parts for 1, 2, 3 and 4 ranks."""
@@ -69,6 +70,19 @@ def test_a_world_that_changes_in_the_middle_gives_the_same_samples_and_the_same_
     assert changing.samples() == {u: list(range((u - 1) * BATCH, u * BATCH)) for u in range(1, 21)}
     assert len(fixed.losses()) == 20
     np.testing.assert_allclose(changing.losses(), fixed.losses(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_ranks_that_accumulate_gradients_together_have_the_losses_of_a_plain_loop(make_stage, tmp_path, zero_stage):
+    fields = {"updates": 20, "zero_stage": zero_stage, "micro_batch": 4}
+    run = Run(make_stage("accumulating"), tmp_path / "notes", **fields)
+    job = run.stage.job(global_batch=BATCH, **fields)
+    # A rank's 12 rows in three turns.
+    assert job.config.micro_batch_for(2) == 4
+    assert run.go_on(ranks=2)["outcome"] == "done"
+    found = run.losses()
+    assert len(found) == 20
+    np.testing.assert_allclose(found, plain_losses(run.stage, job), rtol=0, atol=1e-5)
 
 
 WALK = [
