@@ -2,8 +2,9 @@
 
 For ViT-B/16, L/16 and H/14 at 224 in bf16: images/s and MFU of our engine, against the rate of a matrix product that
 is measured in the same run, and timm's training step at the same batch in turns with it (`vs_timm`); the batch is the
-largest that fits, by doubling, or the fastest below it. For ViT-L/16 also ZeRO 1, 2, 3 and offloading; for ViT-B/16
-the whole pretraining with the loader (`data_wait`, the part of the time that waits for images).
+largest that fits, by doubling, or the fastest below it (`ended_by` says whether memory was the limit). For ViT-L/16
+also ZeRO 1, 2, 3 and offloading; for ViT-B/16 the whole pretraining with the loader (`data_wait`, the part of the time
+that waits for images).
 
 Needs torch, deepspeed, webdataset, numpy, scipy, Pillow, pydantic, safetensors and timm, and no Ray. Each measurement
 is a process of its own; one that fails is told, and the others go on. After each, all figures so far are printed as
@@ -27,6 +28,8 @@ PATCH = {"Ti": 16, "B": 16, "L": 16, "H": 14}
 LARGEST = 1024
 ROUNDS = 3
 LEAST_MFU = 0.5
+OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "ran out of memory")
+"""What is said where a GPU's memory is out: by torch, by CUDA, by its libraries, and by us."""
 BATCH_OF_WAYS, BATCH_OF_LOADER = 64, 256
 WAYS = {
     "ZeRO 1": {"zero_stage": 1},
@@ -78,36 +81,48 @@ def missed_by(result: dict[str, Any]) -> list[str]:
 
 def measure(variant: str, machine: dict[str, Any]) -> dict[str, Any]:
     """One model: the batches that fit, and both training steps at the fastest one that both have room for, in turns."""
-    rates = sizes(variant)
+    found = sizes(variant)
+    rates = found["images_per_s_by_batch"]
     if not rates:
-        return {"error": "no batch fits"}
-    found: dict[str, Any] = {"largest_batch": max(rates), "images_per_s_by_batch": rates}
+        return {"error": "no batch fits", **found}
+    found["largest_batch"] = max(rates)
     for batch in sorted(rates, key=lambda size: -rates[size]):
         turns = [
             (child("step", variant, batch, WAYS["ZeRO 1"]), child("timm", variant, batch) if machine["timm"] else {})
             for _ in range(ROUNDS)
         ]
-        if not any("error" in turn for pair in turns for turn in pair):
+        failed = [turn for pair in turns for turn in pair if "error" in turn]
+        if not failed:
             return found | compared(batch, turns, machine)
-    return found | {"error": "one of the steps fails at every batch"}
+        if others := [turn["error"] for turn in failed if not turn["out_of_memory"]]:
+            return found | {"error": f"batch {batch}: {others[0]}"}
+    return found | {"error": "one of the steps lacks memory at every batch"}
 
 
-def sizes(variant: str) -> dict[int, float]:
-    """Images/s by batch: doubled until memory is out, then halfway between the last two."""
+def sizes(variant: str) -> dict[str, Any]:
+    """Images/s by batch: doubled until memory is out, then halfway between the last two.
+
+    `ended_by` says what ended it: memory, or the largest batch that is tried; anything else is an `error`.
+    """
     rates: dict[int, float] = {}
     smallest, largest = (2, 4) if os.environ.get("PATCHLINE_BENCH_CPU") else (32, LARGEST)
-    batch = smallest
-    while batch <= largest:
-        found = child("step", variant, batch, WAYS["ZeRO 1"])
-        if "error" in found:
-            break
-        rates[batch] = found["images_per_s"]
+    batch, ended = smallest, {"ended_by": f"the largest batch that is tried, {largest}"}
+    while batch <= largest and not (failed := tried(variant, batch, rates)):
         batch *= 2
-    between = 3 * batch // 4
-    if smallest < batch <= largest:
-        found = child("step", variant, between, WAYS["ZeRO 1"])
-        rates |= {between: found["images_per_s"]} if "error" not in found else {}
-    return rates
+    if batch <= largest:
+        ended = failed
+        if "error" not in failed and batch > smallest:
+            ended |= tried(variant, 3 * batch // 4, rates)
+    return {"images_per_s_by_batch": rates, **ended}
+
+
+def tried(variant: str, batch: int, rates: dict[int, float]) -> dict[str, str]:
+    """Add a batch's images/s to the rates; returns what kept it from that, if anything did."""
+    found = child("step", variant, batch, WAYS["ZeRO 1"])
+    if "error" not in found:
+        rates[batch] = found["images_per_s"]
+        return {}
+    return {"ended_by": "memory"} if found["out_of_memory"] else {"error": f"batch {batch}: {found['error']}"}
 
 
 def compared(batch: int, turns: list[tuple[dict[str, Any], dict[str, Any]]], machine: dict[str, Any]) -> dict[str, Any]:
@@ -127,13 +142,17 @@ def compared(batch: int, turns: list[tuple[dict[str, Any], dict[str, Any]]], mac
 
 
 def child(name: str, *words: Any) -> dict[str, Any]:
-    """What one of `gpu_turns` prints on its last line; `error` where it fails, with the end of what it said."""
+    """What one of `gpu_turns` prints on its last line; `error` where it fails, with the end of what it said.
+
+    Then `out_of_memory` says whether it was the device's memory that it lacked.
+    """
     with tempfile.TemporaryDirectory(prefix="patchline-bench-") as scratch:
         command = [sys.executable, "-m", "tests.bench.gpu_turns", name, json.dumps(words)]
         environment = {**os.environ, "SCRATCH": scratch}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]}
+        error = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        return {"error": error, "out_of_memory": any(said in done.stderr for said in OUT_OF_MEMORY)}
     return json.loads(done.stdout.splitlines()[-1])
 
 
