@@ -3,7 +3,7 @@
 Both train on a real Ray cluster with two workers, DeepSpeed ZeRO 2 in bf16, dropout, random crops and Polyak's
 average, on the real digits in an S3 server. Each kill is a SIGKILL at a named point; the workers log it with the
 victims' process ids. The last line is JSON; the exit code is 1 where the bits differ, a committed checkpoint was not
-whole, more was repeated than the rule allows, or a recovery took too long.
+whole, more was repeated than the rule allows, a recovery took too long, or too few recoveries were measured.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Kill:
     resumed_after: int
     """Update of the checkpoint that the next attempt went on from."""
     recovery_seconds: float | None
-    """From the kill to the end of the first update after it; None where none was left to do."""
+    """From the kill to the end of the first update after it; None where the next kill or the end came before."""
 
 
 def main() -> None:
@@ -197,10 +197,13 @@ def _kill(note: dict[str, Any], before: list[dict[str, Any]], after: list[dict[s
 
 
 def _line(kill: Kill) -> str:
+    seconds = (
+        "at a time that was not measured" if kill.recovery_seconds is None else f"{kill.recovery_seconds:.1f} s later"
+    )
     return (
         f"killed {kill.victim} (pids {', '.join(map(str, kill.pids))}) at update {kill.update}, {kill.point}, "
         f"when training was at {kill.at}; from {kill.checkpoint or 'the beginning'}; resumed after update "
-        f"{kill.resumed_after}, {kill.recovery_seconds or 0:.1f} s later"
+        f"{kill.resumed_after}, {seconds}"
     )
 
 
@@ -220,7 +223,8 @@ def repeated_too_much(kill: Kill) -> bool:
 def late(kill: Kill) -> bool:
     """Whether a worker's death was not made good in time. (After a driver's, its lease has to run out first.)
 
-    Asked by the long form alone: how fast the machine of a test is says nothing of the program.
+    Not where nothing was measured, which `summary` counts. Asked by the long form alone: how fast the machine of a
+    test is says nothing of the program.
     """
     return kill.victim != "driver" and (kill.recovery_seconds or 0.0) > RECOVERY_SECONDS
 
@@ -228,7 +232,8 @@ def late(kill: Kill) -> bool:
 def summary(undisturbed: Outcome, disturbed: Outcome, seed: int, planned: int) -> dict[str, Any]:
     """The figures, and what is broken."""
     kills = disturbed.kills
-    recovery = [kill.recovery_seconds for kill in kills if kill.victim != "driver" and kill.recovery_seconds]
+    workers = [kill.recovery_seconds for kill in kills if kill.victim != "driver"]
+    recovery = [seconds for seconds in workers if seconds is not None]
     broken = []
     if undisturbed.sha256 != disturbed.sha256:
         broken.append("the bits differ")
@@ -247,6 +252,8 @@ def summary(undisturbed: Outcome, disturbed: Outcome, seed: int, planned: int) -
         broken.append(f"{disturbed.starts} attempts for {len(kills)} kills")
     if 2 * sum(kill.resumed_after >= SAVE_EVERY for kill in kills) < len(kills):
         broken.append("fewer than half of the kills came after the first commit")
+    if 2 * len(recovery) < len(workers):
+        broken.append(f"{len(recovery)} recoveries measured after {len(workers)} kills of workers")
     return {
         "seed": seed,
         "kills": len(kills),
@@ -255,6 +262,7 @@ def summary(undisturbed: Outcome, disturbed: Outcome, seed: int, planned: int) -
         "same_bits": undisturbed.sha256 == disturbed.sha256,
         "most_repeated_updates": max((kill.at - kill.resumed_after for kill in kills), default=0),
         "most_updates_in_an_upload": max((kill.at - kill.saved for kill in kills), default=0),
+        "recoveries_measured": len(recovery),
         "recovery_seconds_median": round(statistics.median(recovery), 1) if recovery else None,
         "recovery_seconds_most": round(max(recovery), 1) if recovery else None,
         "seconds_undisturbed": round(undisturbed.seconds),

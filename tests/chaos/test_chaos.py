@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from cluster.environment import in_force
 from cluster.local.stack import Stack
 from tests.chaos import plan
-from tests.chaos.harness import SAVE_EVERY, UPDATES, Kill, Outcome, disturb, repeated_too_much, summary
+from tests.chaos.harness import SAVE_EVERY, UPDATES, Kill, Outcome, disturb, late, repeated_too_much, summary
 
 SEED = 1
 
@@ -42,6 +43,22 @@ def test_too_much_is_what_lies_further_back_than_an_interval_and_an_upload():
     assert repeated_too_much(kill(15, 5))
     assert repeated_too_much(kill(15, 10, committed=15))
     assert not repeated_too_much(kill(15, 15, committed=15))
+
+
+@pytest.mark.parametrize(("timed", "enough"), [(4, True), (2, True), (1, False), (0, False)])
+def test_recoveries_are_counted_and_have_to_be_half_of_the_kills_of_workers(timed, enough):
+    kills = tuple(
+        Kill(
+            point="update", update=17, victim="driver" if number > 3 else "rank 0", pids=(1,), at=17, saved=15,
+            committed=15, checkpoint=None, resumed_after=15, recovery_seconds=9.0 if number < timed else None,
+        )
+        for number in range(6)
+    )  # fmt: skip
+    whole = Outcome(sha256={}, kills=(), drivers=1, starts=1, refused=(), seconds=1.0)
+    found = summary(whole, replace(whole, kills=kills, drivers=3, starts=7), SEED, 6)
+    assert found["recoveries_measured"] == timed
+    assert (f"{timed} recoveries measured after 4 kills of workers" in found["broken"]) == (not enough)
+    assert not any(late(kill) for kill in kills)
 
 
 @pytest.fixture(scope="module")
