@@ -27,6 +27,8 @@ from pipeline.versions import check_versions
 PACKAGES = ("pipeline", "stages", "cluster")
 PATIENCE_SECONDS = 60.0
 """How long a cluster that does not answer is asked again."""
+SENDING_SECONDS = 30.0
+"""How long it may take from a driver's number until the cluster knows its job."""
 ANY: Any = object()
 """Whatever drivers there are."""
 
@@ -70,11 +72,27 @@ def submit_once(workflow: Workflow, settings: Settings, *, workflow_id: str | No
     newest = newest_driver(storage, found)
     new = newest is None or newest < drivers_before(storage, found)
     state = "new" if new else state_of(storage, found, settings)
+    if state == "submitted" and newest is not None and _never_sent(found, newest, settings):
+        state = "failed"
     if state in ("submitted", "running", "done"):
         return Submitted(id=found, state=state, driver=None)
     # Whoever submits the same id in this very moment takes the same number, and one of the two gets it.
     number = submit_driver(storage, found, settings, after=newest)
     return Submitted(id=found, state=state if number is not None else "submitted", driver=number)
+
+
+def _never_sent(workflow_id: str, number: int, settings: Settings) -> bool:
+    """Whether the cluster has not come to know a driver that somebody took a number for, and was lost before sending.
+
+    Waits SENDING_SECONDS for it. Asked of another cluster than the driver was meant for, the answer is wrong, and a
+    second driver waits for the lease of the first.
+    """
+    deadline = time.monotonic() + SENDING_SECONDS
+    while jobs.status(jobs_address(settings), f"{workflow_id}-d{number}") == "GONE":
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(1.0)
+    return False
 
 
 def resume(workflow_id: str | None, settings: Settings, *, foreground: bool = False) -> tuple[str, str]:
@@ -201,6 +219,9 @@ def submit_driver(
     workflow = read_workflow(storage, workflow_id)
     workflow.check_imported()
     code = own_code(workflow.stages.values())
+    if workflow_id not in listed(storage, workflow_id):
+        # Before a number is taken: whatever happens then, it can be found by its id.
+        mark(storage, workflow_id, "submitted")
     number = _take_number(storage, workflow_id) if after is ANY else _take_next(storage, workflow_id, after)
     if number is None:
         return None

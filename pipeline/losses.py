@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cluster import jobs
 from cluster.errors import UserError
 from cluster.storage import Storage
+from pipeline.api import SENDING_SECONDS
 from pipeline.driver import newest_driver
 from pipeline.head import HeadDocument, LeaseWatch, read_head
 from pipeline.keeper import cancelled
@@ -22,8 +23,6 @@ from pipeline.supervise_note import read_note
 
 UNKNOWN_SECONDS = 600.0
 """How long a submitted driver may be unknown to the cluster that is asked, in seconds: another one may have it."""
-SENDING_SECONDS = 30.0
-"""How long it may take from a driver's number until the cluster knows its job, in seconds."""
 ENDED = ("FAILED", "SUCCEEDED", "GONE")
 """What the cluster says of a driver that will not begin any more."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -414,3 +415,24 @@ def test_a_workflow_that_is_done_never_counts_as_failed_for_want_of_mlflow(serve
     mark(storage, name, "running", head.epoch)
     watch(supervisor, lambda: listed(storage) == {name: "done"})
     assert api.state_of(storage, name, settings) != "failed"
+
+
+@pytest.mark.parametrize("lost", ["after its number", "after it was listed", "before its number"])
+def test_an_id_whose_submission_was_lost_on_the_way_can_be_submitted_again(
+    server, settings, storage, monkeypatch, lost
+):
+    monkeypatch.setattr(api, "SENDING_SECONDS", 0.1)
+    elsewhere = replace(settings, alone=False)
+    name = create(storage, FLOW, "nightly")
+    mark(storage, name, "submitted")
+    number = None
+    if lost != "before its number":
+        number = api._take_number(storage, name)
+    if lost == "after it was listed":
+        EventLog(storage, name).append("driver_submitted", number=number)
+    found = api.submit_once(FLOW, elsewhere, workflow_id=name)
+    expected = 0 if number is None else 1
+    assert (found.driver, server.submitted) == (expected, [f"nightly-d{expected}"])
+    # What the cluster has taken is not sent again.
+    assert api.submit_once(FLOW, elsewhere, workflow_id=name).driver is None
+    assert len(server.submitted) == 1
