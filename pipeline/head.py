@@ -115,8 +115,8 @@ def read_head(storage: Storage, folder: str) -> tuple[HeadDocument, str] | None:
 class Head:
     """A folder's HEAD, held by this process. Made by `acquire`; every change raises LeaseLost once it is not."""
 
-    def __init__(self, storage: Storage, folder: str, epoch: int) -> None:
-        self.storage, self.folder, self.epoch = storage, folder, epoch
+    def __init__(self, storage: Storage, folder: str, epoch: int, owner: str) -> None:
+        self.storage, self.folder, self.epoch, self.owner = storage, folder, epoch, owner
 
     @classmethod
     def acquire(
@@ -142,7 +142,7 @@ class Head:
                     storage.write_if_absent(f"{folder}/HEAD.json", first.changed().body())
                 except Conflict:
                     continue
-                return cls(storage, folder, 1)
+                return cls(storage, folder, 1, owner)
             document, tag = found
             gap = max(1.0, document.ttl_seconds / 2)
             if document.state == "running" and not watch.stale(tag, document.ttl_seconds, longest_gap=gap):
@@ -155,7 +155,7 @@ class Head:
                 storage.compare_and_swap(f"{folder}/HEAD.json", taken.body(), tag)
             except Conflict:
                 continue
-            return cls(storage, folder, taken.epoch)
+            return cls(storage, folder, taken.epoch, owner)
 
     def read(self) -> HeadDocument:
         """The current document. Raises LeaseLost."""
@@ -208,16 +208,24 @@ class Head:
         self._change(lambda document: document.changed(state=state))
 
     def _change(self, change: Callable[[HeadDocument], HeadDocument]) -> HeadDocument:
-        return change_head(self.storage, self.folder, self.epoch, None, change)
+        return change_head(self.storage, self.folder, self.epoch, None, change, owner=self.owner)
 
     def _read(self) -> tuple[HeadDocument, str]:
-        return _read_own(self.storage, self.folder, self.epoch, None)
+        return _read_own(self.storage, self.folder, self.epoch, None, self.owner)
 
 
 def commit_checkpoint(
-    storage: Storage, folder: str, epoch: int, attempt: int, prefix: str, update: int, keep: Keep
+    storage: Storage,
+    folder: str,
+    epoch: int,
+    attempt: int,
+    prefix: str,
+    update: int,
+    keep: Keep,
+    *,
+    owner: str | None = None,
 ) -> tuple[str, ...]:
-    """Make a stored checkpoint the stage's newest, from a worker of `attempt`. Raises LeaseLost.
+    """Make a stored checkpoint the stage's newest, from a worker of `attempt` of `owner`'s. Raises LeaseLost.
 
     Returns the key prefixes of the checkpoints that `keep` gives up, which HEAD no longer names.
     """
@@ -233,7 +241,7 @@ def commit_checkpoint(
         kept = [item for item in known if item.update in staying]
         return document.changed(checkpoints=kept, history=_extended(document.history, attempt, update))
 
-    committed = change_head(storage, folder, epoch, attempt, change)
+    committed = change_head(storage, folder, epoch, attempt, change, owner=owner)
     return tuple(sorted(seen - {item.prefix for item in committed.checkpoints}))
 
 
@@ -276,14 +284,17 @@ def change_head(
     epoch: int,
     attempt: int | None,
     change: Callable[[HeadDocument], HeadDocument],
+    *,
+    owner: str | None = None,
 ) -> HeadDocument:
     """Apply a change under the lease of `epoch` (and `attempt`), again where another holder's change came between.
 
     The driver and rank 0 of its gang change the same HEAD, so a conflict alone means nothing; a raised
-    epoch means that the lease is lost.
+    epoch means that the lease is lost, and so does another `owner`: where a folder has been removed and made
+    again, epochs begin anew.
     """
     while True:
-        document, tag = _read_own(storage, folder, epoch, attempt)
+        document, tag = _read_own(storage, folder, epoch, attempt, owner)
         changed = change(document)
         try:
             storage.compare_and_swap(f"{folder}/HEAD.json", changed.body(), tag)
@@ -292,12 +303,14 @@ def change_head(
         return changed
 
 
-def _read_own(storage: Storage, folder: str, epoch: int, attempt: int | None) -> tuple[HeadDocument, str]:
+def _read_own(
+    storage: Storage, folder: str, epoch: int, attempt: int | None, owner: str | None
+) -> tuple[HeadDocument, str]:
     found = read_head(storage, folder)
     if found is None:
         raise LeaseLost(f"{folder}/HEAD.json is gone")
     document, tag = found
-    if document.epoch != epoch or document.state != "running":
+    if document.epoch != epoch or document.state != "running" or owner not in (None, document.owner):
         raise LeaseLost(f"{folder} is at epoch {document.epoch} ({document.state}, {document.owner}); ours was {epoch}")
     if attempt is not None and document.attempt != attempt:
         raise LeaseLost(f"{folder} is at attempt {document.attempt}; ours was {attempt}")

@@ -357,6 +357,7 @@ class StageRun:
             root=drive.storage.url,
             folder=head.folder,
             epoch=head.epoch,
+            owner=head.owner,
             attempt=state.attempt,
             checkpoint=self._begins_with(state),
             rollbacks=_rollbacks(state),

@@ -30,6 +30,7 @@ class Assignment:
     root: str
     folder: str
     epoch: int
+    owner: str
     attempt: int
     checkpoint: str | None
     rollbacks: tuple[Rollback, ...]
@@ -53,7 +54,14 @@ def enter(assignment: Assignment, place: Place) -> Any:
         folder=assignment.folder,
         attempt=assignment.attempt,
         checkpoint=assignment.checkpoint,
-        commit_checkpoint=partial(commit_checkpoint, storage, assignment.folder, assignment.epoch, assignment.attempt),
+        commit_checkpoint=partial(
+            commit_checkpoint,
+            storage,
+            assignment.folder,
+            assignment.epoch,
+            assignment.attempt,
+            owner=assignment.owner,
+        ),
         stop_requested=watch.requested,
         rollbacks=assignment.rollbacks,
         own_process=place.own_process,

@@ -202,3 +202,18 @@ def test_a_head_of_the_first_format_is_read(storage):
     storage.write(f"{FOLDER}/HEAD.json", json.dumps(body).encode())
     state = acquire(storage, "new").read()
     assert (state.format, state.epoch, state.checkpoint.update) == (2, 5, 7)
+
+
+def test_a_zombie_of_a_folder_that_was_removed_and_made_again_changes_nothing(storage):
+    zombie = acquire(storage, "first", ttl=3600)
+    attempt = zombie.new_attempt().attempt
+    storage.delete(f"{FOLDER}/HEAD.json")
+    after = acquire(storage, "second", ttl=3600)
+    after.new_attempt()
+    # Epochs and attempts begin anew, so both are the zombie's.
+    assert (zombie.epoch, document(storage).epoch, document(storage).attempt) == (1, 1, attempt)
+    with pytest.raises(LeaseLost):
+        zombie.renew()
+    with pytest.raises(LeaseLost):
+        commit_checkpoint(storage, FOLDER, 1, attempt, f"{FOLDER}/checkpoints/x", 7, everything, owner="first")
+    assert document(storage).checkpoint is None

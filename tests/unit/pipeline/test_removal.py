@@ -217,7 +217,8 @@ def test_a_driver_from_before_a_deletion_can_make_nothing_visible_after_it(setti
     run(storage, flow(), "mine")
     second = folders(storage, "mine")["second"]
     epoch = read_head(storage, second)[0].epoch
-    zombies = [Head(storage, second, epoch), Head(storage, "workflows/mine", 1)]
+    owner = read_head(storage, second)[0].owner
+    zombies = [Head(storage, second, epoch, owner), Head(storage, "workflows/mine", 1, owner)]
     delete("mine", settings)
     run(storage, flow(), "mine")
     assert CALLS == ["source", "upper"] * 2
