@@ -12,6 +12,8 @@ from typing import Any
 from cluster.errors import UserError
 from cluster.signals import kept_handlers, termination_asked
 
+GB = 10**9
+"""Bytes."""
 NEVER = 10.0**9
 """Seconds."""
 QUIET = {
@@ -60,13 +62,16 @@ def run_gang(
     workers: int | tuple[int, int],
     cpus: float,
     gpus: float = 0,
+    memory: float = 0,
+    labels: Mapping[str, str] | None = None,
     name: str,
 ) -> Any:
     """`function(argument, place)` on each worker; returns rank 0's value.
 
     A pair of `workers` is the fewest and the most; as many are started as there is room for, and their number
-    stays. `cpus` and `gpus` are reserved per worker. Workers have the environment of the Ray job that this
-    process belongs to. There are no retries here. Raises UserError where a worker raised one, else GangError.
+    stays. `cpus`, `gpus` and `memory` (in GB) are reserved per worker, on machines that have the `labels`. Workers
+    have the environment of the Ray job that this process belongs to. There are no retries here. Raises UserError
+    where a worker raised one, else GangError.
     """
     if workers == 0:
         return function(argument, Place(rank=0, world_size=1, local_rank=0, own_process=False))
@@ -80,7 +85,6 @@ def run_gang(
 
     from cluster.rendezvous import Rendezvous
 
-    resources = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
     with tempfile.TemporaryDirectory(prefix="patchline-gang-") as folder:
         trainer = DataParallelTrainer(
             _on_worker,
@@ -89,7 +93,8 @@ def run_gang(
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpus > 0,
-                resources_per_worker=resources,
+                resources_per_worker=_resources(cpus, gpus, memory),
+                label_selector=dict(labels) if labels else None,
                 # Ray Train would start the functions anew in a larger gang, under the same attempt.
                 elastic_resize_monitor_interval_s=NEVER,
             ),
@@ -105,6 +110,12 @@ def run_gang(
                 return trainer.fit().return_value
         except TrainingFailedError as error:
             raise _explained(error) from None
+
+
+def _resources(cpus: float, gpus: float, memory: float) -> dict[str, float]:
+    """What a worker reserves, as Ray calls it."""
+    asked = {"CPU": cpus, "GPU": gpus, "memory": int(memory * GB)}
+    return {name: amount for name, amount in asked.items() if amount}
 
 
 def _on_worker(config: dict[str, Any]) -> Any:
@@ -134,27 +145,38 @@ def _interruption() -> Interruption | None:
     return Interruption(preempted=False, seconds=None) if termination_asked() else None
 
 
-def free_workers(cpus: float, gpus: float = 0) -> int:
-    """How many workers of this size the cluster has room for just now, beside everything that runs on it."""
+def free_workers(cpus: float, gpus: float = 0, *, memory: float = 0, labels: Mapping[str, str] | None = None) -> int:
+    """How many workers of this size the cluster has room for just now, beside everything that runs on it.
+
+    `memory` is in GB; `labels` are those that a worker's machine has to have.
+    """
     from cluster.connect import connect
 
     ray = connect()
     # A worker is on one machine: what two of them have together is of no use to it. No public call tells (2.60).
-    machines = ray._private.state.available_resources_per_node().values()
-    return sum(_fitting(free.get("CPU", 0.0), free.get("GPU", 0.0), cpus, gpus) for free in machines)
+    machines = ray._private.state.available_resources_per_node()
+    if labels:
+        suited = {node["NodeID"] for node in ray.nodes() if _has_labels(node, labels)}
+        machines = {node: free for node, free in machines.items() if node in suited}
+    return sum(_fitting(free, _resources(cpus, gpus, memory)) for free in machines.values())
 
 
-def most_workers(cpus: float, gpus: float = 0) -> int:
+def most_workers(cpus: float, gpus: float = 0, *, memory: float = 0, labels: Mapping[str, str] | None = None) -> int:
     """How many workers of this size the cluster's machines hold when nothing else runs on them."""
     from cluster.connect import connect
 
-    machines = [node["Resources"] for node in connect().nodes() if node["Alive"]]
-    return sum(_fitting(machine.get("CPU", 0.0), machine.get("GPU", 0.0), cpus, gpus) for machine in machines)
+    machines = [node for node in connect().nodes() if node["Alive"] and _has_labels(node, labels or {})]
+    return sum(_fitting(node["Resources"], _resources(cpus, gpus, memory)) for node in machines)
 
 
-def _fitting(free_cpus: float, free_gpus: float, cpus: float, gpus: float) -> int:
-    by_cpus = int(free_cpus // cpus)
-    return min(by_cpus, int(free_gpus // gpus)) if gpus else by_cpus
+def _has_labels(node: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    own = node.get("Labels") or {}
+    return all(own.get(key) == value for key, value in labels.items())
+
+
+def _fitting(free: Mapping[str, float], asked: Mapping[str, float]) -> int:
+    """How many workers that each reserve this fit on a machine that has so much free, of what they reserve."""
+    return min(int(free.get(name, 0.0) // amount) for name, amount in asked.items())
 
 
 def _explained(error: Exception) -> UserError | GangError:

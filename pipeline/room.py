@@ -7,7 +7,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cluster.gang import free_workers, most_workers
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0
 """Between two looks at a cluster that has no room."""
+SAY_AGAIN_SECONDS = 300.0
+"""Longest time between two words on a wait that goes on; the first ones come sooner, each after twice the time."""
 SETTLED_SECONDS = 3.0
 """Room that has not grown for so long is what there is."""
 GROWTH_SECONDS = 60.0
@@ -39,7 +42,7 @@ class Door:
     def __init__(self) -> None:
         self._lock, self._numbers = threading.Lock(), itertools.count()
         self._line: dict[str, tuple[bool, int, int]] = {}
-        self._claims: dict[str, tuple[float, float, float]] = {}
+        self._claims: dict[str, tuple[dict[str, float], float]] = {}
 
     def come(self, stage: str, priority: int) -> None:
         """Stand in line."""
@@ -56,20 +59,22 @@ class Door:
         with self._lock:
             self._line.pop(stage, None)
 
-    def room_for(self, stage: str, free: int, cpus: float, gpus: float) -> int:
+    def room_for(self, stage: str, free: int, cpus: float, gpus: float, memory: float = 0.0) -> int:
         """Of `free` workers of this size, those that `stage` may have: none while another one is before it."""
         with self._lock:
             if min(self._line, key=lambda name: self._line[name]) != stage:
                 return 0
-            new = [claim for claim in self._claims.values() if time.monotonic() - claim[2] < CLAIM_SECONDS]
-            taken = max(sum(claim[0] for claim in new) / cpus, sum(claim[1] for claim in new) / gpus if gpus else 0.0)
+            new = [claim for claim, since in self._claims.values() if time.monotonic() - since < CLAIM_SECONDS]
+            asked = {"cpus": cpus, "gpus": gpus, "memory": memory}
+            # On whichever machines they are: those with other labels are counted too, for these few seconds.
+            taken = max(sum(claim[what] for claim in new) / size for what, size in asked.items() if size)
             return max(0, free - math.ceil(taken))
 
-    def enter(self, stage: str, cpus: float, gpus: float) -> None:
-        """Go in, with a gang of so much in all."""
+    def enter(self, stage: str, cpus: float, gpus: float, memory: float = 0.0) -> None:
+        """Go in, with a gang of so much in all; `memory` in GB."""
         with self._lock:
             self._line.pop(stage, None)
-            self._claims[stage] = (cpus, gpus, time.monotonic())
+            self._claims[stage] = ({"cpus": cpus, "gpus": gpus, "memory": memory}, time.monotonic())
 
     def left(self, stage: str) -> None:
         """The gang has ended."""
@@ -84,21 +89,24 @@ def wait_for_room(drive: Drive, stage: str, config: Any, workers: int | list[int
     """
     fewest, most = (workers, workers) if isinstance(workers, int) else (workers[0], workers[-1])
     cpus, gpus = config.cpus_per_worker, float(config.gpus_per_worker)
-    began, said = time.monotonic(), -1
+    memory, labels = float(getattr(config, "memory_per_worker", 0.0)), dict(getattr(config, "node_label", {}))
+    placed = {"memory": memory, "labels": labels}
+    began, said, again = time.monotonic(), -1, math.inf
     drive.door.come(stage, config.priority)
     try:
-        while (free := drive.door.room_for(stage, free_workers(cpus, gpus), cpus, gpus)) < fewest:
+        while (free := drive.door.room_for(stage, free_workers(cpus, gpus, **placed), cpus, gpus, memory)) < fewest:
             if drive.keeper.stop.is_set():
                 return False
-            held = most_workers(cpus, gpus)
+            held, seconds = most_workers(cpus, gpus, **placed), time.monotonic() - began
             drive.door.let_pass(stage, held < fewest)
             # Workers of the gang before take a moment to be gone: no reason to say anything.
-            if free != said and time.monotonic() - began > 5 * LOOK_SECONDS:
-                said, size = free, {"cpus": cpus, "gpus": gpus}
+            if seconds > 5 * LOOK_SECONDS and (free != said or seconds >= again):
+                said, again = free, seconds + min(seconds, SAY_AGAIN_SECONDS)
+                size = {"cpus": cpus, "gpus": gpus, **placed, "seconds": seconds}
                 drive.events.append("waiting_for_room", stage, workers=fewest, free=free, most=held, **size)
             drive.keeper.stop.wait(LOOK_SECONDS)
         taken = min(free, most)
-        drive.door.enter(stage, taken * cpus, taken * gpus)
+        drive.door.enter(stage, taken * cpus, taken * gpus, taken * memory)
         return True
     finally:
         drive.door.leave(stage)
@@ -119,11 +127,14 @@ class GrowthWatch:
         *,
         cpus: float,
         gpus: float,
+        memory: float = 0.0,
+        labels: Mapping[str, str] | None = None,
         usable: Callable[[int], int],
     ) -> None:
         self._drive, self._prefix, self._usable = drive, prefix, usable
-        self._most, self._size = workers[1], (cpus, gpus)
-        room = max(workers[0], min(self._most, _settled(lambda: free_workers(cpus, gpus), enough=self._most)))
+        self._most = workers[1]
+        self._free = partial(free_workers, cpus, gpus, memory=memory, labels=labels)
+        room = max(workers[0], min(self._most, _settled(self._free, enough=self._most)))
         self.workers = usable(room)
         # With fewer than the fewest, all that there is room for are started, and some idle.
         self.workers = self.workers if self.workers >= workers[0] else room
@@ -142,7 +153,7 @@ class GrowthWatch:
         seconds = float(os.environ.get("PATCHLINE_GROWTH_SECONDS", GROWTH_SECONDS))
         while not self._closed.wait(seconds):
             try:
-                room = min(self._most, self.workers + free_workers(*self._size))
+                room = min(self._most, self.workers + self._free())
                 if self._usable(room) > self._usable(self.workers):
                     request_stop(self._drive.storage, self._prefix, "resized")
                     return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -350,6 +350,8 @@ class StageRun:
         workers: int | tuple[int, int],
         cpus: float,
         gpus: float,
+        memory: float = 0.0,
+        labels: Mapping[str, str] | None = None,
         usable: Callable[[int], int] = lambda ranks: ranks,
     ) -> Any:
         drive = self.drive
@@ -365,7 +367,7 @@ class StageRun:
             argument=argument,
         )
         name = f"{drive.workflow_id}-{self.name}-a{state.attempt}"
-        size = {"cpus": cpus, "gpus": gpus}
+        size: dict[str, Any] = {"cpus": cpus, "gpus": gpus, "memory": memory, "labels": labels}
         try:
             if not drive.ray or isinstance(workers, int):
                 return run_gang(enter, assignment, workers=workers if drive.ray else 0, **size, name=name)

@@ -109,9 +109,14 @@ def _apply(stage: StageStatus, event: Event) -> None:
 
 
 def _room(data: Mapping[str, Any]) -> str:
-    what = f"{data['gpus']:g} GPU" if data["gpus"] else f"{data['cpus']:g} CPU"
-    workers = f"{data['workers']} worker{'s' if data['workers'] > 1 else ''} of {what} each"
-    return f"waiting for room for {workers}; the cluster has room for {data['most']}, {data['free']} of them free"
+    # Events of before have no memory, labels and seconds.
+    what = [f"{data['gpus']:g} GPU" if data["gpus"] else f"{data['cpus']:g} CPU"]
+    what += [f"{data['memory']:g} GB"] if data.get("memory") else []
+    labels = ", ".join(f"{key}={value}" for key, value in (data.get("labels") or {}).items())
+    each = f"{' and '.join(what)} each" + (f", on machines with {labels}" if labels else "")
+    workers = f"{data['workers']} worker{'s' if data['workers'] > 1 else ''} with {each}"
+    since = f"waiting {data['seconds']:.0f} s" if "seconds" in data else "waiting"
+    return f"{since} for {workers}; the cluster has room for {data['most']}, {data['free']} of them free"
 
 
 def _gang(data: Mapping[str, Any]) -> str:

@@ -135,7 +135,7 @@ def _run(storage: Storage, found: Trained, folder: str, begin: int, end: int, wo
         for item in found.head.left_out
     )
 
-    def gang(function: Callable[[Any, Rank], Any], argument: Any, *, cpus: float, gpus: float, **_: Any) -> Any:
+    def gang(function: Callable[[Any, Rank], Any], argument: Any, *, usable: Any = None, **size: Any) -> Any:
         window = Window(
             root=storage.url,
             folder=folder,
@@ -145,7 +145,7 @@ def _run(storage: Storage, found: Trained, folder: str, begin: int, end: int, wo
             function=function,
             argument=argument,
         )
-        return run_gang(run_window, window, workers=workers, cpus=cpus, gpus=gpus, name="verify")
+        return run_gang(run_window, window, **{**size, "workers": workers}, name="verify")
 
     def tasks(*_: Any, **__: Any) -> Any:
         raise AssertionError("training has no tasks")

@@ -169,12 +169,15 @@ class RunGang(Protocol):
         workers: int | tuple[int, int],
         cpus: float,
         gpus: float,
+        memory: float = 0.0,
+        labels: Mapping[str, str] | None = None,
         usable: Callable[[int], int] = lambda ranks: ranks,
     ) -> Any:
         """`function(argument, rank)` on `workers` ranks at once; returns rank 0's value.
 
         `workers=0` runs in this process as a gang of one. A pair is the fewest and the most: as many as the
-        cluster has room for. `usable` says how many of a number of ranks have work; the others idle.
+        cluster has room for. Each reserves `cpus`, `gpus` and `memory` (in GB) on a machine that has the `labels`.
+        `usable` says how many of a number of ranks have work; the others idle.
         """
         ...
 

@@ -8,13 +8,31 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from cluster.errors import UserError
 from stages.config import Config, StageConfig, placement
 from stages.data.config import DataConfig
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
+PLAIN = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+"""What Ray allows as the value of a node's label."""
+
+
+def _labels(given: object) -> object:
+    """`key=value`, or several with commas in between, as a mapping. Raises ValueError."""
+    if not isinstance(given, str):
+        return given
+    pairs = [pair.strip().partition("=") for pair in given.split(",")]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise ValueError(f"got '{given}', expected key=value, or a mapping of keys to values")
+    return {key: value for key, _, value in pairs}
+
+
+Labels = Annotated[
+    dict[str, Annotated[str, Field(pattern=f"^{PLAIN}$")]],
+    BeforeValidator(_labels, json_schema_input_type=dict[str, str] | str),
+]
 
 
 class GuardConfig(Config):
@@ -70,6 +88,10 @@ class TrainingConfig(StageConfig):
         rounding=True,
     )
     cpus_per_worker: float = placement(1, "CPU cores that each worker reserves", gt=0)
+    memory_per_worker: float = placement(
+        0.0, "GB of the machine's memory that each worker reserves; 0 reserves none", ge=0
+    )
+    node_label: Labels = placement({}, "labels that a worker's machine has to have: a mapping, or key=value")
     gpus_per_worker: Literal[0, 1] = placement(0, "1 trains on GPUs, one for each worker; 0 on CPUs", rounding=True)
     threads: int = placement(1, "torch threads of each worker on a CPU", rounding=True, ge=1)
     micro_batch: int | None = placement(

@@ -29,6 +29,8 @@ def run_training(job: Job, context: Context) -> Result:
         workers=config.workers,
         cpus=config.cpus_per_worker,
         gpus=float(config.gpus_per_worker),
+        memory=config.memory_per_worker,
+        labels=config.node_label,
         usable=lambda ranks: usable_ranks(config.global_batch, ranks),
     )
     match ended.pop("outcome"):

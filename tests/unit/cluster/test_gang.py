@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.errors import UserError
-from cluster.gang import Interruption, Place, _interruption, run_gang
+from cluster.gang import Place, free_workers, most_workers, run_gang
 
 
 def where(argument: object, place: Place) -> tuple[object, Place, int]:
@@ -51,21 +51,70 @@ def test_workers_without_a_cluster_are_refused_and_none_is_started(monkeypatch: 
     assert not ray.is_initialized()
 
 
-@pytest.mark.parametrize("notice", [30.0, -5.0, None])
-def test_the_notice_of_a_preemption_is_read_from_what_ray_keeps(monkeypatch: pytest.MonkeyPatch, notice: float | None):
-    # Private: another release of Ray may call them otherwise.
-    from ray.train.v2._internal.execution import context
-    from ray.train.v2._internal.execution.preemption import PreemptionContext
-    from ray.train.v2.api.preemption import PreemptionInfo
+class Cluster:
+    """Ray, as far as counting goes: machines by their ids, with what they have, what of it is free, and labels."""
 
-    fields = {field.name for field in dataclasses.fields(context.TrainContext)}
-    assert "preemption_context" in fields
-    kept = PreemptionContext()
-    monkeypatch.setattr(context, "get_train_context", lambda: SimpleNamespace(preemption_context=kept))
-    assert _interruption() is None
-    deadline = None if notice is None else int((time.time() + notice) * 1000)
-    kept.preemption_info = PreemptionInfo(deadline_ms=deadline, preempted_node_to_ranks={"node": [0, 1]})
-    found = _interruption()
-    assert isinstance(found, Interruption)
-    assert found.preempted
-    assert found.seconds == (None if notice is None else pytest.approx(max(0.0, notice), abs=1.0))
+    def __init__(self, machines: dict[str, tuple[dict[str, float], dict[str, float], dict[str, str]]]) -> None:
+        self._machines = machines
+        self._private = self.state = self
+
+    def nodes(self) -> list[dict[str, object]]:
+        return [
+            {"NodeID": name, "Alive": name != "dead", "Resources": whole, "Labels": labels}
+            for name, (whole, _, labels) in self._machines.items()
+        ]
+
+    def available_resources_per_node(self) -> dict[str, dict[str, float]]:
+        return {name: free for name, (_, free, _) in self._machines.items() if name != "dead"}
+
+
+LARGE = {"CPU": 16.0, "GPU": 8.0, "memory": 512e9}
+MACHINES = {
+    "a": (LARGE, {"CPU": 16.0, "GPU": 8.0, "memory": 200e9}, {"gpu": "h100", "zone": "x"}),
+    "b": (LARGE, {"CPU": 3.0, "GPU": 8.0, "memory": 512e9}, {"gpu": "h200", "zone": "x"}),
+    "c": ({"CPU": 16.0, "memory": 64e9}, {"CPU": 16.0, "memory": 64e9}, {}),
+    "dead": (LARGE, LARGE, {"gpu": "h100"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "most"),
+    [
+        ({"cpus": 1}, 35, 48),
+        ({"cpus": 1, "gpus": 1}, 11, 16),
+        ({"cpus": 1, "memory": 64}, 3 + 3 + 1, 8 + 8 + 1),
+        ({"cpus": 1, "gpus": 1, "memory": 100}, 2 + 3, 5 + 5),
+        ({"cpus": 1, "gpus": 1, "labels": {"gpu": "h100"}}, 8, 8),
+        ({"cpus": 1, "gpus": 1, "memory": 100, "labels": {"gpu": "h200", "zone": "x"}}, 3, 5),
+        ({"cpus": 1, "labels": {"gpu": "h300"}}, 0, 0),
+    ],
+)
+def test_workers_are_counted_by_what_each_machine_has_and_what_it_is(monkeypatch, asked, free, most):
+    monkeypatch.setattr("cluster.connect.connect", lambda: Cluster(MACHINES))
+    assert free_workers(**asked) == free
+    assert most_workers(**asked) == most
+
+
+def test_memory_and_labels_are_asked_of_ray_in_its_words(monkeypatch):
+    from ray.train import ScalingConfig
+    from ray.train.v2.api import data_parallel_trainer
+
+    asked: list[ScalingConfig] = []
+
+    class Trainer:
+        def __init__(self, *_: object, scaling_config: ScalingConfig, **__: object) -> None:
+            asked.append(scaling_config)
+
+        def fit(self) -> "Trainer":
+            return self
+
+        return_value = None
+
+    monkeypatch.setattr("cluster.connect.connect", lambda: None)
+    monkeypatch.setattr(data_parallel_trainer, "DataParallelTrainer", Trainer)
+    run_gang(where, None, workers=2, cpus=2, gpus=1, memory=1.5, labels={"gpu": "h100"}, name="labelled")
+    run_gang(where, None, workers=(1, 2), cpus=0.5, name="plain")
+    labelled, plain = asked
+    assert labelled.resources_per_worker == {"CPU": 2, "GPU": 1, "memory": 1_500_000_000}
+    assert labelled.label_selector == {"gpu": "h100"}
+    assert (plain.resources_per_worker, plain.label_selector) == ({"CPU": 0.5}, None)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from cluster.storage import open_storage
 from pipeline import room
@@ -34,8 +35,8 @@ def events(drive: Any, type_: str) -> list[Event]:
 def free(monkeypatch, *numbers: int) -> None:
     """The cluster has this room at each look, and the last one from then on."""
     looks = itertools.chain(numbers, itertools.repeat(numbers[-1]))
-    monkeypatch.setattr(room, "free_workers", lambda cpus, gpus: next(looks))
-    monkeypatch.setattr(room, "most_workers", lambda cpus, gpus: 4)
+    monkeypatch.setattr(room, "free_workers", lambda cpus, gpus, **_: next(looks))
+    monkeypatch.setattr(room, "most_workers", lambda cpus, gpus, **_: 4)
 
 
 CONFIG = TrainingConfig(updates=1, global_batch=64, workers=8, gpus_per_worker=1)
@@ -50,10 +51,56 @@ def test_room_that_is_there_is_taken_without_a_word(drive, monkeypatch):
 def test_room_that_is_missing_is_waited_for_in_sight(drive, monkeypatch):
     free(monkeypatch, *[3] * 20, *[8] * 2)
     assert wait_for_room(drive, "pretrain", CONFIG, 8)
-    (event,) = events(drive, "waiting_for_room")
+    event = events(drive, "waiting_for_room")[0]
     assert TOLD["waiting_for_room"](event.data) == (
-        "waiting for room for 8 workers of 1 GPU each; the cluster has room for 4, 3 of them free"
+        "waiting 0 s for 8 workers with 1 GPU each; the cluster has room for 4, 3 of them free"
     )
+
+
+def test_a_wait_that_goes_on_is_told_again_and_again_and_ever_more_seldom(drive, monkeypatch):
+    free(monkeypatch, 3)
+    monkeypatch.setattr(room, "SAY_AGAIN_SECONDS", 0.4)
+    threading.Timer(2, drive.keeper.stop.set).start()
+    assert not wait_for_room(drive, "pretrain", CONFIG, 8)
+    waited = [event.data["seconds"] for event in events(drive, "waiting_for_room")]
+    # 0.05, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6
+    assert 4 <= len(waited) <= 7
+    assert waited[-1] > 1
+    steps = [later - earlier for earlier, later in itertools.pairwise(waited)]
+    assert all(step >= min(earlier, 0.4) for step, earlier in zip(steps, waited, strict=False))
+
+
+def test_memory_and_labels_are_asked_for_and_named(drive, monkeypatch):
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(room, "free_workers", lambda cpus, gpus, **placed: asked.append(placed) or 3)
+    monkeypatch.setattr(room, "most_workers", lambda cpus, gpus, **placed: asked.append(placed) or 4)
+    config = CONFIG.model_copy(update={"memory_per_worker": 1.5, "node_label": {"gpu": "h100", "zone": "x"}})
+    threading.Timer(0.3, drive.keeper.stop.set).start()
+    assert not wait_for_room(drive, "pretrain", config, 8)
+    assert asked[0] == asked[-1] == {"memory": 1.5, "labels": {"gpu": "h100", "zone": "x"}}
+    event = events(drive, "waiting_for_room")[0]
+    assert TOLD["waiting_for_room"]({**event.data, "seconds": 40.2}) == (
+        "waiting 40 s for 8 workers with 1 GPU and 1.5 GB each, on machines with gpu=h100, zone=x; "
+        "the cluster has room for 4, 3 of them free"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "labels"),
+    [
+        ("gpu=h100", {"gpu": "h100"}),
+        ("a=b, ray.io/zone=x-1", {"a": "b", "ray.io/zone": "x-1"}),
+        ({"a": "b"}, {"a": "b"}),
+    ],
+)
+def test_labels_are_given_as_words_or_as_a_mapping(given, labels):
+    assert TrainingConfig(updates=1, node_label=given).node_label == labels
+
+
+@pytest.mark.parametrize("given", ["h100", "=h100", "gpu=", {"gpu": "in(a, b)"}, {"gpu": "!a"}, ["gpu"]])
+def test_labels_that_are_none_are_refused(given):
+    with pytest.raises(ValidationError, match="node_label"):
+        TrainingConfig(updates=1, node_label=given)
 
 
 def test_gangs_go_in_by_priority_then_by_their_coming():
@@ -76,11 +123,21 @@ def test_room_that_was_just_taken_is_not_given_away_again(monkeypatch):
     door.come("second", 0)
     assert door.room_for("second", 6, cpus=2, gpus=0) == 2
     assert door.room_for("second", 6, cpus=1, gpus=1) == 0
+    assert door.room_for("second", 6, cpus=2, gpus=0, memory=10) == 2
     monkeypatch.setattr(room, "CLAIM_SECONDS", 0.0)
     assert door.room_for("second", 6, cpus=2, gpus=0) == 6
     monkeypatch.setattr(room, "CLAIM_SECONDS", 60.0)
     door.left("first")
     assert door.room_for("second", 6, cpus=2, gpus=0) == 6
+
+
+def test_memory_that_was_just_taken_is_not_given_away_again():
+    door = Door()
+    door.come("first", 0)
+    door.enter("first", cpus=8, gpus=0, memory=100)
+    door.come("second", 0)
+    assert door.room_for("second", 20, cpus=1, gpus=0) == 12
+    assert door.room_for("second", 20, cpus=1, gpus=0, memory=10) == 10
 
 
 def test_a_gang_that_the_cluster_is_too_small_for_keeps_nobody_out(drive, monkeypatch):

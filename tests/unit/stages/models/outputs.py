@@ -42,7 +42,7 @@ def stage_context(storage: Storage, folder: str, attempt: int = 1) -> Context:
     def in_place(function, items, *, label):
         return [function(item) for item in items]
 
-    def no_gang(function, argument, *, workers, cpus, gpus):
+    def no_gang(function, argument, *, workers, cpus, gpus, **_):
         raise AssertionError("this stage has no gang")
 
     return Context(storage=storage, folder=folder, attempt=attempt, seed=0, tasks=in_place, gang=no_gang)
