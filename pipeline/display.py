@@ -21,6 +21,8 @@ from pipeline.status import TOLD, StageStatus, StatusReader, WorkflowStatus, ori
 from pipeline.words import duration, headline, size
 
 POLL_SECONDS = 0.5
+SHOWN_DIFFERENCES = 3
+"""Fields of a planned stage that are shown of those that differ from a finished one."""
 MARKS = {
     "pending": ("·", "dim"),
     "running": ("▶", "bold cyan"),
@@ -207,20 +209,26 @@ def plan_table(name: str, stages: Iterable[PlannedStage]) -> Table:
     styles = {"reuse": "green", "resume": "yellow", "run": "cyan"}
     for stage in stages:
         action = Text(stage.action, style=styles[stage.action])
-        table.add_row(stage.name, action, "\n".join(stage.why), _work_cell(stage))
+        table.add_row(stage.name, action, _why_cell(stage), _work_cell(stage))
     return table
 
 
+def _why_cell(stage: PlannedStage) -> str:
+    """The reason and the first of the fields that differ; `--json` has all of them."""
+    shown = stage.why[: 1 + SHOWN_DIFFERENCES]
+    left = len(stage.why) - len(shown)
+    return "\n".join([*shown, f"and {left} more"] if left else shown)
+
+
 def _work_cell(stage: PlannedStage) -> Text:
-    work = stage.work
-    if not work:
-        return Text(stage.unknown, style="dim")
-    cell = Text(
-        f"{stage.network}: {work['parameters'] / 1e6:.2f} M parameters\n"
-        f"{work['updates']:,.0f} updates, {work['images']:,.0f} images, {work['exaflops']:.4g} exaFLOPs"
-    )
+    work, cell = stage.work, Text(stage.unknown, style="dim")
+    if work:
+        cell = Text(
+            f"{stage.network}: {work['parameters'] / 1e6:.2f} M parameters\n"
+            f"{work['updates']:,.0f} updates, {work['images']:,.0f} images, {work['exaflops']:.4g} exaFLOPs"
+        )
     for warning in stage.warnings:
-        cell.append(f"\n! {warning}", style="yellow")
+        cell.append("\n" if cell else "").append(f"! {warning}", style="yellow not dim")
     return cell
 
 

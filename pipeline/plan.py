@@ -17,6 +17,7 @@ from pipeline.identity import differences, fingerprint, references, stage_folder
 from pipeline.measured import measured_efficiency
 from pipeline.record import read_record
 from pipeline.reuse import Finished, identify, reusable
+from pipeline.trunk import trunk_checkpoint
 from stages.config import StageConfig
 from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
@@ -46,7 +47,7 @@ class Question:
 
 @dataclass(kw_only=True)
 class PlannedStage:
-    """`action` is reuse, resume or run; `why` says it in a line or two."""
+    """`action` is reuse, resume or run; `why` says it in a line, and then a line for each field that differs."""
 
     name: str
     kind: str
@@ -107,6 +108,8 @@ def plan(storage: Storage, workflow: Workflow, question: Question | None = None)
             why = [_in_words(line, targets) for line in why]
         planned[name] = PlannedStage(name=name, kind=config.kind, action=action, why=why, folder=folder)
         _add_work(storage, planned[name], workflow, done, question)
+        if action != "reuse":
+            planned[name].warnings += _no_beginning(storage, config, folder, done)
     return list(planned.values())
 
 
@@ -133,8 +136,22 @@ def _explain(
     nearest = _nearest(storage, config.kind, document)
     if nearest is None:
         return "run", [f"no {config.kind} has been done yet"]
-    more = [f"and {len(nearest) - 3} more"] if len(nearest) > 3 else []
-    return "run", [f"differs from the nearest {config.kind} that is done:", *nearest[:3], *more]
+    return "run", [f"differs from the nearest {config.kind} that is done:", *nearest]
+
+
+def _no_beginning(storage: Storage, config: StageConfig, folder: str, done: dict[str, Finished]) -> list[str]:
+    """Why a branch whose trunk is done cannot start: nothing, where it can or has a checkpoint of its own."""
+    trunk = getattr(config, config.begins_at[0]) if config.begins_at else None
+    if trunk not in done:
+        return []
+    own = read_head(storage, folder)
+    if own is not None and own[0].checkpoint is not None:
+        return []
+    try:
+        trunk_checkpoint(storage, config, done[trunk].folder)
+    except UserError as error:
+        return [f"cannot start: {error}"]
+    return []
 
 
 def _in_words(line: str, targets: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ from cluster.storage import Storage
 from cluster.tasks import map_tasks
 from pipeline.failures import Failure, Failures
 from pipeline.garbage import collect
-from pipeline.head import Head, HeadDocument, LeaseLost, LeftOut, State, read_head
+from pipeline.head import Head, HeadDocument, LeaseLost, LeftOut, State
 from pipeline.identity import differences, fields_with_role, fingerprint, rounding_fields
 from pipeline.keeper import LeaseKeeper
 from pipeline.record import (
@@ -30,6 +30,7 @@ from pipeline.record import (
 from pipeline.reuse import Finished, finished
 from pipeline.room import Door, GrowthWatch, wait_for_room
 from pipeline.status import rolled_back
+from pipeline.trunk import trunk_checkpoint
 from pipeline.worker import Assignment, enter
 from stages.config import StageConfig
 from stages.context import CheckpointDamaged, Context, Rank, Result, Rollback, RollbackWanted, Stopped, read_faults
@@ -172,7 +173,16 @@ class StageRun:
                 return self._commit(head, key, record, result)
 
     def _new_attempt(self, head: Head) -> HeadDocument | None:
-        """Count one more attempt, once there is room for it; None where the workflow is stopped meanwhile."""
+        """Count one more attempt, once there is room for it; None where the workflow is stopped meanwhile.
+
+        Raises UserError where a branch has nothing to begin with: room would be of no use to it.
+        """
+        if self.config.begins_at is not None:
+            try:
+                self._begins_with(head.read())
+            except UserError:
+                self._release(head, "failed")
+                raise
         workers = self._placement().get("workers")
         if workers and not wait_for_room(self.drive, self.name, self.config, workers):
             self._stop(head, None)
@@ -325,17 +335,7 @@ class StageRun:
         """Key prefix of the checkpoint that an attempt goes on from. Raises UserError where a trunk's is not kept."""
         if state.checkpoint is not None or self.config.begins_at is None:
             return state.checkpoint.prefix if state.checkpoint else None
-        field, update = self.config.begins_at
-        found = read_head(self.drive.storage, self.inputs[field].folder)
-        kept = found[0].checkpoints if found is not None else ()
-        for item in kept:
-            if item.update == update:
-                return item.prefix
-        have = ", ".join(f"{item.update:,}" for item in kept) or "none"
-        trunk = getattr(self.config, field)
-        raise UserError(
-            f"'{trunk}' has no checkpoint of update {update:,} any more ({have}): `retry --from {trunk}` makes it again"
-        )
+        return trunk_checkpoint(self.drive.storage, self.config, self.inputs[self.config.begins_at[0]].folder)
 
     def _expect(self, total: int) -> None:
         self.drive.events.append("stage_length", self.name, updates=total)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
 
 from cluster.errors import UserError
 from cluster.storage import Storage, open_storage
+from pipeline import stage_run
 from pipeline.config import Workflow, parse_workflow
-from pipeline.display import describe
+from pipeline.display import describe, plan_table
 from pipeline.driver import create
 from pipeline.head import read_head
 from pipeline.plan import Question, plan
@@ -149,7 +151,7 @@ def test_a_branch_is_verified_from_its_trunks_checkpoint_on(ran):
         verify(storage, workflow_id, load(), "short", start=0)
 
 
-def test_a_checkpoint_that_the_trunk_does_not_keep_any_more_is_told(ran):
+def test_a_checkpoint_that_the_trunk_does_not_keep_any_more_is_told(ran, monkeypatch):
     storage, workflow_id = ran
     reader = StatusReader(storage, workflow_id, ["pretrain"])
     reader.update()
@@ -162,5 +164,21 @@ def test_a_checkpoint_that_the_trunk_does_not_keep_any_more_is_told(ran):
     runner = Runner(storage, create(storage, workflow), workflow, owner="test", ray=False, tracker=Silent())
     assert runner.run() == "failed"
     assert runner.failed == {
-        "short": "'pretrain' has no checkpoint of update 4 any more (8, 12): `retry --from pretrain` makes it again"
+        "short": "'pretrain' has no checkpoint of update 4 any more (it keeps 8, 12): branch off at one of these, or "
+        "`retry --from pretrain` makes it again"
     }
+    planned = {stage.name: stage for stage in plan(storage, workflow)}
+    assert planned["short"].action == "run"
+    assert planned["short"].warnings[-1] == f"cannot start: {runner.failed['short']}"
+    assert not [line for line in planned["long"].warnings if line.startswith("cannot start")]
+    shown = Console(width=200)
+    with shown.capture() as capture:
+        shown.print(plan_table("lengths", planned.values()))
+    assert "cannot start: 'pretrain' has no checkpoint of update 4 any more" in capture.get()
+    # On a cluster it asks for no room, and makes no attempt.
+    monkeypatch.setattr(stage_run, "wait_for_room", lambda *_: pytest.fail("it asked for room"))
+    again = Runner(storage, create(storage, workflow), workflow, owner="test", ray=True, tracker=Silent())
+    assert (again.run(), again.failed) == ("failed", runner.failed)
+    head = read_head(storage, planned["short"].folder)
+    assert head is not None
+    assert (head[0].state, head[0].attempt) == ("failed", 0)
