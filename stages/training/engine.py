@@ -35,6 +35,9 @@ from stages.training.tensors import Tensors
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's loss scaler remembers from one update to the next (`runtime/fp16/loss_scaler.py`)."""
 
+COMPILERS = ("c++", "g++", "clang++")
+"""Of C++, on CPUs: `torch.compile` takes one of them."""
+
 
 def import_deepspeed(device: torch.device) -> Any:
     """Import deepspeed quietly, for this device; on a CPU in a form that needs no compiler."""
@@ -278,7 +281,7 @@ class Engine:
 
 def _compile_blocks(model: VisionTransformer, device: torch.device) -> None:
     """Compile the blocks where they are, so that parameters keep their names. Raises UserError without a compiler."""
-    if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+    if device.type == "cpu" and not any(shutil.which(name) for name in COMPILERS):
         raise UserError(
             "compile=true needs a C++ compiler on machines without GPUs, and none was found: set it to false"
         )

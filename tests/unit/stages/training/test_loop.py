@@ -1,9 +1,11 @@
 import itertools
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config as inductor
 
 from cluster.errors import UserError
 from stages.data.loader import TrainLoader
@@ -70,6 +72,29 @@ def test_what_changes_rounding_alone(make_stage, fields):
     train(whole.job(zero_stage=0), whole.rank())
     train(other.job(**fields), other.rank())
     np.testing.assert_allclose(list(whole.losses(1).values()), list(other.losses(1).values()), rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    not any(shutil.which(name) for name in engine.COMPILERS), reason="compiling on a CPU needs a C++ compiler"
+)
+def test_compiling_changes_rounding_alone(make_stage, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    # Else it starts a pool of processes, which stay.
+    monkeypatch.setattr(inductor, "compile_threads", 1)
+    plain, compiled = make_stage("plain"), make_stage("compiled")
+    # An evaluation would be compiled anew.
+    train(replace(plain.job(updates=2), evaluation={}), plain.rank())
+    train(replace(compiled.job(updates=2, compile=True), evaluation={}), compiled.rank())
+    assert any((tmp_path / "compiled").rglob("*.so"))
+    assert list(compiled.losses(1)) == [1, 2]
+    np.testing.assert_allclose(list(compiled.losses(1).values()), list(plain.losses(1).values()), rtol=0, atol=1e-4)
+
+
+def test_compiling_without_a_compiler_is_refused_and_names_it(make_stage, monkeypatch):
+    monkeypatch.setattr(engine.shutil, "which", lambda name: None)
+    stage = make_stage("without")
+    with pytest.raises(UserError, match=r"compile=true needs a C\+\+ compiler .* set it to false"):
+        train(stage.job(compile=True), stage.rank())
 
 
 @pytest.mark.parametrize(
