@@ -19,6 +19,7 @@ from cluster.storage import NotFound, Storage, open_storage
 from pipeline.comparison import Trained, Verified, compared, differing, trained_dropout
 from pipeline.config import Workflow
 from pipeline.head import Committed, read_head
+from pipeline.opaque import OpaqueConfig
 from pipeline.record import read_record
 from pipeline.status import StatusReader
 from stages.context import (
@@ -84,6 +85,8 @@ def verify(
 
 def _trained(storage: Storage, workflow_id: str, workflow: Workflow, stage: str) -> Trained:
     config = workflow.stages.get(stage)
+    if isinstance(config, OpaqueConfig):
+        raise UserError(f"stages.{stage}.kind: {config.refusal()}")
     if not isinstance(config, TrainingConfig):
         known = [name for name, item in workflow.stages.items() if isinstance(item, TrainingConfig)]
         raise UserError(f"stage '{stage}' does not train; those of {workflow_id} that do: {', '.join(known) or 'none'}")

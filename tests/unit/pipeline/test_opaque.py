@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from cluster.errors import UserError
 from cluster.storage import Storage
 from pipeline import api, supervise
-from pipeline.again import dependents, resume_all
+from pipeline.again import dependents, resume_all, retry
 from pipeline.cli import app
 from pipeline.collection import collect_root
 from pipeline.config import parse_workflow
@@ -30,6 +30,7 @@ from pipeline.settings import Settings
 from pipeline.supervise import Supervisor
 from pipeline.supervise_note import read_note
 from pipeline.usage import planned_by
+from pipeline.verification import verify
 from tests.unit.pipeline.job_server import JobServer
 from tests.unit.pipeline.test_own_stage import OWN
 from tests.unit.pipeline.test_runner import Silent
@@ -166,6 +167,8 @@ def test_nothing_of_it_is_planned_sent_or_run(settings, storage, server, done):
         lambda: api.resume(done, settings),
         lambda: api.submit_driver(storage, done, settings),
         lambda: drive(storage, done, mlflow="", ray=False),
+        lambda: retry(done, "twice", settings),
+        lambda: verify(storage, done, workflow, "count"),
     ]
     for call in refused:
         with pytest.raises(UserError, match=MISSING):
