@@ -26,7 +26,7 @@ import pytest
 from cluster import jobs, local
 from cluster.environment import in_force
 from cluster.errors import UserError
-from cluster.gang import Place, run_gang
+from cluster.gang import Place, most_workers, run_gang
 from cluster.local.processes import free_ports
 from cluster.local.stack import SERVICES, Stack
 from cluster.storage import open_storage
@@ -103,16 +103,40 @@ def die_once(notes: str) -> int:
     return tries
 
 
+def own_labels() -> dict[str, str]:
+    """Those of the cluster's only machine: Ray gives it some."""
+    from cluster.connect import connect
+
+    (machine,) = connect().nodes()
+    assert machine["Labels"]
+    return dict(machine["Labels"])
+
+
+def room() -> list[int]:
+    """Workers that there is room for: as many as there are halves of a core; with its labels; and with other ones."""
+    labels = own_labels()
+    other = {**labels, next(iter(labels)): "another"}
+    return [
+        most_workers(0.5),
+        most_workers(0.5, labels=labels),
+        most_workers(0.5, memory=1e6),
+        most_workers(0.5, labels=other),
+    ]
+
+
 def drive(folder: str) -> None:
     """The job: what comes of each gang and of each set of tasks, as JSON."""
     acts: dict[str, Callable[[], Any]] = {
         "tasks": lambda: [os.getpid(), *map_tasks(last_first, [1, 2, 3], label="last first", ray=True)],
         "mistaken task": lambda: list(map_tasks(refuse, [1, 2, 3], label="refuse", ray=True)),
         "dying task": lambda: list(map_tasks(die_once, [f"{folder}/tries"], label="die once", ray=True)),
-        **{
-            how: lambda how=how: run_gang(stumble, (how, folder), workers=2, cpus=0.5, name=how)
-            for how in ("mistake", "exception", "death")
-        },
+        "mistake": lambda: run_gang(stumble, ("mistake", folder), workers=2, cpus=0.5, name="mistake"),
+        # On a machine with a label, and with memory.
+        "exception": lambda: run_gang(
+            stumble, ("exception", folder), workers=2, cpus=0.5, memory=0.1, labels=own_labels(), name="exception"
+        ),
+        "death": lambda: run_gang(stumble, ("death", folder), workers=2, cpus=0.5, name="death"),
+        "room": room,
     }
     outcomes = {}
     for name, act in acts.items():
@@ -330,6 +354,11 @@ def test_an_exception_on_a_worker_is_told_with_its_rank(outcomes):
         "text": "rank 1: ZeroDivisionError: nothing to divide by",
         "died": False,
     }
+
+
+def test_room_is_counted_by_memory_and_labels_too(outcomes):
+    cores = max(2, os.cpu_count() or 1)
+    assert outcomes["room"]["value"] == [2 * cores, 2 * cores, 0, 0]
 
 
 def test_a_killed_worker_is_told_from_one_that_raised(outcomes):
