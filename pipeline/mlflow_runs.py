@@ -1,7 +1,7 @@
 """MLflow's runs of one workflow, by keys of ours. The only importer of mlflow.
 
-What is logged is held back and sent in batches, one request for many things: a workflow of a thousand short stages
-would otherwise wait for thousands of answers. A run that ends has been sent everything.
+What is logged is held back and sent in batches, one request for many things, some runs at once: a workflow of a
+thousand short stages would otherwise wait for thousands of answers. A run that ends has been sent everything.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from stages.metrics import Point
 
 BATCH, OTHERS = 1000, 100
 """Points in one request, and params or tags in one; MLflow takes no more."""
+AT_ONCE = 4
+"""Runs that are sent to side by side."""
+ENDS, POINTS = 16, 10_000
+"""Runs that have ended, and points, that are held back at most while there is always something else to do."""
 CHARACTERS = 6000
 """Of a param's value."""
 
@@ -31,8 +36,11 @@ class _Held:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     points: list[Point] = field(default_factory=list)
+    status: str | None = None
+    """What the run ends with, once all else has been sent."""
 
-    def __bool__(self) -> bool:
+    @property
+    def logged(self) -> bool:
         return bool(self.params or self.tags or self.points)
 
 
@@ -101,9 +109,8 @@ class Runs:
         return list(found)
 
     def end(self, run: str, status: str) -> None:
-        """Send what is held back for a run, and end it."""
-        self._send(run)
-        self._client.set_terminated(run, status)
+        """End a run when what is held back for it has been sent."""
+        self._of(run).status = status
 
     # What is logged
 
@@ -116,11 +123,19 @@ class Runs:
     def log_points(self, run: str, points: list[Point]) -> None:
         self._of(run).points += points
 
-    def send(self, *, most: int = 0) -> None:
-        """Send what is held back for all runs; with `most`, for those alone for which more points are."""
-        for run, held in list(self._held.items()):
-            if not most or len(held.points) > most:
-                self._send(run)
+    def send(self) -> None:
+        """Send what is held back, for AT_ONCE runs at a time."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            # All are tried before the first one's failure is told.
+            tried = [pool.submit(self._send, run) for run in list(self._held)]
+        for one in tried:
+            one.result()
+
+    @property
+    def many(self) -> bool:
+        """Whether much is held back: ends of many runs, or many points."""
+        ends = sum(held.status is not None for held in self._held.values())
+        return ends >= ENDS or sum(len(held.points) for held in self._held.values()) > POINTS
 
     def _of(self, run: str) -> _Held:
         return self._held.setdefault(run, _Held())
@@ -128,7 +143,7 @@ class Runs:
     def _send(self, run: str) -> None:
         """Batch by batch: a failure in between repeats one batch alone."""
         held = self._of(run)
-        while held:
+        while held.logged:
             params, tags = (dict(list(items.items())[:OTHERS]) for items in (held.params, held.tags))
             points = held.points[: BATCH - len(params) - len(tags)]
             self._log(run, params, tags, points)
@@ -139,6 +154,9 @@ class Runs:
             del held.points[: len(points)]
             if not self._sent():
                 return
+        if held.status is not None:
+            self._client.set_terminated(run, held.status)
+            self._sent()
         del self._held[run]
 
     def _log(self, run: str, params: dict[str, str], tags: dict[str, str], points: list[Point]) -> None:

@@ -35,8 +35,6 @@ STATUS = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED", "failed
 """What MLflow calls our outcomes."""
 ANEW = " anew "
 POLL_SECONDS = 2.0
-HELD = 10_000
-"""Points that are held back for a run at most, while there is always something else to do."""
 NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
 PATIENCE_SECONDS, PATIENCE_ON_A_CLUSTER_SECONDS = 15.0, 3600.0
 """How long the end of a workflow waits while the server takes nothing. Where somebody waits for the process, not long;
@@ -138,7 +136,8 @@ class MlflowTracker:
                 self._until_taken(self._runs.send)
                 return
             self._until_taken(call)
-            self._until_taken(lambda: self._runs.send(most=HELD))
+            if self._runs.many:
+                self._until_taken(self._runs.send)
 
     def _until_taken(self, call: Callable[[], None]) -> None:
         wait = 0.5

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ LIMITS = {
 TIMES = 5
 """Runs of a command; the median counts."""
 STAGES = 1000
-SHORT = ["-o", "pretrain.epochs=4", "-o", "finetune.epochs=1", "-o", "fewshot.draws=2"]
+SHORT = ["-o", "pretrain.epochs=4", "-o", "pretrain.log_every=1", "-o", "finetune.epochs=1", "-o", "fewshot.draws=2"]
 
 
 def main() -> None:
@@ -174,15 +175,25 @@ print("seconds", time.monotonic() - began)
 
 
 def empty_gang(home: Path) -> float:
-    """Seconds of a gang of two workers that do nothing."""
-    from cluster import local
+    """Seconds of a gang of two workers that do nothing, from a job as a workflow's driver is one."""
+    from cluster import jobs, local
+    from cluster.environment import in_force
 
     stack = local.load(home)
     assert stack is not None
-    address = f"127.0.0.1:{stack.ports['gcs']}"
-    environment = {**os.environ, **stack.environment(), "RAY_ADDRESS": address}
-    done = subprocess.run([sys.executable, "-c", GANG], env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1].split()[1])
+    with in_force(stack.environment()):
+        jobs.submit(
+            stack.jobs_address,
+            shlex.join([sys.executable, "-c", GANG]),
+            submission_id="empty-gang",
+            environment={**stack.environment(), "PYTHONPATH": str(Path(__file__).parents[2])},
+            modules=None,
+            metadata={},
+        )
+        while jobs.status(stack.jobs_address, "empty-gang") in ("PENDING", "RUNNING"):
+            time.sleep(0.5)
+        log = jobs.logs(stack.jobs_address, "empty-gang")
+    return next(float(line.split()[1]) for line in log.splitlines() if line.startswith("seconds"))
 
 
 def timed(*words: str) -> float:
