@@ -1,7 +1,7 @@
 """MLflow's runs of one workflow, by keys of ours. The only importer of mlflow.
 
-What is logged is held back and sent in batches, one request for many things, some runs at once: a workflow of a
-thousand short stages would otherwise wait for thousands of answers. A run that ends has been sent everything.
+What is logged is held back and sent in batches, one request for many things: a workflow of a thousand short stages
+would otherwise wait for thousands of answers. A run that ends has been sent everything.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cluster.storage import NotFound
@@ -21,8 +21,6 @@ from stages.metrics import Point
 
 BATCH, OTHERS = 1000, 100
 """Points in one request, and params or tags in one; MLflow takes no more."""
-AT_ONCE = 4
-"""Runs that are sent to side by side."""
 ENDS, POINTS = 16, 10_000
 """Runs that have ended, and points, that are held back at most while there is always something else to do."""
 CHARACTERS = 6000
@@ -79,8 +77,11 @@ class Runs:
         """A run's id. Raises KeyError where there is none of this key, since MLflow refused it."""
         return self._runs[key]
 
-    def ensure(self, key: str, parent: str | None, name: str) -> str:
-        """The run with this key in this workflow, made where it does not exist, running again where it ended."""
+    def ensure(self, key: str, parent: str | None, name: str, tags: Mapping[str, str] = MappingProxyType({})) -> str:
+        """The run with this key in this workflow, made where it does not exist, running again where it ended.
+
+        `tags` cost no request of their own where it is made.
+        """
         if key in self._runs:
             return self._runs[key]
         tag, found = f"{self._id}:{key}", []
@@ -89,8 +90,9 @@ class Runs:
         if found:
             run = found[0].info.run_id
             self._client.update_run(run, status="RUNNING")
+            self.log_tags(run, tags)
         else:
-            own = {"patchline.key": tag, "patchline.workflow": self._id}
+            own = {"patchline.key": tag, "patchline.workflow": self._id, **tags}
             if parent is not None:
                 own["mlflow.parentRunId"] = self._runs[parent]
             run = self._client.create_run(self._experiment, run_name=name, tags=own).info.run_id
@@ -124,12 +126,9 @@ class Runs:
         self._of(run).points += points
 
     def send(self) -> None:
-        """Send what is held back, for AT_ONCE runs at a time."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            # All are tried before the first one's failure is told.
-            tried = [pool.submit(self._send, run) for run in list(self._held)]
-        for one in tried:
-            one.result()
+        """Send what is held back."""
+        for run in list(self._held):
+            self._send(run)
 
     @property
     def many(self) -> bool:

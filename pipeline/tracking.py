@@ -22,7 +22,7 @@ from cluster.storage import Storage
 from pipeline.config import Workflow
 from pipeline.curves import Curves
 from pipeline.identity import fields_with_role
-from pipeline.mlflow_runs import Runs, refused, tell_refused
+from pipeline.mlflow_runs import CHARACTERS, Runs, refused, tell_refused
 from pipeline.retries import times_anew
 from pipeline.reuse import Finished
 from pipeline.words import duration, headline
@@ -190,8 +190,12 @@ class MlflowTracker:
             self._end_attempt(stage, attempt, "stopped")
 
     def _start_attempt(self, stage: str, attempt: int, placement: dict[str, Any]) -> None:
-        run = self._runs.ensure(f"{stage}/{attempt}", stage, f"{stage} attempt {attempt}")
-        self._runs.log_params(run, _flat(placement))
+        told, gang = _flat(placement), "workers" in placement
+        # Of a stage without a gang, which may be a short one, it costs no request of its own.
+        tags = {} if gang else {f"patchline.{name}": str(value)[:CHARACTERS] for name, value in told.items()}
+        run = self._runs.ensure(f"{stage}/{attempt}", stage, f"{stage} attempt {attempt}", tags)
+        if gang:
+            self._runs.log_params(run, told)
         self._curves[stage].follow(attempt)
 
     def _end_attempt(self, stage: str, attempt: int, outcome: str) -> None:
