@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.errors import UserError
-from cluster.gang import Place, free_workers, most_workers, run_gang
+from cluster.gang import Interruption, Place, _interruption, free_workers, most_workers, run_gang
 
 
 def where(argument: object, place: Place) -> tuple[object, Place, int]:
@@ -49,6 +49,26 @@ def test_workers_without_a_cluster_are_refused_and_none_is_started(monkeypatch: 
     import ray
 
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("notice", [30.0, -5.0, None])
+def test_the_notice_of_a_preemption_is_read_from_what_ray_keeps(monkeypatch: pytest.MonkeyPatch, notice: float | None):
+    # Private: another release of Ray may call them otherwise.
+    from ray.train.v2._internal.execution import context
+    from ray.train.v2._internal.execution.preemption import PreemptionContext
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    fields = {field.name for field in dataclasses.fields(context.TrainContext)}
+    assert "preemption_context" in fields
+    kept = PreemptionContext()
+    monkeypatch.setattr(context, "get_train_context", lambda: SimpleNamespace(preemption_context=kept))
+    assert _interruption() is None
+    deadline = None if notice is None else int((time.time() + notice) * 1000)
+    kept.preemption_info = PreemptionInfo(deadline_ms=deadline, preempted_node_to_ranks={"node": [0, 1]})
+    found = _interruption()
+    assert isinstance(found, Interruption)
+    assert found.preempted
+    assert found.seconds == (None if notice is None else pytest.approx(max(0.0, notice), abs=1.0))
 
 
 class Cluster:
