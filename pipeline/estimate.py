@@ -35,6 +35,9 @@ class Terms:
     """Money for a GPU and hour."""
     notice: float | None = None
     """Seconds from the notice to the end of a spot machine."""
+    upload_seconds: float | None = None
+    """In which a checkpoint was stored before, where no rate to the bucket is stated."""
+    upload_from: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,12 +219,15 @@ def _notice(found: Estimate, terms: Terms) -> list[str]:
     under way, and its own."""
     if terms.notice is None:
         return []
-    if found.upload_seconds is None:
+    upload, source = found.upload_seconds, ""
+    if upload is None and terms.upload_seconds is not None:
+        upload, source = terms.upload_seconds, f" ({terms.upload_from})"
+    if upload is None:
         return [f"{terms.notice:.0f} s of notice may be too short to save: --bucket-mb-per-s would tell"]
-    needed = found.update_seconds + 2 * found.upload_seconds
+    needed = found.update_seconds + 2 * upload
     if needed <= terms.notice:
         return []
     return [
-        f"{terms.notice:.0f} s of notice are too short to save, which takes {needed:.0f} s: a lost machine costs what "
-        "came after the newest checkpoint; lower save_every"
+        f"{terms.notice:.0f} s of notice are too short to save, which takes {needed:.0f} s{source}: a lost machine "
+        "costs what came after the newest checkpoint; lower save_every"
     ]

@@ -1,4 +1,4 @@
-"""The efficiency that training has reached here before."""
+"""What training has reached here before: its efficiency, and how long it took to store a checkpoint."""
 
 from __future__ import annotations
 
@@ -40,6 +40,26 @@ def measured_efficiency(storage: Storage, config: TrainingConfig, network: Netwo
         if reached:
             again = 4 / 3 if record.placement.get("activation_checkpointing") else 1.0
             return median(reached) * again * peak / sheet, f"measured by {folder.removeprefix('stages/')}"
+    return None
+
+
+def measured_upload(storage: Storage, config: TrainingConfig, network: Network) -> tuple[float, str] | None:
+    """Seconds in which the newest run of this network and optimizer stored a checkpoint, and which run that was.
+
+    Its `train/checkpoint_seconds`, whatever it ran on. None where there is none.
+    """
+    for folder, record in _finished(storage):
+        fields: Any = record.identity.get("config", {})
+        same = (fields.get("optimizer"), bool(fields.get("polyak_decay"))) == (
+            config.optimizer,
+            bool(config.polyak_decay),
+        )
+        if not same or ModelConfig.model_validate(fields["model"]) != network.model:
+            continue
+        points = MetricReader(storage, f"{folder}/attempts/{record.attempt}").new_points()
+        took = [point.value for point in points if point.name == "train/checkpoint_seconds"]
+        if took:
+            return median(took), f"measured by {folder.removeprefix('stages/')}"
     return None
 
 

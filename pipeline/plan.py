@@ -14,7 +14,7 @@ from pipeline.consistency import has_known_model, other_batch, trained_model
 from pipeline.estimate import Estimate, Terms, estimate
 from pipeline.head import read_head
 from pipeline.identity import differences, fingerprint, references, stage_folder
-from pipeline.measured import measured_efficiency
+from pipeline.measured import measured_efficiency, measured_upload
 from pipeline.record import read_record
 from pipeline.reuse import Finished, identify, reusable
 from pipeline.trunk import trunk_checkpoint
@@ -114,11 +114,14 @@ def plan(storage: Storage, workflow: Workflow, question: Question | None = None)
 
 
 def _terms(storage: Storage, question: Question, config: TrainingConfig, network: Network) -> Terms:
-    """What the plan is told, with the efficiency that a run like this one reached here where none is stated."""
-    if question.terms.efficiency is not None:
-        return question.terms
-    found = measured_efficiency(storage, config, network)
-    return question.terms if found is None else replace(question.terms, efficiency=found[0], efficiency_from=found[1])
+    """What the plan is told, with what runs like this one reached here where nothing is stated."""
+    terms = question.terms
+    if terms.efficiency is None and (found := measured_efficiency(storage, config, network)):
+        terms = replace(terms, efficiency=found[0], efficiency_from=found[1])
+    stated = question.shape is not None and question.shape.bucket_mb_per_s is not None
+    if terms.notice is not None and not stated and (found := measured_upload(storage, config, network)):
+        terms = replace(terms, upload_seconds=found[0], upload_from=found[1])
+    return terms
 
 
 def _explain(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -212,10 +214,35 @@ def test_the_efficiency_of_the_newest_run_on_gpus_is_taken(storage: Storage):
     assert (stated.efficiency, stated.efficiency_from) == (0.6, "stated")
 
 
-def _finish(storage: Storage, name: str, *, ended_ms: int, mfu: list[float], device: str, variant: str = "L") -> None:
+def test_a_notice_is_held_against_the_time_that_saving_took_here(storage: Storage):
+    asked = {"shape": parse_shape("h100x8"), "classes": 10}
+
+    def told(notice: float) -> list[str]:
+        found = planned(storage, workflow(), **asked, terms=Terms(efficiency=0.5, notice=notice))["pretrain"].estimate
+        assert found is not None
+        return [warning for warning in found.warnings if "notice" in warning]
+
+    assert told(30)[0].endswith("--bucket-mb-per-s would tell")
+    _finish(storage, "other", ended_ms=2, mfu=[], device="", variant="Ti", saved=[900.0])
+    assert told(30)[0].endswith("--bucket-mb-per-s would tell")
+    _finish(storage, "same", ended_ms=1, mfu=[], device="", saved=[19.0, 20.0, 28.0])
+    (short,) = told(30)
+    assert re.match(r"30 s of notice are too short to save, which takes 4\d s \(measured by pretrain/same\): ", short)
+    assert told(60) == []
+
+
+def _finish(
+    storage: Storage, name: str, *, ended_ms: int, mfu: list[float], device: str, variant: str = "L",
+    saved: Sequence[float] = (),
+) -> None:  # fmt: skip
     """A finished pretraining in bf16 with these points, on devices whose matrix rate is 260 TFLOP/s."""
     folder, workflow_id = f"stages/pretrain/{name}", f"mine-20260101-00000{ended_ms}-0000"
-    fields = {"precision": "bf16", "model": {"variant": variant, "patch_size": 16}, "resolution": 224}
+    fields = {
+        "optimizer": "adamw",
+        "precision": "bf16",
+        "model": {"variant": variant, "patch_size": 16},
+        "resolution": 224,
+    }
     nothing = {"inputs": {}, "tables": {}, "placement": {}, "identity": {"config": fields}}
     EventLog(storage, workflow_id).append("stage_started", "pretrain", folder=folder)
     mark(storage, workflow_id, "done")
@@ -235,6 +262,9 @@ def _finish(storage: Storage, name: str, *, ended_ms: int, mfu: list[float], dev
     head = HeadDocument(owner="me", epoch=1, nonce="n", ttl_seconds=1, state="done", attempt=1, record=key)
     storage.write(f"{folder}/HEAD.json", head.body())
     points = [Point(name="train/mfu", value=value, step=step, time_ms=0) for step, value in enumerate(mfu)]
+    points += [
+        Point(name="train/checkpoint_seconds", value=value, step=step, time_ms=0) for step, value in enumerate(saved)
+    ]
     body = "".join(json.dumps(vars(point)) + "\n" for point in points)
     storage.write(f"{folder}/attempts/1/metrics/000000.jsonl", body.encode())
 
