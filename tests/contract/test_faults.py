@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UserError
-from cluster.local.stack import Stack
 from cluster.storage import Conflict, NotFound, Storage, open_storage, retry, transfer
 from cluster.storage.web import TOKEN, TOKEN_HOST
 from stages.data.cache import CorruptShard, ShardCache
@@ -56,16 +55,6 @@ each_read = pytest.mark.parametrize("how", READS)
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_PAUSE_S", 0.001)
-
-
-@pytest.fixture
-def proxy(stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """Before the stack's S3 server; this process asks it instead."""
-    server = FaultyProxy(stack_environment.s3_environment()["AWS_ENDPOINT_URL_S3"])
-    with server.running():
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
-        yield server
-        server.closing.set()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,16 +15,6 @@ from cluster.errors import UserError
 from cluster.local.stack import Stack
 from cluster.storage import Storage, open_storage
 from tests.contract.servers import ERROR, Fault, FaultyProxy, instead
-
-
-@pytest.fixture
-def proxy(stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """Before the stack's S3 server; this process asks it instead."""
-    server = FaultyProxy(stack_environment.s3_environment()["AWS_ENDPOINT_URL_S3"])
-    with server.running():
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
-        yield server
-        server.closing.set()
 
 
 def answer(status: int, code: str) -> Fault:

@@ -265,6 +265,7 @@ def test_what_was_cancelled_and_resumed_is_watched_again(server, settings, stora
     server.states[f"{name}-d{number}"] = "FAILED"
     Head.acquire(storage, f"workflows/{name}", "resumed", ttl=LEASE)
     watch(Supervisor(settings), lambda: server.submitted)
+    assert server.submitted == [f"{name}-d{number + 1}"]
 
 
 def test_of_two_supervisors_one_submits(server, settings, storage):

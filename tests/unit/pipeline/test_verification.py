@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -16,25 +15,15 @@ from cluster.storage import Storage, open_storage
 from pipeline import cli
 from pipeline.commands.base import console
 from pipeline.config import Workflow
-from pipeline.driver import create
 from pipeline.head import read_head
 from pipeline.outputs import copy_output, get_output
-from pipeline.record import mark
-from pipeline.runner import Runner
 from pipeline.status import StatusReader
 from pipeline.verification import verify
 from stages.context import canonical_json, read_output, sha256
 from stages.data.dataset import stored_shards
 from stages.training.manifest import Damaged
 from tests.integration.flows import small_workflow
-
-
-class Silent:
-    """A tracker that shows nothing."""
-
-    def __getattr__(self, name):
-        return lambda *_: None
-
+from tests.unit.pipeline.finished import copied, run_to_its_end
 
 SETTINGS = [
     *("pretrain.updates=12", "pretrain.save_every=4", "pretrain.keep_every=4", "pretrain.log_every=2"),
@@ -46,20 +35,14 @@ FLOW = small_workflow(*SETTINGS)
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
     """A folder with a finished workflow, and its id."""
-    folder = tmp_path_factory.mktemp("finished")
-    storage = open_storage(f"file://{folder}")
-    workflow_id = create(storage, FLOW)
-    mark(storage, workflow_id, "submitted")
-    assert Runner(storage, workflow_id, FLOW, owner="test", ray=False, tracker=Silent()).run() == "done"
-    return folder, workflow_id
+    return run_to_its_end(tmp_path_factory.mktemp("finished"), FLOW)
 
 
 @pytest.fixture
 def there(finished, tmp_path) -> tuple[Storage, str, Workflow]:
     """A copy of it, to be damaged."""
     folder, workflow_id = finished
-    shutil.copytree(folder, tmp_path / "root", symlinks=True)
-    return open_storage(f"file://{tmp_path / 'root'}"), workflow_id, FLOW
+    return copied(folder, tmp_path / "root"), workflow_id, FLOW
 
 
 @pytest.fixture

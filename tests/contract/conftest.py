@@ -1,0 +1,20 @@
+"""What the storage's contracts are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.local.stack import Stack
+from tests.contract.servers import FaultyProxy
+
+
+@pytest.fixture
+def proxy(stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """Before the stack's S3 server; this process asks it instead."""
+    server = FaultyProxy(stack_environment.s3_environment()["AWS_ENDPOINT_URL_S3"])
+    with server.running():
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+        yield server
+        server.closing.set()
