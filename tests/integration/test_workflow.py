@@ -143,6 +143,8 @@ def test_killed_and_resumed_and_killed_again_gives_the_same_bits(settings, stack
     wait_for(lambda: past_checkpoint(storage, workflow_id, starts[1] + SAVE_EVERY), 120, "checkpoint after that")
     kill(stack, workflow_id, "driver")
     wait_for(lambda: not processes("pipeline.driver", workflow_id), 20, "end of the driver")
+    # Its workers outlive it by a moment, in which they may still commit a checkpoint.
+    wait_for(lambda: not training_workers(stack), 60, "end of its workers")
     starts.append(check_what_is_lost(storage, folder, 2))
 
     api.resume(workflow_id, settings)
@@ -178,10 +180,15 @@ def kill(stack: Stack, workflow_id: str, victim: str) -> None:
         # Ray starts the driver through a shell, whose command line has the same words.
         pids = [pid for pid in processes("-m pipeline.driver", workflow_id) if not processes_of_shell(pid)]
     else:
-        own = descendants(stack.processes["ray"].pid)
-        pids = [pid for pid in processes("ray::", "TrainWorker") if pid in own]
+        pids = training_workers(stack)
     assert pids, f"no {victim} to kill"
     os.kill(pids[-1], signal.SIGKILL)
+
+
+def training_workers(stack: Stack) -> list[int]:
+    """Ids of the processes that train in the tests' own cluster."""
+    own = descendants(stack.processes["ray"].pid)
+    return [pid for pid in processes("ray::", "TrainWorker") if pid in own]
 
 
 def processes_of_shell(pid: int) -> bool:
