@@ -102,7 +102,7 @@ def start_mlflow(home: Path, environment: dict[str, str], before: Ports) -> tupl
 
 
 def _write_ahead(database: Path) -> None:
-    """Have SQLite keep a log, as this database then does for ever: a commit waits once for the disk, not three times."""
+    """Have SQLite keep a log, as this database then does for ever: a commit waits for the disk once, not thrice."""
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
 
