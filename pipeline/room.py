@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0
 """Between two looks at a cluster that has no room."""
+SOON_SECONDS, SOON_LOOK_SECONDS = 3.0, 0.1
+"""So long at first one looks more often: what ran before takes a moment to be gone."""
 SAY_AGAIN_SECONDS = 300.0
 """Longest time between two words on a wait that goes on; the first ones come sooner, each after twice the time."""
 SETTLED_SECONDS = 3.0
@@ -104,7 +106,7 @@ def wait_for_room(drive: Drive, stage: str, config: Any, workers: int | list[int
                 said, again = free, seconds + min(seconds, SAY_AGAIN_SECONDS)
                 size = {"cpus": cpus, "gpus": gpus, **placed, "seconds": seconds}
                 drive.events.append("waiting_for_room", stage, workers=fewest, free=free, most=held, **size)
-            drive.keeper.stop.wait(LOOK_SECONDS)
+            drive.keeper.stop.wait(SOON_LOOK_SECONDS if seconds < SOON_SECONDS else LOOK_SECONDS)
         taken = min(free, most)
         drive.door.enter(stage, taken * cpus, taken * gpus, taken * memory)
         return True

@@ -6,7 +6,7 @@ from stages.context import Context, Inputs, Result
 from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
 from stages.models.config import ModelConfig
-from stages.training.loop import Job
+from stages.training.job import Job
 from stages.training.run import run_training
 
 

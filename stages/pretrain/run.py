@@ -8,7 +8,7 @@ from cluster.errors import UserError
 from stages.context import Context, Inputs, Output, Result
 from stages.data.manifest import dataset_meta
 from stages.pretrain.config import PretrainConfig
-from stages.training.loop import Job
+from stages.training.job import Job
 from stages.training.run import run_training
 from stages.training.schedule import Cooldown
 

@@ -13,7 +13,7 @@ from stages.training.objectives import correct, per_image_loss
 from stages.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from stages.training.loop import Job
+    from stages.training.job import Job
 
 BATCH = 256
 """Most images per forward pass and rank. Never more than in training, which has the memory for them."""

@@ -17,7 +17,7 @@ from stages.training.fitting import fitting_moves
 from stages.training.memory import Network, memory
 
 if TYPE_CHECKING:
-    from stages.training.loop import Job
+    from stages.training.job import Job
 
 EXIT_CODE = 75
 """Of a process that ends itself because the gang cannot go on (EX_TEMPFAIL of sysexits.h)."""

@@ -7,19 +7,17 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from stages.context import CheckpointDamaged, Output, Rank, Rollback
+from stages.context import CheckpointDamaged, Rank, Rollback
 from stages.data.loader import TrainLoader
-from stages.data.manifest import dataset_meta
 from stages.metrics import MetricWriter
 from stages.models.config import ModelConfig
 from stages.models.flops import forward_macs
-from stages.models.position import Mode
 from stages.models.store import WEIGHTS, adapt, read_state
 from stages.models.vit import VisionTransformer, initialize
 from stages.training.checkpoint import CheckpointWriter
@@ -39,56 +37,12 @@ from stages.training.export import export_weights
 from stages.training.faults import agreed, end_process, explained_memory, tell
 from stages.training.fetch import fetched
 from stages.training.guard import Guard
+from stages.training.job import Job
 from stages.training.manifest import Position
 from stages.training.meters import Meters
 from stages.training.report import Pending, StepReport
 from stages.training.restore import load_weights
-from stages.training.schedule import Cooldown, cooled_rate, learning_rate
 from stages.training.watchdog import Watchdog
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """All that a rank needs to know of a training run. Picklable."""
-
-    config: TrainingConfig
-    model: ModelConfig
-    resolution: int
-    dataset: Output
-    splits: tuple[str, ...]
-    evaluation: dict[str, tuple[str, ...]]
-    """Splits to evaluate at the end, by the name that their metrics carry. `validation` also in between."""
-    class_ids: tuple[int, ...]
-    """The data set's label of each output of the network."""
-    updates: int
-    seed: int
-    pretrained: Output | None = None
-    resampling: Mode = "scipy_bilinear"
-    fresh_head: bool = True
-    """Whether the pretrained model's head is left out."""
-    cooldown: Cooldown | None = None
-    """How a branch ends, which begins with a checkpoint of its trunk."""
-    trunk_folder: str | None = None
-    """Key prefix of the trunk's folder."""
-
-    def rate(self, update: int) -> float:
-        """Learning rate of an update."""
-        if self.cooldown is not None:
-            return cooled_rate(self.config, update, self.cooldown)
-        return learning_rate(self.config, update, self.updates)
-
-    def about(self) -> dict[str, Any]:
-        """What whoever uses the weights has to know. JSON."""
-        classes = dataset_meta(self.dataset).classes
-        return {
-            "model": self.model.model_dump(mode="json"),
-            "resolution": self.resolution,
-            "num_classes": len(self.class_ids),
-            "classes": [classes[i] for i in self.class_ids],
-            "class_ids": list(self.class_ids),
-            "seed": self.seed,
-            "trained_on": self.dataset.digest,
-        }
 
 
 def train(job: Job, rank: Rank) -> dict[str, Any] | None:

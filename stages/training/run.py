@@ -7,7 +7,7 @@ from dataclasses import asdict
 from cluster.errors import UserError
 from stages.context import CheckpointDamaged, Context, Result, Rollback, RollbackWanted, Stopped, StopRequest
 from stages.training.config import usable_ranks
-from stages.training.loop import Job, train
+from stages.training.job import Job, train
 
 
 def run_training(job: Job, context: Context) -> Result:

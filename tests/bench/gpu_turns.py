@@ -86,7 +86,8 @@ def loader(variant: str, batch: int) -> dict[str, Any]:
     from stages.ingest.config import FolderSource, IngestConfig
     from stages.ingest.run import run as run_ingest
     from stages.metrics import MetricReader
-    from stages.training.loop import Job, train
+    from stages.training.job import Job
+    from stages.training.loop import train
     from tests.bench.ranks import rank_of
 
     scratch = Path(os.environ["SCRATCH"])

@@ -25,7 +25,8 @@ from stages.training.checkpoint import CheckpointWriter
 from stages.training.config import TrainingConfig
 from stages.training.devices import keep_freed_memory, leave_distributed
 from stages.training.engine import Engine
-from stages.training.loop import Job, train
+from stages.training.job import Job
+from stages.training.loop import train
 from stages.training.manifest import Position
 from tests.bench.ingest import make_photos
 from tests.bench.ranks import rank_of

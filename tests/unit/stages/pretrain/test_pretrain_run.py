@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -76,3 +79,9 @@ def test_weights_of_other_classes_are_refused(ingested_digits, pretrained):
         begun(ingested_digits, pretrained, classes=[*classes, "more"])
     with pytest.raises(UserError, match=rf"but others: first → {classes[0]}: a finetune stage"):
         begun(ingested_digits, pretrained, classes=["first", *classes[1:]])
+
+
+def test_a_driver_of_training_stages_has_no_need_of_torch():
+    code = "import sys, stages.finetune.run, stages.pretrain.run; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False False"

@@ -14,7 +14,7 @@ from stages.ingest.run import run as run_ingest
 from stages.models.config import ModelConfig
 from stages.training.config import TrainingConfig
 from stages.training.engine import Engine
-from stages.training.loop import Job
+from stages.training.job import Job
 
 
 @pytest.fixture(scope="session")

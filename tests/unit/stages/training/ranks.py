@@ -13,7 +13,8 @@ from typing import Any
 
 from cluster.storage import Storage, open_storage
 from stages.context import Keep, Rank, Rollback, StopRequest
-from stages.training.loop import Job, train
+from stages.training.job import Job
+from stages.training.loop import train
 from stages.training.restore import CheckpointFiles
 
 SERVER = multiprocessing.get_context("forkserver")

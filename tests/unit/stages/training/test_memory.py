@@ -13,7 +13,7 @@ from stages.models.config import ModelConfig
 from stages.training import devices, faults
 from stages.training.config import TrainingConfig
 from stages.training.fitting import fitting_moves
-from stages.training.loop import Job
+from stages.training.job import Job
 from stages.training.memory import LIBRARIES, RESERVED, Memory, Network, checkpoint_bytes, memory
 
 LARGE = Network(model=ModelConfig(variant="L", patch_size=16), resolution=224, num_classes=1000)

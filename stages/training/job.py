@@ -1,0 +1,66 @@
+"""A training run, as whoever asks for it says it: a driver, which has no need of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stages.context import Output, Rank
+from stages.data.manifest import dataset_meta
+from stages.models.config import ModelConfig
+from stages.training.config import TrainingConfig
+from stages.training.schedule import Cooldown, cooled_rate, learning_rate
+
+if TYPE_CHECKING:
+    from stages.models.position import Mode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a rank needs to know of a training run. Picklable."""
+
+    config: TrainingConfig
+    model: ModelConfig
+    resolution: int
+    dataset: Output
+    splits: tuple[str, ...]
+    evaluation: dict[str, tuple[str, ...]]
+    """Splits to evaluate at the end, by the name that their metrics carry. `validation` also in between."""
+    class_ids: tuple[int, ...]
+    """The data set's label of each output of the network."""
+    updates: int
+    seed: int
+    pretrained: Output | None = None
+    resampling: Mode = "scipy_bilinear"
+    fresh_head: bool = True
+    """Whether the pretrained model's head is left out."""
+    cooldown: Cooldown | None = None
+    """How a branch ends, which begins with a checkpoint of its trunk."""
+    trunk_folder: str | None = None
+    """Key prefix of the trunk's folder."""
+
+    def rate(self, update: int) -> float:
+        """Learning rate of an update."""
+        if self.cooldown is not None:
+            return cooled_rate(self.config, update, self.cooldown)
+        return learning_rate(self.config, update, self.updates)
+
+    def about(self) -> dict[str, Any]:
+        """What whoever uses the weights has to know. JSON."""
+        classes = dataset_meta(self.dataset).classes
+        return {
+            "model": self.model.model_dump(mode="json"),
+            "resolution": self.resolution,
+            "num_classes": len(self.class_ids),
+            "classes": [classes[i] for i in self.class_ids],
+            "class_ids": list(self.class_ids),
+            "seed": self.seed,
+            "trained_on": self.dataset.digest,
+        }
+
+
+def train(job: Job, rank: Rank) -> dict[str, Any] | None:
+    """See `stages.training.loop.train`."""
+    from stages.training import loop
+
+    return loop.train(job, rank)
