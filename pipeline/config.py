@@ -19,7 +19,7 @@ from pipeline.consistency import check_stages
 from pipeline.explain import explain
 from pipeline.identity import references
 from pipeline.kinds import KINDS, config_of, kind_of
-from pipeline.opaque import OpaqueConfig, opaque
+from pipeline.opaque import OpaqueConfig, looked_for, opaque
 from pipeline.places import with_lines
 from pipeline.spelling import plain_references
 from pipeline.sweep import expand
@@ -264,17 +264,33 @@ def _stage(source: str, name: Any, body: Any, stored: Collection[str] | None) ->
     kind = body.pop("kind", name)
     if not isinstance(kind, str):
         raise UserError(f"{source}: {key}.kind: got {kind!r}, expected one of {', '.join(KINDS)}")
+    foreign = stored is not None and ":" in kind
     try:
         config = config_of(kind)
     except UserError as error:
-        if stored is None or ":" not in kind:
-            raise UserError(f"{source}: {key}.kind: {error}") from error
-        config, why = OpaqueConfig, str(error)
+        if foreign:
+            return _opaque(source, key, kind, body, stored or (), f"{error} {looked_for()}")
+        raise UserError(f"{source}: {key}.kind: {error}") from error
     try:
-        if config is OpaqueConfig:
-            return opaque(kind, body, stored or (), why)
+        return _validated(source, key, config, body)
+    except UserError as error:
+        if foreign:
+            why = f"its class no longer takes what is stored: {str(error).removeprefix(f'{source}: ')}"
+            return _opaque(source, key, kind, body, stored or (), why)
+        raise
+
+
+def _validated(source: str, key: str, config: type[StageConfig], body: dict[str, Any]) -> StageConfig:
+    try:
         return config.model_validate(plain_references(config, body))
     except ValidationError as error:
         raise UserError(explain(source, key, config, error)) from error
     except UserError as error:
         raise UserError(f"{source}: {key}.{error}") from error
+
+
+def _opaque(source: str, key: str, kind: str, body: dict[str, Any], stored: Collection[str], why: str) -> OpaqueConfig:
+    try:
+        return opaque(kind, body, stored, why)
+    except ValidationError as error:
+        raise UserError(explain(source, key, OpaqueConfig, error)) from error

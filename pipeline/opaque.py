@@ -1,4 +1,4 @@
-"""A stage of somebody's own, as it is known where its class cannot be imported: to be looked at, and not to be run."""
+"""A stage of somebody's own whose class cannot be imported here, or has changed: it can be looked at, and not run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.config import StageConfig
 
 
 class OpaqueConfig(StageConfig):
-    """The fields of a stored stage as they are written, what its kind is called, and why it cannot be imported.
+    """The fields of a stored stage as they are written, what its kind is called, and why it cannot be run here.
 
     The name of its folders and the kind of its output are the class's, and so are not known. See `opaque`.
     """
@@ -43,14 +43,17 @@ class OpaqueConfig(StageConfig):
 
     def refusal(self) -> UserError:
         """What is told whoever wants to run it here."""
-        place = f"{os.getcwd()} on {socket.gethostname()}"
-        return UserError(
-            f"{self._why} (looked for from {place}): go to the folder that its module is in, or install it"
-        )
+        return UserError(self._why)
+
+
+def looked_for() -> str:
+    """What is added to the error of a class that cannot be imported."""
+    place = f"{os.getcwd()} on {socket.gethostname()}"
+    return f"(looked for from {place}): go to the folder that its module is in, or install it"
 
 
 def opaque(called: str, body: Mapping[str, Any], stages: Collection[str], why: str) -> OpaqueConfig:
-    """A stored stage of the kind that is `called` so, which cannot be imported because of `why`.
+    """A stored stage of the kind that is `called` so, which cannot be run here: `why`.
 
     `body` are its fields, `stages` the names of its workflow's. Raises ValidationError for the fields that all have.
     """

@@ -12,7 +12,6 @@ import typer
 from cluster.errors import UserError
 from pipeline.commands.base import AsJson, Name, Root, Since, WorkflowId, console
 from pipeline.commands.shown import (
-    follow_as_json,
     follow_to_end,
     match,
     of_workflow,
@@ -44,7 +43,7 @@ def status(
     if not follow or read_status(found, settings).state not in ("submitted", "running"):
         print_status(found, settings, as_json=as_json)
         return
-    raise typer.Exit(follow_as_json(found, settings) if as_json else follow_to_end(found, settings, here=False))
+    raise typer.Exit(follow_to_end(found, settings, here=False, as_json=as_json))
 
 
 @app.command()

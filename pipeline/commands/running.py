@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.base import Address, AsJson, Mlflow, Name, Root, Since, WorkflowId, console
-from pipeline.commands.shown import follow_to_end, match, print_json, print_note, print_status, program
+from pipeline.commands.shown import follow_to_end, match, print_json, print_note, print_status, program, told_beside
 from pipeline.settings import Settings, resolve
 from pipeline.words import duration, seconds_of
 
@@ -36,7 +36,8 @@ def resume(
     storage, known = settings.storage(), match(workflow_id, settings)
     if (owner := holder(storage, known)) is not None:
         print_note(f"{known} is held by {owner}: going on when that driver ends, or is silent for its lease")
-    found, state = resume_workflow(known, settings, foreground=foreground)
+    with told_beside(as_json):
+        found, state = resume_workflow(known, settings, foreground=foreground)
     if as_json:
         print_json({"id": found, "state": state})
     else:
@@ -46,7 +47,7 @@ def resume(
             print_status(found, settings)
         raise typer.Exit(0 if state == "done" else 1)
     if follow:
-        raise typer.Exit(follow_to_end(found, settings))
+        raise typer.Exit(follow_to_end(found, settings, as_json=as_json))
 
 
 @app.command("resume-all")
@@ -144,11 +145,12 @@ def retry(
     from pipeline.again import retry as retry_stage
 
     settings = resolve(root=root, mlflow=mlflow, address=address)
-    found = retry_stage(workflow_id, stage, settings, foreground=foreground)
+    with told_beside(as_json):
+        found = retry_stage(workflow_id, stage, settings, foreground=foreground)
     if as_json:
         print_json(asdict(found))
     else:
         console.print(f"{found.id}: made anew: {', '.join(found.stages)}", soft_wrap=True)
     if follow and not foreground:
-        raise typer.Exit(follow_to_end(found.id, settings))
+        raise typer.Exit(follow_to_end(found.id, settings, as_json=as_json))
     raise typer.Exit(0 if found.state in ("submitted", "done") else 1)

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from pipeline.status import WorkflowStatus
 
 
-def follow_to_end(workflow_id: str, settings: Settings, *, here: bool = True) -> int:
+def follow_to_end(workflow_id: str, settings: Settings, *, here: bool = True, as_json: bool = False) -> int:
     """Show a submitted workflow until its newest driver ends; returns the exit code. Ctrl-C detaches.
 
-    `here` says that it was submitted to the cluster of these settings.
+    `here` says that it was submitted to the cluster of these settings. `as_json`: see `follow_as_json`.
     """
+    if as_json:
+        return follow_as_json(workflow_id, settings)
     from pipeline.api import DriverWatch
     from pipeline.display import follow
     from pipeline.driver import newest_driver, read_workflow
@@ -196,6 +199,11 @@ def print_note(text: str) -> None:
     """Something to be told beside the answer: on stderr, so that the answer can be read by a program."""
     if text:
         Console(stderr=True, highlight=False).print(text, style="yellow", soft_wrap=True, markup=False)
+
+
+def told_beside(as_json: bool) -> AbstractContextManager[object]:
+    """While a workflow runs in this process: what it tells goes to stderr where the answer is for a program."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 def print_json(document: Any) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from pipeline.commands.base import Address, Mlflow, Root, console
+from pipeline.commands.base import Address, AsJson, Mlflow, Root, console
 from pipeline.settings import resolve
 
 app = typer.Typer()
@@ -24,6 +26,7 @@ def supervise(
     budget: Annotated[
         int, typer.Option(min=1, help="drivers in a row that may be lost before the workflow gets on")
     ] = 8,
+    as_json: AsJson = False,
 ) -> None:
     """Watch a root, and go on with workflows whose driver was lost with its machine or its cluster. Ends by Ctrl-C.
 
@@ -33,6 +36,10 @@ def supervise(
     from pipeline.supervise import Supervisor
 
     def report(line: str) -> None:
+        if as_json:
+            found = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "message": line}
+            console.out(json.dumps(found), highlight=False)
+            return
         console.print(f"{time.strftime('%H:%M:%S')}  {line}", markup=False, soft_wrap=True)
 
     settings = resolve(root=root, mlflow=mlflow, address=address)

@@ -17,7 +17,7 @@ from pipeline.commands.base import (
     WorkflowName,
     console,
 )
-from pipeline.commands.shown import follow_to_end, print_json, print_note, print_status
+from pipeline.commands.shown import follow_to_end, print_json, print_note, print_status, told_beside
 from pipeline.settings import Settings, resolve
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def run(
     loaded = load_workflow(workflow, override or [])
     _print_warnings(loaded)
     settings = resolve(root=root, mlflow=mlflow)
-    workflow_id, state = run_workflow(loaded, settings)
+    with told_beside(as_json):
+        workflow_id, state = run_workflow(loaded, settings)
     print_status(workflow_id, settings, as_json=as_json)
     raise typer.Exit(0 if state == "done" else 1)
 
@@ -154,7 +155,7 @@ def submit(
         console.print(found.id)
         print_note(_found_as(found))
     if follow:
-        raise typer.Exit(follow_to_end(found.id, settings))
+        raise typer.Exit(follow_to_end(found.id, settings, as_json=as_json))
 
 
 def _print_warnings(workflow: Workflow) -> None:
@@ -192,6 +193,7 @@ def ingest(
     address: Address = None,
     root: Root = None,
     mlflow: Mlflow = None,
+    as_json: AsJson = False,
 ) -> None:
     """Turn labelled images into WebDataset shards with a manifest; workflows then reuse them.
 
@@ -205,7 +207,8 @@ def ingest(
     workflow = ingest_workflow(source, destination, override or [])
     settings = resolve(root=root, mlflow=mlflow, address=address)
     if settings.jobs is not None:
-        raise typer.Exit(follow_to_end(submit_workflow(workflow, settings), settings))
-    workflow_id, state = run_workflow(workflow, settings)
-    print_status(workflow_id, settings)
+        raise typer.Exit(follow_to_end(submit_workflow(workflow, settings), settings, as_json=as_json))
+    with told_beside(as_json):
+        workflow_id, state = run_workflow(workflow, settings)
+    print_status(workflow_id, settings, as_json=as_json)
     raise typer.Exit(0 if state == "done" else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -36,7 +37,7 @@ def settings(stack_environment: Stack, s3_root: str, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def supervisor(settings: Settings) -> Iterator[subprocess.Popen[str]]:
     """`patchline supervise` on that root."""
-    command = [sys.executable, "-m", "pipeline.cli", "supervise", "--root", settings.root]
+    command = [sys.executable, "-m", "pipeline.cli", "supervise", "--root", settings.root, "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     yield process
     process.kill()
@@ -53,7 +54,8 @@ def test_a_workflow_whose_driver_is_killed_ends_by_itself(settings, stack, super
     supervisor.send_signal(signal.SIGINT)
     told, _ = supervisor.communicate(timeout=20)
     assert supervisor.returncode == 0
-    assert f"{workflow_id}: its driver's lease ran out: submitted driver 1 (1 of 8)" in told
+    lines = [json.loads(line)["message"] for line in told.splitlines()]
+    assert f"{workflow_id}: its driver's lease ran out: submitted driver 1 (1 of 8)" in lines
 
 
 @pytest.fixture

@@ -245,6 +245,8 @@ def test_one_line_turns_a_folder_into_shards(patchline, home: Path, tmp_path: Pa
     }
     again = patchline("ingest", str(tmp_path / "photos"), f"file://{tmp_path}/shards")
     assert "reused" in again.out
+    told = json.loads(patchline("ingest", str(tmp_path / "photos"), f"file://{tmp_path}/shards", "--json").out)
+    assert (told["state"], told["stages"]["ingest"]["outcome"]) == ("done", "reused")
     refused(patchline("ingest", f"{tmp_path}/nowhere"), "nowhere: expected a folder of images for each class")
 
 

@@ -123,6 +123,17 @@ def test_a_users_own_file_is_refused_as_ever(module):
         parse_workflow(WORKFLOW, "mine.yaml")
 
 
+def test_a_class_that_no_longer_takes_what_is_stored_can_be_looked_at_too(module, storage):
+    text = WORKFLOW.replace("upto: 5", "upto: many")
+    with pytest.raises(UserError, match=r"mine.yaml:4: stages.count.upto: got 'many'"):
+        parse_workflow(text, "mine.yaml")
+    workflow = parse_workflow(text, "stored", stored=True)
+    assert [type(stage).__name__ for stage in workflow.stages.values()] == ["OpaqueConfig", "TwiceConfig"]
+    assert workflow.order() == ["count", "twice"]
+    with pytest.raises(UserError, match=r"count.kind: its class no longer takes .*: stages.count.upto: got 'many'"):
+        workflow.check_imported()
+
+
 def test_a_field_that_merely_has_a_stages_name_makes_no_circle(module, storage):
     module()
     text = f"name: mine\nstages:\n  a: {{kind: '{MODULE}:A', label: b}}\n  b: {{kind: '{MODULE}:B', from: a}}\n"
