@@ -10,7 +10,8 @@ from typing import Any
 from cluster.storage import Storage
 from pipeline.head import HeadDocument
 from pipeline.identity import differences, fields_with_role, rounding_fields
-from pipeline.record import Record, builds, read_note
+from pipeline.kinds import builds_for
+from pipeline.record import Record, read_note
 from stages.metrics import MetricReader
 from stages.models.weights_out import StoredTensor, checkpoint_tensors
 from stages.training.config import TrainingConfig
@@ -117,7 +118,7 @@ def differing(storage: Storage, found: Trained, begin: int, end: int, workers: i
     """What keeps the bits from being the same on so many workers here, given the attempts that made the window."""
     names = rounding_fields(type(found.config))
     own = {name: fields_with_role(found.config, "placement").get(name) for name in names}
-    here = {**own, "workers": max(1, workers), **builds()}
+    here = {**own, "workers": max(1, workers), **builds_for(found.config)}
     lines: dict[str, None] = {}
     for segment in found.head.history:
         if segment.end <= begin or segment.start >= end:

@@ -8,10 +8,12 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from cluster.errors import UserError
 from pipeline.opaque import OpaqueConfig
+from pipeline.record import builds, code_digest
 from stages.choice.config import ChoiceConfig
 from stages.config import StageConfig
 from stages.fewshot.config import FewshotConfig
@@ -73,11 +75,32 @@ def own_code(configs: Iterable[StageConfig]) -> list[Path]:
     """
     found = set[Path]()
     for config in configs:
-        if not isinstance(config, OpaqueConfig) and KINDS.get(config.kind) is not type(config):
-            file = _origin(type(config))
-            if file is not None:
-                found.add(file.parent if file.name == "__init__.py" else file)
-    return sorted(path for path in found if not {"site-packages", "dist-packages"} & set(path.parts))
+        found.update(_own_code(type(config)))
+    return sorted(found)
+
+
+def _own_code(config: type[StageConfig]) -> list[Path]:
+    """The package or module of one that neither ships nor is installed."""
+    if config is OpaqueConfig or KINDS.get(config.kind) is config or (file := _origin(config)) is None:
+        return []
+    path = file.parent if file.name == "__init__.py" else file
+    return [] if {"site-packages", "dist-packages"} & set(path.parts) else [path]
+
+
+def builds_for(config: StageConfig) -> dict[str, str]:
+    """What computes a stage's bits: `builds`, and the code of a stage that does not ship (`own_code`)."""
+    own = _own_code_digest(type(config))
+    return {**builds(), **({"own_code": own} if own else {})}
+
+
+@cache
+def _own_code_digest(config: type[StageConfig]) -> str:
+    try:
+        modules = _own_code(config)
+    except UserError:
+        # Of a script that runs it itself; it has no module of which one could say that it is the same.
+        return ""
+    return code_digest(modules) if modules else ""
 
 
 def _origin(config: type[StageConfig]) -> Path | None:

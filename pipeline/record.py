@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -272,10 +272,14 @@ def builds() -> Mapping[str, str]:
 
 
 def _code() -> str:
-    """The beginning of a sha256 over this program's own sources, which go along with a job without a version."""
-    packages = Path(__file__).parents[1]
-    files = sorted(path for name in ("cluster", "pipeline", "stages") for path in (packages / name).rglob("*.py"))
+    """Of this program's own sources, which go along with a job without a version."""
+    return code_digest(Path(__file__).parents[1] / name for name in ("cluster", "pipeline", "stages"))
+
+
+def code_digest(modules: Iterable[Path]) -> str:
+    """The beginning of a sha256 over Python sources: of modules, and of packages with all that is in them."""
     found = hashlib.sha256()
-    for path in files:
-        found.update(f"{path.relative_to(packages)} {file_digest(path).sha256}\n".encode())
+    for module in modules:
+        for path in sorted(module.rglob("*.py")) if module.is_dir() else [module]:
+            found.update(f"{path.relative_to(module.parent)} {file_digest(path).sha256}\n".encode())
     return found.hexdigest()[:16]

@@ -16,12 +16,12 @@ from pipeline.garbage import collect
 from pipeline.head import Head, HeadDocument, LeaseLost, LeftOut, State
 from pipeline.identity import differences, fields_with_role, fingerprint, rounding_fields
 from pipeline.keeper import LeaseKeeper
+from pipeline.kinds import builds_for
 from pipeline.record import (
     AttemptNote,
     EventLog,
     Record,
     RecordedInput,
-    builds,
     read_note,
     seconds_before,
     write_note,
@@ -130,7 +130,7 @@ class StageRun:
             state = self._new_attempt(head)
             if state is None:
                 return None
-            note = AttemptNote(placement=self._placement(), builds=dict(builds()))
+            note = AttemptNote(placement=self._placement(), builds=builds_for(self.config))
             self._attempt_started(state, note)
             try:
                 key, record, result = self._attempt(head, state, note)

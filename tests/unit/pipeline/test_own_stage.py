@@ -9,14 +9,17 @@ import pytest
 
 from cluster import jobs
 from cluster.errors import UserError
+from cluster.storage import open_storage
 from pipeline import api
 from pipeline.cli import check_shadows
 from pipeline.config import Workflow, parse_workflow
 from pipeline.driver import create
 from pipeline.kinds import own_code
+from pipeline.runner import Runner
 from pipeline.settings import Settings
 from pipeline.verification_job import verify_on_cluster
 from tests.unit.pipeline.test_config import DIGITS
+from tests.unit.pipeline.test_runner import Silent
 from tests.unit.pipeline.toys import Source, Upper
 
 OWN = """
@@ -60,6 +63,23 @@ def test_an_importable_config_is_a_stage(folder):
     assert parse_workflow(workflow.to_yaml(), "copy") == workflow
     assert own_code(workflow.stages.values()) == [folder / "my_count_stage.py"]
     assert own_code(parse_workflow(DIGITS, "mine.yaml").stages.values()) == []
+
+
+def test_its_code_is_in_the_record(folder):
+    def recorded(root: str) -> str:
+        """As by a process of its own, which imports the module as it is now."""
+        sys.modules.pop("my_count_stage", None)
+        workflow = parse_workflow(WORKFLOW, "mine.yaml")
+        storage = open_storage(f"file://{folder}/{root}")
+        runner = Runner(storage, "mine", workflow, owner="test", ray=False, tracker=Silent())
+        assert runner.run() == "done"
+        return runner.finished["count"].record.builds["own_code"]
+
+    first = recorded("one")
+    assert recorded("two") == first
+    module = folder / "my_count_stage.py"
+    module.write_text(module.read_text() + "\n# Changed.\n")
+    assert recorded("three") != first
 
 
 def test_it_runs_from_the_command_line(folder):
