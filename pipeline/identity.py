@@ -27,6 +27,11 @@ def role(model: type[BaseModel], field: str) -> str:
     return str(extra["role"]) if isinstance(extra, dict) and "role" in extra else "identity"
 
 
+def _added(model: type[BaseModel], field: str) -> bool:
+    extra = model.model_fields[field].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("added"))
+
+
 def rounding_fields(model: type[BaseModel]) -> list[str]:
     """The placement fields on which the last bits of a result depend."""
     extras = {field: info.json_schema_extra for field, info in model.model_fields.items()}
@@ -51,6 +56,8 @@ def fields_with_role(config: BaseModel, wanted: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in type(config).model_fields:
         value, own = getattr(config, field), role(type(config), field)
+        if _added(type(config), field) and value == type(config).model_fields[field].default:
+            continue
         if own == "identity" and isinstance(value, BaseModel):
             nested = fields_with_role(value, wanted)
             if nested or wanted == "identity":

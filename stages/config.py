@@ -38,6 +38,15 @@ def placement(default: Any, description: str, *, rounding: bool = False, **const
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
+def added(default: Any, description: str, **constraints: Any) -> Any:
+    """A field of the identity that came when there were stages without it: with its default it is left out.
+
+    So they stay the stages that they are.
+    """
+    extra: JsonDict = {"added": True}
+    return Field(default, description=description, json_schema_extra=extra, **constraints)
+
+
 def reference(output: str, description: str, default: Any = ..., alias: str | None = None) -> Any:
     """A field that names another stage of the workflow, or several, whose output is of the kind `output`.
 

@@ -15,7 +15,8 @@ from stages.context import Output
 from stages.data.config import DataConfig
 from stages.data.loader import evaluation_batches
 from stages.data.pixels import normalise
-from stages.models.vit import VisionTransformer, initialize
+from stages.models.initialize import initialize
+from stages.models.vit import VisionTransformer
 
 Extractor = Callable[[Tensor], Tensor]
 """Images [b, 3, R, R] → features [b, D]."""

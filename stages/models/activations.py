@@ -49,10 +49,10 @@ def activations(
     head and token; attention that is written out (CPUs) adds the softmax, [H, L, L]. Dropout adds what it
     multiplied by: a byte an element on GPUs, a number on CPUs.
     """
-    tokens = model.grid(resolution) ** 2 + (1 if model.pool == "token" else 0)
+    tokens = model.tokens(resolution)
     token, hidden = itemsize * tokens * model.width, itemsize * tokens * model.mlp_dim
     square = itemsize * model.num_heads * tokens**2
-    scores = 4 * model.num_heads * tokens if fused else square
+    scores = 4 * model.num_heads * tokens + (square if model.position == "relative" else 0) if fused else square
     masks = (2 * token + hidden) // (itemsize if fused else 1) if model.dropout else 0
     # Going back through an MLP: the gradient that skips it, and that of fc2's input. Through attention that is
     # written out: the gradients of the softmax and of what it was given, the MLP's tensors being gone.

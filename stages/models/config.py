@@ -1,13 +1,15 @@
-"""The shape of a Vision Transformer. Light: no torch here."""
+"""The shapes of the networks, and their names. Light: no torch here."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from cluster.errors import UserError
-from stages.config import Config
+from stages.config import Config, added
+from stages.models.resnet_config import BitConfig, StemConfig
 
 VARIANTS: dict[str, dict[str, int]] = {
     # Ti to H: `vit_jax/configs/models.py` of the paper's code and the paper's Table 1; g and G: big_vision.
@@ -19,30 +21,60 @@ VARIANTS: dict[str, dict[str, int]] = {
     "g": {"width": 1408, "depth": 40, "mlp_dim": 6144, "num_heads": 16},
     "G": {"width": 1664, "depth": 48, "mlp_dim": 8192, "num_heads": 16},
 }
+HYBRIDS: dict[str, tuple[str, tuple[int, ...], int]] = {
+    # Size, blocks of the ResNet's stages, patch size on its last map: `vit_jax/configs/models.py`; R50+B/32 and
+    # R50+L/16 as the paper's section 4.1 has them. R+Ti/16 is called so there, though its tokens are 32 pixels apart.
+    "R+Ti/16": ("Ti", (), 8),
+    "R26+S/32": ("S", (2, 2, 2, 2), 1),
+    "R26+B/32": ("B", (2, 2, 2, 2), 1),
+    "R50+B/16": ("B", (3, 4, 9), 1),
+    "R50+B/32": ("B", (3, 4, 6, 3), 1),
+    "R50+L/16": ("L", (3, 4, 9), 1),
+    "R50+L/32": ("L", (3, 4, 6, 3), 1),
+}
+Pool = Literal["token", "average", "attention"]
+Position = Literal["learned", "none", "learned_2d", "relative", "sincos_2d", "sincos_1d"]
 
 
 class ModelConfig(Config):
-    """A variant by name, or width, depth, mlp_dim and num_heads; what is given beside a variant overrides it."""
+    """A Vision Transformer, or a hybrid: by name, such as B/16 or R50+B/16, or by its sizes.
+
+    A variant is a size, or a whole name; what is given beside it overrides it.
+    """
 
     variant: Literal["Ti", "S", "B", "L", "H", "g", "G"] | None = Field(None, description="named shape")
     width: int = Field(0, ge=0, description="size of a token's vector")
     depth: int = Field(0, ge=0, description="number of blocks")
     mlp_dim: int = Field(0, ge=0, description="hidden size of a block's MLP")
     num_heads: int = Field(0, ge=0, description="attention heads")
-    patch_size: int = Field(16, gt=0, description="side of a patch in pixels")
+    patch_size: int = Field(16, gt=0, description="side of a patch in pixels, or in elements of the stem's map")
+    stem: StemConfig | None = added(None, "ResNet whose last map a hybrid's patches are cut from")
     in_channels: int = Field(3, gt=0, description="image channels")
-    pool: Literal["token", "average"] = Field("token", description="class token, or mean over the patches' tokens")
-    head: Literal["linear", "mlp_tanh"] = Field("linear", description="linear, or one hidden layer with tanh first")
+    position: Position = added("learned", "position embeddings (paper, D.4); learned is 1-D, sincos is fixed")
+    position_at: Literal["stem", "each_layer", "each_layer_shared"] = added(
+        "stem", "where they are added: before the blocks, or at every block, each with its own or all with the same"
+    )
+    pool: Pool = Field(
+        "token", description="class token, mean over the patches' tokens, or attention to a learned query"
+    )
+    head: Literal["linear", "mlp_tanh", "mlp_gelu"] = Field(
+        "linear", description="linear, or one hidden layer first, with tanh as in the paper's code, or with GELU"
+    )
     activation: Literal["gelu_tanh", "gelu"] = Field("gelu_tanh", description="the paper's code uses the tanh form")
     layer_norm_epsilon: float = Field(1e-6, gt=0, description="epsilon of every LayerNorm")
     dropout: float = Field(0.0, ge=0, lt=1, description="after position embeddings, attention and both MLP layers")
+    stochastic_depth: float = added(
+        0.0, "probability that an image skips the last block's branches; less before, in a straight line", ge=0, lt=1
+    )
     head_bias: float = Field(0.0, description="initial bias of the last layer; -10 suits many-class sigmoid losses")
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_variant(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("variant") in VARIANTS:
-            return {**VARIANTS[values["variant"]], **values}
+        values = {"variant": values} if isinstance(values, str) else values
+        if isinstance(values, dict) and isinstance(values.get("variant"), str):
+            named = vit_by_name(values["variant"])
+            return {**named, **values, "variant": named["variant"]}
         return values
 
     @model_validator(mode="after")
@@ -52,14 +84,76 @@ class ModelConfig(Config):
             raise ValueError(f"{', '.join(missing)} not given: name a variant ({', '.join(VARIANTS)}) or give them all")
         if self.width % self.num_heads:
             raise ValueError(f"width={self.width} is not a multiple of num_heads={self.num_heads}")
+        parts = {"learned_2d": 2, "sincos_1d": 2, "sincos_2d": 4}.get(self.position, 1)
+        if self.width % parts:
+            raise ValueError(f"width={self.width} is not a multiple of {parts}, as position={self.position} needs")
+        if self.position in ("none", "relative") and self.position_at != "stem":
+            raise ValueError(f"position_at={self.position_at}: position={self.position} adds nothing anywhere")
         return self
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image along one side of a patch."""
+        return self.patch_size * (self.stem.stride if self.stem is not None else 1)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before those of the patches: the class token, where there is one."""
+        return 1 if self.pool == "token" else 0
 
     def grid(self, resolution: int) -> int:
         """Patches along one side of a square image of `resolution` pixels. Raises UserError where they do not fit."""
-        if resolution % self.patch_size:
-            lower = max(1, resolution // self.patch_size) * self.patch_size
-            raise UserError(
-                f"resolution={resolution} is not a multiple of patch_size={self.patch_size}: "
-                f"try {lower} or {lower + self.patch_size}"
-            )
-        return resolution // self.patch_size
+        if resolution % self.stride:
+            lower = max(1, resolution // self.stride) * self.stride
+            what = "patch_size" if self.stem is None else "the stem's stride times patch_size"
+            near = f"try {lower} or {lower + self.stride}"
+            raise UserError(f"resolution={resolution} is not a multiple of {what}={self.stride}: {near}")
+        return resolution // self.stride
+
+    def tokens(self, resolution: int) -> int:
+        """Tokens of a square image."""
+        return self.grid(resolution) ** 2 + self.prefix_tokens
+
+    def for_finetuning(self, dropout: float) -> ModelConfig:
+        """The same network with another dropout and a linear head: the old one is dropped whole (paper, B.1.1)."""
+        return self.model_copy(update={"head": "linear", "head_bias": 0.0, "dropout": dropout})
+
+
+def vit_by_name(name: str) -> dict[str, Any]:
+    """The fields of Ti to G, of B/16 and the like, or of a hybrid such as R50+B/16. Raises ValueError.
+
+    `ViT-B/16` and `R50+ViT-B/16` mean the same.
+    """
+    short = name.replace("ViT-", "")
+    if short in VARIANTS:
+        return {"variant": short, **VARIANTS[short]}
+    if short in HYBRIDS:
+        size, blocks, patch_size = HYBRIDS[short]
+        return {"variant": size, **VARIANTS[size], "stem": {"blocks": blocks}, "patch_size": patch_size}
+    found = re.fullmatch(rf"({'|'.join(VARIANTS)})/([1-9]\d*)", short)
+    if found is None:
+        raise ValueError(
+            f"variant: got '{name}', expected one of {', '.join(VARIANTS)}, alone or with a patch size such as B/16; "
+            f"{', '.join(HYBRIDS)}; or a ResNet such as R50x1"
+        )
+    return {"variant": found[1], **VARIANTS[found[1]], "patch_size": int(found[2])}
+
+
+def _family(value: Any) -> str:
+    """Which of the two a config is of, whether it is written as a name, as fields, or is one already."""
+    if isinstance(value, BitConfig):
+        return "bit"
+    fields = value if isinstance(value, dict) else {"variant": value}
+    named = isinstance(fields.get("variant"), str) and re.match(r"R\d+x", fields["variant"])
+    return "bit" if named or "blocks" in fields else "vit"
+
+
+FAMILIES = ("vit", "bit")
+AnyModel = Annotated[Annotated[ModelConfig, Tag("vit")] | Annotated[BitConfig, Tag("bit")], Discriminator(_family)]
+"""A network by name or by its fields."""
+_ADAPTER: TypeAdapter[ModelConfig | BitConfig] = TypeAdapter(AnyModel)
+
+
+def model_config(value: Any) -> ModelConfig | BitConfig:
+    """The config of either family, from a name, or from fields as they are stored. Raises ValidationError."""
+    return _ADAPTER.validate_python(value)

@@ -13,7 +13,7 @@ from cluster.errors import UserError, check_format
 from cluster.storage.base import Storage, file_digest
 from stages.context import Output
 from stages.models.config import ModelConfig
-from stages.models.position import Mode, resample_position_embeddings
+from stages.models.resampling import Mode, is_resampled, resample
 from stages.models.vit import VisionTransformer
 
 FORMAT = 1
@@ -87,11 +87,10 @@ def adapt(
         if fresh_head and name.startswith(("head.", "pre_logits.")):
             dropped.append(name)
             continue
-        if name == "pos_embed":
-            old = (source.grid(resolution), source.grid(resolution))
-            prefix = 1 if source.pool == "token" else 0
-            tensor = resample_position_embeddings(tensor, old, model.grid, prefix_tokens=prefix, mode=mode)
-            resampled += [name] if old != model.grid else []
+        old = (source.grid(resolution), source.grid(resolution))
+        if old != model.grid and is_resampled(name):
+            tensor = resample(name, tensor, old, model.grid, prefix_tokens=source.prefix_tokens, mode=mode)
+            resampled.append(name)
         if name not in own or own[name].shape != tensor.shape:
             wanted = tuple(own[name].shape) if name in own else "no such array"
             raise UserError(f"pretrained {name} has shape {tuple(tensor.shape)}; the model has {wanted}")

@@ -12,7 +12,7 @@ from stages.training.config import TrainingConfig
 from stages.training.schedule import Cooldown, cooled_rate, learning_rate
 
 if TYPE_CHECKING:
-    from stages.models.position import Mode
+    from stages.models.resampling import Mode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,9 @@ from stages.data.loader import TrainLoader
 from stages.metrics import MetricWriter
 from stages.models.config import ModelConfig
 from stages.models.flops import forward_macs
+from stages.models.initialize import initialize
 from stages.models.store import WEIGHTS, adapt, read_state
-from stages.models.vit import VisionTransformer, initialize
+from stages.models.vit import VisionTransformer
 from stages.training.checkpoint import CheckpointWriter
 from stages.training.config import TrainingConfig, usable_ranks
 from stages.training.devices import (

@@ -16,7 +16,8 @@ import torch
 
 from stages.models.config import ModelConfig
 from stages.models.flops import forward_macs
-from stages.models.vit import VisionTransformer, initialize
+from stages.models.initialize import initialize
+from stages.models.vit import VisionTransformer
 from stages.training.config import TrainingConfig
 from stages.training.devices import device_name, matrix_rate, peak_memory
 from stages.training.engine import Engine

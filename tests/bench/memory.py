@@ -114,7 +114,8 @@ def _updates(config: TrainingConfig, network: Network) -> None:
     import torch
 
     from stages.data.loader import Batch
-    from stages.models.vit import VisionTransformer, initialize
+    from stages.models.initialize import initialize
+    from stages.models.vit import VisionTransformer
     from stages.training.engine import Engine
 
     def batch() -> Batch:

@@ -20,7 +20,8 @@ from stages.data.pixels import normalise
 from stages.ingest.config import FolderSource, IngestConfig
 from stages.ingest.run import run as run_ingest
 from stages.models.config import ModelConfig
-from stages.models.vit import VisionTransformer, initialize
+from stages.models.initialize import initialize
+from stages.models.vit import VisionTransformer
 from stages.training.checkpoint import CheckpointWriter
 from stages.training.config import TrainingConfig
 from stages.training.devices import keep_freed_memory, leave_distributed

@@ -19,7 +19,8 @@ from stages.data.manifest import dataset_meta
 from stages.fewshot.config import FewshotConfig
 from stages.fewshot.figure import STYLES
 from stages.fewshot.run import choose_class_sets
-from stages.models.vit import VisionTransformer, initialize
+from stages.models.initialize import initialize
+from stages.models.vit import VisionTransformer
 from tests.unit.stages.models.outputs import random_model
 from tests.unit.stages.shards import samples
 

@@ -7,7 +7,7 @@ from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
 from stages.finetune.run import run
 from stages.metrics import MetricReader
-from stages.models.position import resample_position_embeddings
+from stages.models.resampling import resample_position_embeddings
 from stages.models.store import read_state
 from tests.unit.stages.chain import SMALL
 from tests.unit.stages.models.outputs import commit_model, random_model

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.models import vit
+from stages.models import blocks
 from stages.models.activations import activations
 from stages.models.config import ModelConfig
 from stages.models.vit import VisionTransformer
@@ -44,7 +44,7 @@ def test_what_is_kept_is_what_autograd_keeps(fields):
 
 
 def test_fused_attention_keeps_no_square_of_the_tokens(monkeypatch):
-    monkeypatch.setattr(vit, "explicit_attention", vit.fused_attention)
+    monkeypatch.setattr(blocks, "explicit_attention", blocks.fused_attention)
     model = config(patch_size=4)
     found = activations(model, RESOLUTION, CLASSES, itemsize=4, fused=True)
     expected = found.kept(model.depth, checkpointing=False) + found.tail - CLASSES * (4 + 4)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from stages.models.vit import VisionTransformer, initialize
+from stages.models.initialize import initialize
+from stages.models.vit import VisionTransformer
 from tests.unit.stages.models.outputs import small_config
 
 SHAPE = {"width": 64, "depth": 2, "mlp_dim": 256, "num_heads": 4, "patch_size": 8, "head": "mlp_tanh"}

@@ -4,9 +4,10 @@ import torch
 
 from cluster.errors import UserError
 from stages.context import read_output
-from stages.models.position import resample_position_embeddings
+from stages.models.initialize import initialize
+from stages.models.resampling import resample_position_embeddings
 from stages.models.store import WEIGHTS, adapt, load_model, model_bytes, read_state
-from stages.models.vit import VisionTransformer, initialize
+from stages.models.vit import VisionTransformer
 from tests.unit.stages.models.outputs import (
     commit_model,
     file_storage,

@@ -8,7 +8,8 @@ import torch
 from scipy.special import erf
 from torch.nn import functional
 
-from stages.models.vit import VisionTransformer, explicit_attention, fused_attention
+from stages.models.blocks import explicit_attention, fused_attention
+from stages.models.vit import VisionTransformer
 from tests.unit.stages.models.outputs import random_images, random_model, small_config
 
 

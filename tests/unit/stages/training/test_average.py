@@ -55,7 +55,8 @@ def test_every_zero_stage_averages_alike_and_leaves_the_weights_alone(make_stage
 
 def averages_of_saved_weights(stage) -> dict[str, torch.Tensor]:
     """The average, computed from the initial weights and from those in the checkpoint of every update."""
-    from stages.models.vit import VisionTransformer, initialize
+    from stages.models.initialize import initialize
+    from stages.models.vit import VisionTransformer
 
     job = stage.job()
     model = VisionTransformer(job.model, job.resolution, len(job.class_ids))
@@ -98,7 +99,8 @@ def test_bf16_keeps_the_exact_weights_it_was_given(make_stage):
     """DeepSpeed would make its fp32 masters of weights that are rounded to bf16 already."""
     stage = make_stage("masters")
     train(stage.job(updates=1, precision="bf16", zero_stage=1, lr=1e-12, polyak_decay=DECAY), stage.rank())
-    from stages.models.vit import VisionTransformer, initialize
+    from stages.models.initialize import initialize
+    from stages.models.vit import VisionTransformer
 
     job = stage.job()
     model = VisionTransformer(job.model, job.resolution, len(job.class_ids))

@@ -11,7 +11,8 @@ from cluster.errors import UserError
 from stages.data.loader import TrainLoader
 from stages.data.pixels import normalise
 from stages.metrics import MetricReader
-from stages.models.vit import VisionTransformer, initialize
+from stages.models.initialize import initialize
+from stages.models.vit import VisionTransformer
 from stages.training import engine
 from stages.training.loop import train
 from stages.training.objectives import cross_entropy

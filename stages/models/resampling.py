@@ -39,3 +39,26 @@ def resample_position_embeddings(
         image = functional.interpolate(image, size=new_grid, mode="bicubic", antialias=mode == "bicubic_antialias")
     resampled = image.permute(0, 2, 3, 1).reshape(1, new_grid[0] * new_grid[1], -1)
     return torch.cat([prefix, resampled.to(embeddings.dtype)], dim=1)
+
+
+def is_resampled(name: str) -> bool:
+    """Whether a parameter has a value for each place of the grid, and so becomes another one on another grid."""
+    return name.rsplit(".", 1)[-1] == "pos_embed" or name.endswith(("positions.x", "positions.y", "relative.keys"))
+
+
+def resample(
+    name: str, value: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], *, prefix_tokens: int, mode: Mode
+) -> Tensor:
+    """A model's parameter of this name on another grid: in 2-D, or along the one axis that its places have.
+
+    The paper resamples learned 1-D embeddings alone. Tables of rows and columns, and keys of relative offsets, are
+    stretched in a straight line, their ends where they were.
+    """
+    if name.endswith("pos_embed"):
+        return resample_position_embeddings(value, old_grid, new_grid, prefix_tokens=prefix_tokens, mode=mode)
+    if name.endswith("relative.keys"):
+        places = 2 * (prefix_tokens + new_grid[0] * new_grid[1]) - 1
+    else:
+        places = new_grid[1] if name.endswith("positions.x") else new_grid[0]
+    stretched = functional.interpolate(value.float().transpose(1, 2), size=places, mode="linear", align_corners=True)
+    return stretched.transpose(1, 2).to(value.dtype)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import zoom
 
-from stages.models.position import Mode, resample_position_embeddings
+from stages.models.resampling import Mode, resample_position_embeddings
 
 MODES: list[Mode] = ["scipy_bilinear", "bicubic", "bicubic_antialias"]
 
