@@ -9,8 +9,10 @@ from scipy.special import erf
 from torch.nn import functional
 
 from stages.models.blocks import explicit_attention, fused_attention
+from stages.models.config import ModelConfig
 from stages.models.vit import VisionTransformer
 from tests.unit.stages.models.outputs import random_images, random_model, small_config
+from tests.unit.stages.models.peers import import_timm, randomize
 
 
 def random_weights(config, resolution, num_classes, seed):
@@ -196,3 +198,19 @@ def test_dropout_is_at_the_papers_four_places():
     # And nowhere else: neither on the attention's input nor on what the head is given.
     assert torch.equal(seen["blocks.0.attn.qkv"][0], seen["blocks.0.norm1"][1])
     assert torch.equal(seen["head"][0], seen["norm"][1][:, 0])
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize(("name", "peer"), [("Ti/16", "vit_tiny"), ("S/16", "vit_small"), ("B/16", "vit_base")])
+def test_logits_are_timms(name, peer, activation):
+    timm = import_timm()
+    config = ModelConfig.model_validate({"variant": name, "activation": activation})
+    ours = VisionTransformer(config, 96, 11).eval()
+    randomize(ours)
+    theirs = timm.create_model(f"{peer}_patch16_224", img_size=96, num_classes=11, act_layer=activation).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = random_images(2, 96)
+    with torch.inference_mode():
+        expected, found = theirs(images), ours(images)
+    assert expected.std() > 0.5
+    assert (found - expected).abs().max() <= 1e-5 * max(1.0, float(expected.abs().max()))
