@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cluster.errors import UserError
-from stages.models.config import VARIANTS, ModelConfig
+from stages.models.config import HYBRIDS, VARIANTS, ModelConfig, model_config
+from stages.models.resnet_config import BitConfig
 from tests.unit.stages.models.outputs import small_config
 
 
@@ -22,6 +24,33 @@ def test_what_is_given_beside_a_variant_overrides_it():
     # The paper's ViT-b/32 (Fig. 4) is ViT-B with all hidden sizes halved.
     config = ModelConfig.model_validate({"variant": "B", "width": 384, "mlp_dim": 1536, "num_heads": 6})
     assert (config.width, config.depth, config.mlp_dim, config.num_heads) == (384, 12, 1536, 6)
+
+
+@pytest.mark.parametrize("name", ["B/32", "ViT-B/32"])
+def test_a_whole_name_is_a_size_and_a_patch_size(name):
+    expected = ModelConfig.model_validate({"variant": "B", "patch_size": 32, "dropout": 0.1})
+    assert ModelConfig.model_validate({"variant": name, "dropout": 0.1}) == expected
+    assert ModelConfig.model_validate(name) == expected.model_copy(update={"dropout": 0.0})
+
+
+def test_hybrids_and_resnets_have_names_too():
+    hybrid = model_config("R50+ViT-B/16")
+    assert isinstance(hybrid, ModelConfig)
+    assert hybrid.stem is not None
+    assert (hybrid.variant, hybrid.stem.blocks, hybrid.stride, hybrid.tokens(224)) == ("B", (3, 4, 9), 16, 197)
+    assert {name: model_config(name).stride for name in HYBRIDS} == {
+        name: 32 if name == "R+Ti/16" else int(name.rpartition("/")[2]) for name in HYBRIDS
+    }
+    resnet = model_config({"variant": "R152x2", "head_bias": -10})
+    assert isinstance(resnet, BitConfig)
+    assert (resnet.blocks, resnet.features, resnet.head_bias) == ((3, 8, 36, 3), 4096, -10)
+    assert [model_config(config.model_dump(mode="json")) for config in (hybrid, resnet)] == [hybrid, resnet]
+
+
+@pytest.mark.parametrize("name", ["XXL", "B/0", "R50+B/8", "R51x1", "R50x0"])
+def test_a_name_that_is_none_is_told_with_those_that_are(name):
+    with pytest.raises(ValidationError, match=rf"got '{re.escape(name)}', expected one of .*R50x1"):
+        model_config(name)
 
 
 def test_missing_sizes_are_named_with_the_variants_to_choose_from():
