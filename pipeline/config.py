@@ -156,8 +156,9 @@ def _check_stage_name(place: str, name: Any) -> None:
 
 
 def shipped() -> list[str]:
-    """Names of the workflows that ship."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    """Names of the workflows that ship: those to begin with, then those of tables."""
+    names = [path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml")]
+    return sorted(names, key=lambda name: ("/" in name, name))
 
 
 def load_workflow(name: str, overrides: Iterable[str] = ()) -> Workflow:
@@ -167,10 +168,9 @@ def load_workflow(name: str, overrides: Iterable[str] = ()) -> Workflow:
     """
     path = Path(name)
     if not path.is_file():
-        shipped_path = RECIPES / f"{name}.yaml"
-        if not shipped_path.is_file():
+        if name not in shipped():
             raise UserError(f"no workflow file '{name}'; shipped workflows: {', '.join(shipped())}")
-        path = shipped_path
+        path = RECIPES / f"{name}.yaml"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

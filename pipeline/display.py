@@ -225,7 +225,8 @@ def _work_cell(stage: PlannedStage) -> Text:
     if work:
         cell = Text(
             f"{stage.network}: {work['parameters'] / 1e6:.2f} M parameters\n"
-            f"{work['updates']:,.0f} updates, {work['images']:,.0f} images, {work['exaflops']:.4g} exaFLOPs"
+            f"{work['updates']:,.0f} updates, {work['images']:,.0f} images, {work['exaflops']:.4g} exaFLOPs\n"
+            f"{work['memory_gb']:.3g} GB on each worker's device"
         )
     for warning in stage.warnings:
         cell.append("\n" if cell else "").append(f"! {warning}", style="yellow not dim")

@@ -21,13 +21,16 @@ from pipeline.trunk import trunk_checkpoint
 from stages.config import StageConfig
 from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
+from stages.ingest.config import ExpectedData, IngestConfig
 from stages.models.flops import forward_macs
 from stages.pretrain.config import PretrainConfig
-from stages.training.config import TrainingConfig
-from stages.training.memory import Network
+from stages.training.config import TrainingConfig, usable_ranks
+from stages.training.memory import Network, memory
 
 NEIGHBOURS = 50
 """Earlier stages of the same kind that are compared to explain why none is reused."""
+SAME_SIZE = 0.02
+"""Share of its images by which a data set may differ from the one that a workflow was written for."""
 INITIAL_SHARE = 0.05
 """Part of an average that may still be the weights that training began with."""
 
@@ -55,7 +58,7 @@ class PlannedStage:
     why: list[str]
     folder: str
     work: dict[str, float] = field(default_factory=dict)
-    """Known in advance for training stages: parameters, classes, updates, images, exaflops."""
+    """Known in advance for training stages: parameters, classes, updates, images, exaflops, memory_gb of a worker."""
     unknown: str = ""
     """Why a training stage's work is not known."""
     warnings: list[str] = field(default_factory=list)
@@ -88,7 +91,7 @@ def plan(storage: Storage, workflow: Workflow, question: Question | None = None)
         try:
             document = identify(workflow, name, {f: prints[target] for f, target in targets.items()})
         except UserError as error:
-            if question.images is None:
+            if question.images is None and _expected(config) is None:
                 raise
             # Whoever states the size of a data set may plan where its images are not.
             prints[name] = f"unknown: {name}"
@@ -188,7 +191,7 @@ def _add_work(
     model = trained_model(workflow.stages, stage.name)
     size = f"{model.width}x{model.depth}" if model.variant is None else model.variant
     stage.network = f"ViT-{size}/{model.patch_size} at {config.resolution}"
-    images, classes = _size(config, done, question)
+    images, classes = _size(workflow, config, done, question)
     stage.train_images = images
     missing = [] if images or config.updates else ["--images"]
     missing += [] if classes else ["--classes"]
@@ -201,6 +204,8 @@ def _add_work(
         raise UserError(f"stages.{stage.name}: {error}") from error
     network = Network(model=model, resolution=config.resolution, num_classes=classes)
     stage.warnings = _warnings(config, model.dropout, updates)
+    if config.data in done:
+        stage.warnings += _other_size(_expected(workflow.stages[config.data]), images, classes)
     # A branch's trunk has made those before.
     updates -= config.begins_at[1] if config.begins_at else 0
     seen = updates * config.global_batch
@@ -210,6 +215,7 @@ def _add_work(
         "updates": updates,
         "images": seen,
         "exaflops": 6 * forward_macs(model, config.resolution, classes) * seen / 1e18,
+        "memory_gb": _memory_gb(config, network),
     }
     if question.shape is not None and stage.action != "reuse":
         terms = _terms(storage, question, config, network)
@@ -218,18 +224,44 @@ def _add_work(
             stage.warnings.append("time and money are those of the whole run, of which a part is done")
 
 
+def _memory_gb(config: TrainingConfig, network: Network) -> float:
+    """What each worker's device holds at its peak, with as many workers as the workflow asks for, in GB."""
+    ranks = usable_ranks(config.global_batch, config.most_workers)
+    return memory(config, network, ranks, "cuda" if config.gpus_per_worker else "cpu").total / 1e9
+
+
+def _expected(config: StageConfig) -> ExpectedData | None:
+    return config.expected if isinstance(config, IngestConfig) else None
+
+
 def _size(
-    config: PretrainConfig | FinetuneConfig, done: dict[str, Finished], question: Question
+    workflow: Workflow, config: PretrainConfig | FinetuneConfig, done: dict[str, Finished], question: Question
 ) -> tuple[int | None, int | None]:
-    """Training images and classes of a stage: those of its data set where it is done, else as they are stated."""
+    """Training images and classes of a stage: those of its data set where it is done, else as they are stated.
+
+    What is asked goes before what the workflow was written for.
+    """
     if config.data not in done:
-        return question.images, question.classes
+        expected = _expected(workflow.stages[config.data])
+        if expected is None:
+            return question.images, question.classes
+        return question.images or expected.train_images, question.classes or expected.classes
     dataset = dataset_meta(done[config.data].output)
     if isinstance(config, PretrainConfig):
         classes, splits = len(dataset.classes) - len(dataset.held_out), ("train",)
     else:
         classes, splits = len(dataset.classes), ("train", "held_out")
     return sum(dataset.splits[split].count for split in splits if split in dataset.splits), classes
+
+
+def _other_size(expected: ExpectedData | None, images: int | None, classes: int) -> list[str]:
+    """Where the data set is not the one that the workflow was written for: nothing is guessed, it is told."""
+    if expected is None:
+        return []
+    given = f"{images:,} images of {classes:,} classes"
+    wanted = f"{expected.train_images:,} images of {expected.classes:,} classes"
+    near = images is not None and abs(images / expected.train_images - 1) <= SAME_SIZE
+    return [] if near and classes == expected.classes else [f"trains on {given}; this workflow is for {wanted}"]
 
 
 def _warnings(config: TrainingConfig, dropout: float, updates: int) -> list[str]:

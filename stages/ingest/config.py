@@ -138,6 +138,13 @@ _REWRITING = (
 """Fields that say nothing for tars that stay as they are."""
 
 
+class ExpectedData(Config):
+    """How large the data set is that a workflow was written for."""
+
+    train_images: int = Field(ge=1, description="images of the train split")
+    classes: int = Field(ge=1, description="classes")
+
+
 class IngestConfig(StageConfig):
     """Turn labelled images into shards, with splits drawn by the seed.
 
@@ -170,6 +177,9 @@ class IngestConfig(StageConfig):
         89_478_485, ge=1, description="larger images are refused: a file of bytes can claim any size"
     )
 
+    expected: ExpectedData | None = placement(
+        None, "what the workflow was written for: `plan` counts with it before there is a data set, and tells the odds"
+    )
     max_bad: float = placement(0.001, "part of the images that may be bad before the stage fails", ge=0, le=1)
     destination: str | None = placement(
         None, "where the tars go: s3://bucket/name or file:///folder; the stage's folder if absent"

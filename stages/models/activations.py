@@ -6,11 +6,8 @@ Shapes are those of `vit.py`: C classes, D width, H heads, L tokens, M hidden si
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from stages.models.config import ModelConfig
-
-Loss = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +35,7 @@ class Activations:
         return self.kept(blocks, checkpointing=checkpointing) + again + self.working
 
 
-def activations(
-    model: ModelConfig, resolution: int, num_classes: int, *, itemsize: int, fused: bool, loss: Loss = "softmax"
-) -> Activations:
+def activations(model: ModelConfig, resolution: int, num_classes: int, *, itemsize: int, fused: bool) -> Activations:
     """What one image needs, at `itemsize` bytes a number.
 
     Of a block autograd keeps, read off the operations of `vit.py`: the inputs of both norms, of qkv, of the
@@ -62,12 +57,12 @@ def activations(
         inputs=itemsize * (pixels + num_classes) + (token // (itemsize if fused else 1) if model.dropout else 0),
         block=8 * token + 2 * hidden + scores + 16 * tokens + masks,
         token=token,
-        tail=2 * token + 8 * tokens + _loss_bytes(num_classes, itemsize, loss),
+        tail=2 * token + 8 * tokens + _loss_bytes(num_classes, itemsize),
         working=working,
     )
 
 
-def _loss_bytes(num_classes: int, itemsize: int, loss: Loss) -> int:
-    """Beside the logits: their fp32 copy, and the log-softmax; or the targets as integers and as numbers."""
+def _loss_bytes(num_classes: int, itemsize: int) -> int:
+    """Beside the logits: their fp32 copy, and the log-softmax; or the targets of several labels."""
     copy = 0 if itemsize == 4 else 4
-    return num_classes * (copy + (4 if loss == "softmax" else 12))
+    return num_classes * (copy + 4)

@@ -141,7 +141,6 @@ def _moments_of_update(
         network.num_classes,
         itemsize=itemsize(config),
         fused=device == "cuda",
-        loss=config.loss,
     )
     held = gradients(config, network.parameters, world_size, device)
     block = (network.parameters - _outside_blocks(network)) // depth

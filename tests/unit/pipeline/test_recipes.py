@@ -1,0 +1,199 @@
+"""The recipes that ship against the tables that they name, through the real optimizer and schedule."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from pipeline.config import load_workflow, shipped
+from pipeline.plan import plan
+from stages.ingest.config import IngestConfig
+from stages.models.config import ModelConfig
+from stages.models.initialize import initialize
+from stages.models.vit import VisionTransformer
+from stages.pretrain.config import PretrainConfig
+from stages.training.objectives import cross_entropy
+from stages.training.optimizer import make_optimizer
+from stages.training.schedule import learning_rate
+from tests.unit.stages.models.outputs import file_storage, random_images
+
+JFT, I21K, I1K = 303e6, 14_197_122, 1_281_167
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the source says: model, training images, classes, epochs, batch, rate, decay and last rate, weight decay,
+    dropout, clipping, loss."""
+
+    model: str
+    images: float
+    classes: int
+    epochs: int
+    lr: float
+    decay: str
+    weight_decay: float
+    dropout: float = 0.0
+    clip: float = 1.0
+    loss: str = "sigmoid"
+    batch: int = 4096
+    pool: str = "token"
+    head: str = "mlp_tanh"
+    position: str = "learned"
+    randaugment: tuple[int, float] | None = None
+    mixup: float = 0.0
+
+    @property
+    def updates(self) -> int:
+        return round(self.epochs * self.images / self.batch)
+
+
+def jft(model: str, epochs: int, lr: float) -> Row:
+    return Row(model, JFT, 18_291, epochs, lr, "linear", 0.1, clip=0.0)
+
+
+def imagenet21k(model: str, epochs: int) -> Row:
+    return Row(model, I21K, 21_843, epochs, 1e-3, "linear", 0.03, dropout=0.1)
+
+
+def imagenet1k(model: str) -> Row:
+    return Row(model, I1K * 0.99, 1_000, 300, 3e-3, "cosine", 0.3, dropout=0.1, loss="softmax")
+
+
+def augreg(model: str, images: float, randaugment: tuple[int, float] | None, mixup: float, loss: str) -> Row:
+    classes, pool, head = (1_000, "token", "mlp_tanh") if loss == "softmax" else (21_843, "average", "linear")
+    return Row(
+        model, images, classes, 300, 1e-3, "cosine", 0.1, loss=loss, pool=pool, head=head, randaugment=randaugment,
+        mixup=mixup,
+    )  # fmt: skip
+
+
+ROWS = {
+    # Table 3 of the paper; with it the clipping of section 3 of its appendix.
+    "jft/b16": jft("B/16", 7, 8e-4),
+    "jft/b32": jft("B/32", 7, 8e-4),
+    "jft/l32": jft("L/32", 7, 6e-4),
+    "jft/l16": jft("L/16", 7, 4e-4),
+    "jft/l16-14ep": jft("L/16", 14, 4e-4),
+    "jft/h14": jft("H/14", 14, 3e-4),
+    "imagenet21k/b16": imagenet21k("B/16", 90),
+    "imagenet21k/b32": imagenet21k("B/32", 90),
+    "imagenet21k/l16": imagenet21k("L/16", 90),
+    "imagenet21k/l16-30ep": imagenet21k("L/16", 30),
+    "imagenet21k/l32": imagenet21k("L/32", 90),
+    "imagenet21k/l32-30ep": imagenet21k("L/32", 30),
+    "imagenet1k/b16": imagenet1k("B/16"),
+    "imagenet1k/b32": imagenet1k("B/32"),
+    "imagenet1k/l16": imagenet1k("L/16"),
+    "imagenet1k/l32": imagenet1k("L/32"),
+    # big_vision's configs/vit_i21k.py and vit_i1k.py, where 51,200 images and 1 % are kept for validation.
+    "augreg/imagenet21k-ti16": augreg("Ti/16", I21K - 51_200, None, 0.0, "sigmoid"),
+    "augreg/imagenet21k-s16": augreg("S/16", I21K - 51_200, (2, 0), 0.0, "sigmoid"),
+    "augreg/imagenet21k-b16": augreg("B/16", I21K - 51_200, (2, 10), 0.2, "sigmoid"),
+    "augreg/imagenet1k-ti16": augreg("Ti/16", I1K * 0.99, (2, 0), 0.0, "softmax"),
+    "augreg/imagenet1k-s16": augreg("S/16", I1K * 0.99, (2, 15), 0.5, "softmax"),
+    "augreg/imagenet1k-b16": augreg("B/16", I1K * 0.99, (2, 15), 0.5, "softmax"),
+    # arXiv:2205.01580 and configs/vit_s16_i1k.py.
+    "plain/s16": Row(
+        "S/16", I1K * 0.99, 1_000, 90, 1e-3, "cosine", 0.1, loss="softmax", batch=1024, pool="average",
+        position="sincos_2d", randaugment=(2, 10), mixup=0.2,
+    ),
+}  # fmt: skip
+WARMUP = 10_000
+OWN = {"digits", "fashion", "folder"}
+"""Recipes that follow no table."""
+
+
+def pretraining(name: str) -> PretrainConfig:
+    config = load_workflow(name).stages["pretrain"]
+    assert isinstance(config, PretrainConfig)
+    return config
+
+
+def thin(model: ModelConfig) -> ModelConfig:
+    """The same network, small enough to be built: all its parts have their names."""
+    return model.model_copy(update={"width": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2})
+
+
+def test_every_recipe_is_held_against_its_source():
+    assert set(shipped()) - OWN == set(ROWS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_table_s_figures(name):
+    row, config = ROWS[name], pretraining(name)
+    shape = ModelConfig.model_validate(row.model)
+    expected = shape.model_copy(
+        update={
+            "head": row.head,
+            "pool": row.pool,
+            "dropout": row.dropout,
+            "position": row.position,
+            "head_bias": -10.0 if row.loss == "sigmoid" else 0.0,
+        }
+    )
+    assert config.model == expected
+    assert (config.resolution, config.global_batch, config.lr_batch) == (224, row.batch, row.batch)
+    assert (config.optimizer, config.betas, config.loss) == ("adamw", (0.9, 0.999), row.loss)
+    assert (config.weight_decay, config.clip, config.label_smoothing) == (row.weight_decay, row.clip, 0.0)
+    assert (config.polyak_decay, config.lr_scale) == (0.0, "none")
+    augment = config.input.randaugment
+    assert (row.randaugment, row.mixup) == (
+        (augment.layers, augment.magnitude) if augment else None,
+        config.input.mixup,
+    )
+    assert (config.input.crop_area, config.input.crop_ratio, config.input.flip) == ((0.05, 1.0), (0.75, 1.3333), True)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_updates_and_rates(name, tmp_path):
+    row, config = ROWS[name], pretraining(name)
+    # As `plan` says them, before there is a data set.
+    work = next(stage.work for stage in plan(file_storage(tmp_path), load_workflow(name)) if stage.name == "pretrain")
+    assert work["classes"] == row.classes
+    assert work["updates"] == pytest.approx(row.updates, rel=1e-4)
+    assert work["images"] == work["updates"] * row.batch
+    assert 0 < work["memory_gb"] < 1000
+    total = int(work["updates"])
+    assert config.warmup(total) == WARMUP
+    rate = {update: learning_rate(config, update + 1, total) for update in (0, WARMUP, total - 1)}
+    end = 1e-5 if row.decay == "linear" else 0.0
+    assert rate[0] == 0.0
+    assert rate[WARMUP] == pytest.approx(row.lr)
+    assert rate[total - 1] == pytest.approx(end, abs=row.lr / (total - WARMUP) * 1.01)
+    middle = learning_rate(config, WARMUP + (total - WARMUP) // 2 + 1, total)
+    assert middle == pytest.approx((row.lr + end) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_decayed_and_the_loss_at_the_start(name):
+    row, config = ROWS[name], pretraining(name)
+    model = VisionTransformer(thin(config.model), 32 if config.model.patch_size != 14 else 28, row.classes)
+    initialize(model, seed=0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = make_optimizer(model, config).param_groups
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    assert {group["weight_decay"] for group in groups} == {0.0, row.weight_decay}
+    kernels = {"attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"}
+    hidden = {"pre_logits.fc.weight"} if row.head == "mlp_tanh" else set()
+    assert decayed == {f"blocks.{block}.{kernel}" for block in range(2) for kernel in kernels} | hidden | {
+        "patch_embed.proj.weight",
+        "head.weight",
+    }
+    with torch.inference_mode():
+        logits = model.eval()(random_images(2, model.resolution))
+    loss = cross_entropy(logits, torch.tensor([0, 1]), loss=row.loss).item()
+    sigmoid = row.classes * math.log1p(math.exp(-10)) + 10
+    assert loss == pytest.approx(sigmoid if row.loss == "sigmoid" else math.log(row.classes), rel=1e-5)
+    if row.classes == 21_843 and row.loss == "sigmoid":
+        assert loss == pytest.approx(10.99, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_data_set_that_a_recipe_is_for_is_named(name):
+    ingest = load_workflow(name).stages["ingest"]
+    assert isinstance(ingest, IngestConfig)
+    assert ingest.expected is not None
+    assert ingest.expected.train_images == pytest.approx(ROWS[name].images, rel=1e-4)
