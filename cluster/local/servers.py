@@ -22,6 +22,9 @@ from cluster.storage import open_storage
 BUCKET = "patchline-local"
 """Not a name that somebody's own bucket would have: an address in it means the local stack."""
 ARTIFACTS = "mlflow"
+GUNICORN = "--worker-class gthread --threads 8 --keep-alive 75 --no-control-socket"
+"""How MLflow is served: by what MLflow takes otherwise, a request needs a fifth more. The control socket would be one
+for all of a user's stacks."""
 CREDENTIALS, PROFILE = "s3-credentials", "patchline"
 HOST = "127.0.0.1"
 Ports = Mapping[str, int]
@@ -95,6 +98,7 @@ def start_mlflow(home: Path, environment: dict[str, str], before: Ports) -> tupl
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(ports["mlflow"]), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", f"s3://{ARTIFACTS}"),
+        *("--gunicorn-opts", GUNICORN),
     ]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     process = start(command, environment={**environment, **quiet}, log=home / "logs" / "mlflow.log", folder=home)

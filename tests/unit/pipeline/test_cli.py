@@ -133,7 +133,8 @@ def test_every_command_that_takes_a_workflow_refuses_it_alike(patchline, command
     document["stages"]["pretrain"]["colour"] = "blue"
     path.write_text(yaml.safe_dump(document))
     refused(patchline(command, str(path)), f"{path}:", ": stages.pretrain.colour: unknown field")
-    refused(patchline(command, "digts"), "no workflow file 'digts'; shipped workflows: digits, fashion, folder")
+    shipped = "shipped workflows: digits, fashion, folder, positions, augreg"
+    refused(patchline(command, "digts"), f"no workflow file 'digts'; {shipped}")
     assert not (tmp_path / "home" / "results").exists()
 
 

@@ -102,7 +102,7 @@ ROWS = {
     ),
 }  # fmt: skip
 WARMUP = 10_000
-OWN = {"digits", "fashion", "folder"}
+OWN = {"digits", "fashion", "folder", "positions"}
 """Recipes that follow no table."""
 
 
