@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from stages.models.config import ModelConfig
 from stages.models.positions import LearnedPositions2d, RelativePositions, sincos_1d, sincos_2d
+from stages.models.resnet import make_stem
 
 
 class WithPositions(nn.Module):
@@ -132,15 +133,19 @@ def skip_images(x: Tensor, probability: float) -> Tensor:
 
 
 class PatchEmbedding(nn.Module):
-    """One linear map of each patch [B, 3, R, R] → [B, patches, D], row by row."""
+    """One linear map of each patch [B, 3, R, R] → [B, patches, D], row by row. A hybrid's are cut from a stem's map."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        size = config.patch_size
-        self.proj = nn.Conv2d(config.in_channels, config.width, kernel_size=size, stride=size)
+        size, channels = config.patch_size, config.in_channels
+        self.backbone = make_stem(config.stem, channels) if config.stem is not None else None
+        inputs = config.stem.channels if config.stem is not None else channels
+        self.proj = nn.Conv2d(inputs, config.width, kernel_size=size, stride=size)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
+    def forward(self, images: Tensor, again: bool = False) -> Tensor:
+        """`again`: a stem is computed again in the backward pass."""
+        x = images if self.backbone is None else self.backbone(images, again)
+        return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class AttentionPool(nn.Module):

@@ -8,17 +8,19 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stages.models.config import ModelConfig
-from stages.models.vit import VisionTransformer
+from stages.models.build import Network
+from stages.models.config import AnyModel
 
 
-def initialize(model: VisionTransformer, seed: int) -> None:
-    """Draw all weights from `seed`, as `vit_jax/models_vit.py` does.
+def initialize(model: Network, seed: int) -> None:
+    """Draw all weights from `seed`, as `vit_jax/models_vit.py` does, and of ResNets as flax's defaults are there.
 
     Xavier uniform for q, k, v (each by itself), output and MLP kernels; MLP biases N(0, 1e-6); LeCun
     normal, truncated, for patches and the head's hidden layer; position embeddings of all kinds N(0, 0.02);
-    class token and last layer zero, its bias the configured one; a pooling query as big_vision has it. Every
-    tensor has a generator of its own, keyed by its name, so that none depends on what else there is.
+    class token and last layer zero, its bias the configured one; a pooling query as big_vision has it. Convolutions
+    of ResNets: LeCun normal, truncated; norms one, but zero the last of each unit of a hybrid's stem, which begins
+    as its shortcut (`vit_jax/models_resnet.py`). Every tensor has a generator of its own, keyed by its name, so that
+    none depends on what else there is.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -27,7 +29,7 @@ def initialize(model: VisionTransformer, seed: int) -> None:
             _initialize_one(name, parameter, model.config, generator)
 
 
-def _initialize_one(name: str, parameter: Tensor, config: ModelConfig, generator: torch.Generator) -> None:
+def _initialize_one(name: str, parameter: Tensor, config: AnyModel, generator: torch.Generator) -> None:
     kind = name.rsplit(".", 2)[-2:] if "." in name else [name, ""]
     match kind:
         case ["pos_embed", _] | [_, "pos_embed"] | ["positions", _] | ["relative", _]:
@@ -38,7 +40,9 @@ def _initialize_one(name: str, parameter: Tensor, config: ModelConfig, generator
             parameter.zero_()
         case ["head", "bias"]:
             parameter.fill_(config.head_bias)
-        case ["norm" | "norm1" | "norm2", "weight"]:
+        case ["norm3", "weight"] if name.startswith("patch_embed.backbone."):
+            parameter.zero_()
+        case ["norm" | "norm1" | "norm2" | "norm3", "weight"]:
             parameter.fill_(1.0)
         case ["attn_pool", "latent"]:
             _xavier_uniform(parameter[0], generator)
@@ -48,7 +52,7 @@ def _initialize_one(name: str, parameter: Tensor, config: ModelConfig, generator
                 _xavier_uniform(part, generator)
         case ["fc1" | "fc2", "bias"]:
             parameter.normal_(0.0, 1e-6, generator=generator)
-        case ["proj", "weight"] if parameter.ndim == 4:
+        case ["proj" | "conv" | "conv1" | "conv2" | "conv3", "weight"] if parameter.ndim == 4:
             _lecun_normal(parameter, parameter[0].numel(), generator)
         case ["fc", "weight"]:
             _lecun_normal(parameter, parameter.shape[1], generator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.errors import UserError
 from stages.config import Config
@@ -35,6 +35,13 @@ class StemConfig(Config):
     width_factor: int = Field(1, ge=1, description="times 64 channels in the root")
     epsilon: float = Field(1e-5, gt=0, description="added to the deviation of a kernel's weights")
     group_norm_epsilon: float = Field(1e-6, gt=0, description="of every GroupNorm")
+
+    @field_validator("blocks")
+    @classmethod
+    def _check_blocks(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
+        if any(count < 1 for count in blocks):
+            raise ValueError(f"blocks={list(blocks)}: expected 1 or more in each stage")
+        return blocks
 
     @property
     def stride(self) -> int:

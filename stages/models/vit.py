@@ -35,11 +35,12 @@ class VisionTransformer(WithPositions):
         self.pre_logits = HiddenLayer(config) if config.head != "linear" else nn.Identity()
         self.head = nn.Linear(config.width, num_classes)
         self.activation_checkpointing = False
-        """Whether training keeps the blocks' inputs alone, and computes each block again in the backward pass."""
+        """Whether training keeps the inputs of blocks, and of a stem's units, alone, and computes each again."""
 
     def features(self, images: Tensor) -> Tensor:
         """What the last linear layer is given [B, D]: after the final norm, pooling and the hidden layer."""
-        return self.pre_logits(self.pooled(self.encode(self.patch_embed(images))))
+        again = self.activation_checkpointing and self.training
+        return self.pre_logits(self.pooled(self.encode(self.patch_embed(images, again))))
 
     def encode(self, patches: Tensor) -> Tensor:
         """The final norm of all tokens [B, L, D], from the patches' embeddings."""

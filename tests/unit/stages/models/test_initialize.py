@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from stages.models.build import build
+from stages.models.config import model_config
 from stages.models.initialize import initialize
 from stages.models.vit import VisionTransformer
 from tests.unit.stages.models.outputs import small_config
@@ -13,7 +15,11 @@ SHAPE = {"width": 64, "depth": 2, "mlp_dim": 256, "num_heads": 4, "patch_size": 
 
 
 def fresh(seed=3, resolution=64, num_classes=10, **fields):
-    model = VisionTransformer(small_config(**{**SHAPE, **fields}), resolution, num_classes)
+    return initialized(small_config(**{**SHAPE, **fields}), seed, resolution, num_classes)
+
+
+def initialized(config, seed=3, resolution=64, num_classes=10):
+    model = build(config, resolution, num_classes)
     with torch.no_grad():  # Nothing may be left as it was.
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
@@ -65,6 +71,36 @@ def test_every_parameter_begins_as_in_the_papers_code():
     zeros |= {f"blocks.{i}.{name}.bias" for i in range(2) for name in ("attn.qkv", "attn.proj", "norm1", "norm2")}
     assert set(left) == zeros
     assert all(not parameter.any() for parameter in left.values())
+
+
+def assert_convolutions(left):
+    """Those of a ResNet, taken out of what is left to look at."""
+    names = [name for name in left if name.split(".")[-2].startswith("conv")]
+    for name in names:
+        kernel = left.pop(name)
+        assert_truncated_normal(kernel, kernel[0].numel())
+    return len(names)
+
+
+def test_a_stem_begins_as_its_shortcuts():
+    model = initialized(small_config(patch_size=1, stem={"blocks": (2, 1)}))
+    left = {name: p.detach() for name, p in model.named_parameters() if name.startswith("patch_embed.backbone.")}
+    assert assert_convolutions(left) == 1 + 3 * 3 + 2
+    for name, parameter in left.items():
+        zero = name.endswith(("bias", "norm3.weight"))
+        assert torch.equal(parameter, torch.zeros_like(parameter) if zero else torch.ones_like(parameter))
+    assert sum(name.endswith("norm3.weight") for name in left) == 3
+
+
+def test_bit_begins_as_in_big_vision():
+    model = initialized(model_config({"blocks": (1, 2, 1, 1), "head_bias": -10.0}))
+    left = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    assert assert_convolutions(left) == 1 + 5 * 3 + 4
+    assert torch.equal(left.pop("head.bias"), torch.full((10,), -10.0))
+    assert not left.pop("head.weight").any()
+    for name, parameter in left.items():
+        assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight"))))
+    assert torch.equal(model(torch.zeros(2, 3, 64, 64)), torch.full((2, 10), -10.0))
 
 
 def test_the_first_logits_are_the_heads_bias():
