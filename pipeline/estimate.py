@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cluster.shapes import ClusterShape
-from stages.models.config import ModelConfig
+from stages.models.config import AnyModel
 from stages.models.flops import forward_macs
 from stages.pretrain.config import PretrainConfig
 from stages.training.config import TrainingConfig, usable_ranks
@@ -18,10 +18,11 @@ ASSUMED_EFFICIENCY = 0.4
 DAY, HOUR = 86400.0, 3600.0
 
 TPU_CORE_DAYS = {
-    ("H", 14): {"JFT-300M": 2500},
-    ("L", 16): {"JFT-300M": 680, "ImageNet-21k": 230},
+    "ViT-H/14": {"JFT-300M": 2500},
+    "ViT-L/16": {"JFT-300M": 680, "ImageNet-21k": 230},
+    "R152x4": {"JFT-300M": 9900},
 }
-"""TPUv3-core-days that the paper's Table 2 gives for pre-training, by variant and patch size."""
+"""TPUv3-core-days that the paper's Table 2 gives for pre-training, by the model's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +189,8 @@ def _upload_seconds(size: int, ranks: int, shape: ClusterShape) -> float | None:
     return size * min(1.0, shape.gpus_per_node / ranks) / (shape.bucket_mb_per_s * 1e6)
 
 
-def _paper(config: TrainingConfig, model: ModelConfig) -> dict[str, float]:
-    if not isinstance(config, PretrainConfig):
-        return {}
-    return dict(TPU_CORE_DAYS.get((model.variant or "", model.patch_size), {}))
+def _paper(config: TrainingConfig, model: AnyModel) -> dict[str, float]:
+    return dict(TPU_CORE_DAYS.get(model.title, {})) if isinstance(config, PretrainConfig) else {}
 
 
 def _warnings(

@@ -189,8 +189,7 @@ def _add_work(
     if not isinstance(config, PretrainConfig | FinetuneConfig) or not has_known_model(workflow.stages, stage.name):
         return
     model = trained_model(workflow.stages, stage.name)
-    size = f"{model.width}x{model.depth}" if model.variant is None else model.variant
-    stage.network = f"ViT-{size}/{model.patch_size} at {config.resolution}"
+    stage.network = f"{model.title} at {config.resolution}"
     images, classes = _size(workflow, config, done, question)
     stage.train_images = images
     missing = [] if images or config.updates else ["--images"]

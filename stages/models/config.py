@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import Discriminator, Field, GetJsonSchemaHandler, Tag, TypeAdapter, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from cluster.errors import UserError
 from stages.config import Config, added
-from stages.models.resnet_config import BitConfig, StemConfig
+from stages.models.resnet_config import BitConfig, StemConfig, also_by_name
 
 VARIANTS: dict[str, dict[str, int]] = {
     # Ti to H: `vit_jax/configs/models.py` of the paper's code and the paper's Table 1; g and G: big_vision.
@@ -32,6 +34,8 @@ HYBRIDS: dict[str, tuple[str, tuple[int, ...], int]] = {
     "R50+L/16": ("L", (3, 4, 9), 1),
     "R50+L/32": ("L", (3, 4, 6, 3), 1),
 }
+NAME = rf"(?:R\d*\+)?(?:ViT-)?(?:{'|'.join(VARIANTS)})(?:/[1-9]\d*)?"
+"""What names of networks look like; not every hybrid of that form is one."""
 Pool = Literal["token", "average", "attention"]
 Position = Literal["learned", "none", "learned_2d", "relative", "sincos_2d", "sincos_1d"]
 
@@ -68,6 +72,10 @@ class ModelConfig(Config):
     )
     head_bias: float = Field(0.0, description="initial bias of the last layer; -10 suits many-class sigmoid losses")
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return also_by_name(super().__get_pydantic_json_schema__(core_schema, handler), handler, NAME)
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_variant(cls, values: Any) -> Any:
@@ -92,9 +100,24 @@ class ModelConfig(Config):
         return self
 
     @property
+    def title(self) -> str:
+        """What people call it: ViT-B/16, R50+ViT-B/16."""
+        size = self.variant or f"{self.width}x{self.depth}"
+        if self.stem is None:
+            return f"ViT-{size}/{self.patch_size}"
+        own = (size, self.stem.blocks, self.patch_size)
+        named = (name.replace("+", "+ViT-") for name, shape in HYBRIDS.items() if shape == own)
+        return next(named, f"R{list(self.stem.blocks)}+ViT-{size}/{self.stride}")
+
+    @property
     def stride(self) -> int:
         """Pixels of the image along one side of a patch."""
         return self.patch_size * (self.stem.stride if self.stem is not None else 1)
+
+    @property
+    def features(self) -> int:
+        """Size of the vector that the last layer is given."""
+        return self.width
 
     @property
     def prefix_tokens(self) -> int:

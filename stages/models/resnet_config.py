@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from cluster.errors import UserError
 from stages.config import Config
@@ -18,6 +20,8 @@ BLOCKS: dict[int, tuple[int, ...]] = {
     152: (3, 8, 36, 3),
     200: (3, 24, 36, 3),
 }
+NAME = r"R(\d+)x(\d+)"
+"""Layers and width factor."""
 GROUPS = 32
 """Of every GroupNorm."""
 
@@ -69,6 +73,10 @@ class BitConfig(Config):
     epsilon: float = Field(1e-10, gt=0, description="added to the variance of a kernel's weights")
     group_norm_epsilon: float = Field(1e-5, gt=0, description="of every GroupNorm")
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return also_by_name(super().__get_pydantic_json_schema__(core_schema, handler), handler, NAME)
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_variant(cls, values: Any) -> Any:
@@ -90,6 +98,16 @@ class BitConfig(Config):
         return self.model_copy(update={"head_bias": 0.0})
 
     @property
+    def title(self) -> str:
+        """What people call it: R50x1."""
+        return self.variant or f"R{list(self.blocks)}x{self.width_factor}"
+
+    @property
+    def dropout(self) -> float:
+        """It has none."""
+        return 0.0
+
+    @property
     def features(self) -> int:
         """Channels of the last map, which are averaged."""
         return 2048 * self.width_factor
@@ -101,9 +119,21 @@ class BitConfig(Config):
         return -(-resolution // 32)
 
 
+def also_by_name(found: JsonSchemaValue, handler: GetJsonSchemaHandler, pattern: str) -> JsonSchemaValue:
+    """The JSON schema of a network's config that may also be written as its name, alone or as its variant."""
+    name, schema = {"type": "string", "pattern": f"^(?:{pattern})$"}, handler.resolve_ref_schema(found)
+    fields = {key: value for key, value in schema.items() if key != "required"}
+    own = schema["properties"]["variant"]
+    variant = {"anyOf": [name, {"type": "null"}], "default": None, "description": own["description"]}
+    fields["properties"] = {**schema["properties"], "variant": variant}
+    schema.clear()
+    schema.update({"anyOf": [name, fields]})
+    return found
+
+
 def bit_by_name(name: str) -> dict[str, Any]:
     """The fields of R50x1 and the like. Raises ValueError."""
-    found = re.fullmatch(r"R(\d+)x(\d+)", name)
+    found = re.fullmatch(NAME, name)
     if found is None or int(found[1]) not in BLOCKS or int(found[2]) < 1:
         known = ", ".join(f"R{layers}" for layers in BLOCKS)
         raise ValueError(f"got '{name}', expected one of {known}, then x and a width factor, such as R50x1")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stages.models.activations import activations
-from stages.models.config import ModelConfig
+from stages.models.config import AnyModel
 from stages.models.flops import parameter_count
 from stages.training.config import TrainingConfig
 from stages.training.gradient_memory import Device, gradients
@@ -33,7 +33,7 @@ RESERVED = 1.5e9
 class Network:
     """What is trained, as far as memory is concerned."""
 
-    model: ModelConfig
+    model: AnyModel
     resolution: int
     num_classes: int
 
@@ -134,7 +134,7 @@ def _moments_of_update(
     config: TrainingConfig, network: Network, world_size: int, device: Device
 ) -> dict[str, tuple[int, int, int]]:
     """Activations, gradients and buffers at the moments that can be the largest."""
-    images, depth, again = config.micro_batch_for(world_size), network.model.depth, config.activation_checkpointing
+    images, again = config.micro_batch_for(world_size), config.activation_checkpointing
     found = activations(
         network.model,
         network.resolution,
@@ -143,27 +143,18 @@ def _moments_of_update(
         fused=device == "cuda",
     )
     held = gradients(config, network.parameters, world_size, device)
-    block = (network.parameters - _outside_blocks(network)) // depth
-    # The MLP's second kernel gets its gradient where a block's backward pass has most in flight.
-    at_last = _head(network) + network.model.width * network.model.mlp_dim
-    at_first = at_last + (depth - 1) * block
-    filled = held.standing + held.filling
-    return {
-        "end of the forward pass": (
-            images * (found.kept(depth, checkpointing=again) + found.tail),
-            held.before,
-            held.standing,
-        ),
-        "backward pass, last block": (
-            images * found.backward(depth, checkpointing=again),
-            held.before + held.each * at_last,
+    units, made, filled = len(found.units), _head(network), held.standing + held.filling
+    kept = found.kept(units, checkpointing=again, images=images) + images * found.tail
+    moments = {"end of the forward pass": (kept, held.before, held.standing)}
+    for number in range(units, 0, -1):
+        unit = found.units[number - 1]
+        moments[_backward_pass(number, units)] = (
+            found.backward(number, checkpointing=again, images=images),
+            held.before + held.each * (made + unit.early),
             filled,
-        ),
-        "backward pass, first block": (
-            images * found.backward(1, checkpointing=again),
-            held.before + held.each * at_first,
-            filled,
-        ),
+        )
+        made += unit.parameters
+    return moments | {
         "averaging of gradients": (images * found.inputs, held.reduced, held.reducing),
         "optimizer step": (images * found.inputs, held.stepped, held.standing),
         "norm of the weights": (
@@ -184,10 +175,11 @@ def _squares(config: TrainingConfig, network: Network, world_size: int, device: 
     return (4 if device == "cuda" else 4 + 8) * -(-network.parameters // world_size)
 
 
+def _backward_pass(number: int, units: int) -> str:
+    """Name of the moment: of the last block, which comes first, of the first, or of one between them."""
+    which = {1: "first block", units: "last block"}.get(number, f"block {number} of {units}")
+    return f"backward pass, {which}"
+
+
 def _head(network: Network) -> int:
-    return (network.model.width + 1) * network.num_classes
-
-
-def _outside_blocks(network: Network) -> int:
-    """Parameters of the stem, the embeddings and what comes after the blocks."""
-    return parameter_count(network.model.model_copy(update={"depth": 0}), network.resolution, network.num_classes)
+    return (network.model.features + 1) * network.num_classes

@@ -53,11 +53,13 @@ def test_fused_attention_keeps_no_square_of_the_tokens(monkeypatch):
 
 def test_half_precision_halves_all_but_the_norms_figures():
     of = {size: activations(config(), RESOLUTION, CLASSES, itemsize=size, fused=True) for size in (2, 4)}
-    assert of[4].token == 2 * of[2].token
-    assert of[4].block / 2 < of[2].block < 0.53 * of[4].block
+    whole, narrow = of[4].units[0], of[2].units[0]
+    assert whole.entry == 2 * narrow.entry
+    assert whole.kept / 2 < narrow.kept < 0.53 * whole.kept
 
 
 def test_checkpointing_keeps_the_blocks_inputs_and_one_block():
     found = activations(config(depth=12), RESOLUTION, CLASSES, itemsize=4, fused=False)
-    assert found.backward(12, checkpointing=True) == found.inputs + 11 * found.token + found.block + found.working
+    block = found.units[0]
+    assert found.backward(12, checkpointing=True) == found.inputs + 11 * block.entry + block.kept + block.working
     assert found.backward(12, checkpointing=True) < found.backward(12, checkpointing=False) / 4

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from cluster.errors import UserError
 from stages.models.config import HYBRIDS, VARIANTS, ModelConfig, model_config
-from stages.models.resnet_config import BitConfig
+from stages.models.resnet_config import BitConfig, StemConfig
 from tests.unit.stages.models.outputs import small_config
 
 
@@ -58,6 +58,44 @@ def test_missing_sizes_are_named_with_the_variants_to_choose_from():
         ModelConfig.model_validate({"width": 16, "mlp_dim": 32})
     with pytest.raises(ValidationError, match="variant"):
         ModelConfig.model_validate({"variant": "XXL"})
+
+
+@pytest.mark.parametrize("name", [*HYBRIDS, "B/16", "R50x1", "R152x4"])
+def test_a_network_is_known_by_its_name_and_survives_json(name):
+    config = model_config(name)
+    assert model_config(config.model_dump(mode="json")) == config
+    assert config.title.replace("ViT-", "") == name
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"), [("R+Ti/16", 7), ("R26+S/32", 7), ("R50+B/16", 14), ("R50+L/32", 7), ("R50x1", 7)]
+)
+def test_grids_at_224_pixels_are_those_of_the_papers_code(name, grid):
+    assert model_config(name).grid(224) == grid
+
+
+def test_a_hybrids_resolution_has_to_suit_stem_and_patches():
+    config = model_config("R50+B/16")
+    with pytest.raises(
+        UserError, match="resolution=100 is not a multiple of the stem's stride times patch_size=16: try"
+    ):
+        config.grid(100)
+
+
+def test_a_network_for_finetuning_has_a_fresh_linear_head():
+    hybrid = model_config({"variant": "R50+B/16", "head": "mlp_tanh", "head_bias": -10}).for_finetuning(0.1)
+    assert isinstance(hybrid, ModelConfig)
+    assert (hybrid.head, hybrid.head_bias, hybrid.dropout, hybrid.title) == ("linear", 0, 0.1, "R50+ViT-B/16")
+    bit = model_config({"variant": "R50x1", "head_bias": -10})
+    assert isinstance(bit, BitConfig)
+    assert bit.for_finetuning(0.0) == model_config("R50x1")
+    with pytest.raises(UserError, match=r"dropout=0\.1: a ResNet has none"):
+        bit.for_finetuning(0.1)
+
+
+def test_a_stage_without_blocks_is_refused():
+    with pytest.raises(ValidationError, match=r"blocks=\[2, 0\]: expected 1 or more in each stage"):
+        StemConfig(blocks=(2, 0))
 
 
 def test_heads_must_share_the_width():
