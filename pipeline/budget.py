@@ -16,8 +16,9 @@ from cluster.storage import Storage
 from pipeline.config import Workflow
 from pipeline.estimate import Estimate, Terms, estimate
 from pipeline.plan import Question, plan
-from stages.models.config import VARIANTS, ModelConfig
+from stages.models.config import VARIANTS, AnyModel, ModelConfig
 from stages.models.flops import forward_macs
+from stages.models.resnet_config import BitConfig
 from stages.pretrain.config import PretrainConfig
 from stages.training.memory import Network
 
@@ -63,8 +64,8 @@ class Choice:
     """Percent wrong on ImageNet, by the law, after pretraining on data that does not repeat, and fine-tuning."""
     extrapolated: bool
     """Whether that lies outside of what the law was fitted to."""
-    by_name: bool
-    """Whether the workflow's own model is a variant by its name alone, so that another name is enough."""
+    changes: tuple[str, ...]
+    """What makes the model of the workflow's stage this one, such as `model.variant=L`."""
     estimate: Estimate | None
 
     @property
@@ -73,9 +74,8 @@ class Choice:
 
     def overrides(self, stage: str) -> list[str]:
         """What makes a workflow's stage this one."""
-        shape = [] if self.by_name else [f"{name}={value}" for name, value in VARIANTS[self.variant].items()]
-        model = [f"variant={self.variant}", *shape, f"patch_size={self.patch_size}"]
-        return [*(f"{stage}.model.{item}" for item in model), f"{stage}.epochs=null", f"{stage}.updates={self.updates}"]
+        changes = [*self.changes, "epochs=null", f"updates={self.updates}"]
+        return [f"{stage}.{change}" for change in changes]
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -159,8 +159,7 @@ def _choice(
     shape: ClusterShape | None,
     terms: Terms | None,
 ) -> Choice | None:
-    own = config.model.model_dump() | {"variant": variant, "patch_size": patch_size} | VARIANTS[variant]
-    model = ModelConfig.model_validate(own)
+    model = _other_model(config.model, variant, patch_size)
     macs = forward_macs(model, config.resolution, classes)
     updates = int(exaflops * 1e18 / (6 * macs * config.global_batch))
     if updates <= config.warmup_updates:
@@ -170,7 +169,6 @@ def _choice(
     cost = None
     if shape is not None:
         cost = estimate(config.model_copy(update={"model": model}), network, updates, shape, terms)
-    own_shape = {name: getattr(config.model, name) for name in VARIANTS[variant]}
     supported = SUPPORTED_MACS[0] <= macs <= SUPPORTED_MACS[1] and SUPPORTED_IMAGES[0] <= seen <= SUPPORTED_IMAGES[1]
     return Choice(
         variant=variant,
@@ -183,6 +181,22 @@ def _choice(
         exaflops=6 * macs * seen / 1e18,
         error=expected_error(macs, seen),
         extrapolated=not supported,
-        by_name=bool(config.model.variant) and own_shape == VARIANTS[config.model.variant],
+        changes=tuple(_changes(config.model, variant, patch_size)),
         estimate=cost,
     )
+
+
+def _other_model(own: AnyModel, variant: str, patch_size: int) -> ModelConfig:
+    """A Vision Transformer with a stage's other settings: its whole images cut into patches, its head's first bias."""
+    kept = {"head_bias": own.head_bias} if isinstance(own, BitConfig) else own.model_dump(exclude={"stem"})
+    return ModelConfig.model_validate(kept | {"variant": variant, "patch_size": patch_size} | VARIANTS[variant])
+
+
+def _changes(own: AnyModel, variant: str, patch_size: int) -> list[str]:
+    """What makes a stage's model that one. Where it is a variant by its name alone, another name is enough."""
+    if isinstance(own, BitConfig):
+        return [f"model={variant}/{patch_size}", *([f"model.head_bias={own.head_bias:g}"] if own.head_bias else [])]
+    by_name = own.variant and VARIANTS[own.variant] == {name: getattr(own, name) for name in VARIANTS[own.variant]}
+    shape = [] if by_name else [f"{name}={value}" for name, value in VARIANTS[variant].items()]
+    whole = [] if own.stem is None else ["stem=null"]
+    return [f"model.{change}" for change in (f"variant={variant}", *shape, *whole, f"patch_size={patch_size}")]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
 
 from cluster.errors import UserError
 from stages.choice.config import ChoiceConfig
@@ -11,14 +14,19 @@ from stages.fewshot.config import FewshotConfig
 from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import IngestConfig
 from stages.mixture.config import MixtureConfig
-from stages.models.config import ModelConfig
+from stages.models.config import AnyModel
+from stages.models.resnet_config import BitConfig
 from stages.pretrain.config import PretrainConfig
 from stages.subset.config import SubsetConfig
 from stages.training.config import TrainingConfig
 
 Stages = Mapping[str, StageConfig]
-SHAPE = ("width", "depth", "mlp_dim", "num_heads", "patch_size", "pool", "head")
-"""Fields of a network in which it has to be equal to one whose weights it begins with, head and all."""
+SHAPE = (
+    *("width", "depth", "mlp_dim", "num_heads", "patch_size", "stem", "position", "position_at", "pool", "head"),
+    *("blocks", "width_factor"),
+)
+"""Fields of a network in which it has to be equal to one whose weights it begins with, head and all. Either family
+has some of them."""
 
 SHARED = (
     *("data", "model", "resolution", "global_batch", "input", "seed", "optimizer", "precision", "polyak_decay"),
@@ -57,7 +65,7 @@ def other_batch(config: TrainingConfig) -> str:
     return f"{at}: with lr_scale, {rules}"
 
 
-def trained_model(stages: Stages, name: str) -> ModelConfig:
+def trained_model(stages: Stages, name: str) -> AnyModel:
     """The network that a training stage makes. Raises UserError where its resolution does not suit it."""
     config = stages[name]
     if isinstance(config, PretrainConfig):
@@ -71,15 +79,27 @@ def trained_model(stages: Stages, name: str) -> ModelConfig:
         model.grid(config.resolution)
     except UserError as error:
         raise UserError(f"stages.{name}: {error} (patch_size is that of '{config.model}')") from error
-    return model.model_copy(update={"head": "linear", "dropout": config.dropout})
+    try:
+        return model.for_finetuning(config.dropout)
+    except UserError as error:
+        raise UserError(f"stages.{name}.{error} ('{config.model}' makes one)") from error
 
 
-def _check_start(name: str, config: PretrainConfig, source: ModelConfig) -> None:
+def _check_start(name: str, config: PretrainConfig, source: AnyModel) -> None:
+    source_name = f"that of the model from '{config.init_from}'"
+    if isinstance(config.model, BitConfig) != isinstance(source, BitConfig):
+        raise UserError(f"stages.{name}.model: got {config.model.title}, expected {source.title}, {source_name}")
     for field in SHAPE:
-        own, theirs = getattr(config.model, field), getattr(source, field)
+        if not hasattr(source, field):
+            continue
+        own, theirs = (_told(getattr(model, field)) for model in (config.model, source))
         if own != theirs:
-            source_name = f"that of the model from '{config.init_from}'"
             raise UserError(f"stages.{name}.model.{field}: got {own}, expected {theirs}, {source_name}")
+
+
+def _told(value: Any) -> Any:
+    """A field's value as people write it."""
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def _check_branch(name: str, config: PretrainConfig, trunk: StageConfig) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 
 def explain(source: str, key: str, model: type[BaseModel], error: ValidationError) -> str:
@@ -14,9 +14,10 @@ def explain(source: str, key: str, model: type[BaseModel], error: ValidationErro
     lines = []
     problem: Any
     for problem in error.errors():
-        place = ".".join([key, *(str(part) for part in problem["loc"])]).strip(".")
+        path, fields = _path(model, problem["loc"])
+        place = ".".join([key, *map(str, path)]).strip(".")
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{source}: {place}: unknown field{_suggestion(model, problem['loc'])}")
+            lines.append(f"{source}: {place}: unknown field{_suggestion(fields, path[-1])}")
         elif problem["type"] == "missing":
             lines.append(f"{source}: {place}: this field is required")
         elif problem["type"] == "union_tag_not_found":
@@ -39,17 +40,51 @@ def _tag(problem: Any) -> str:
     return problem["ctx"]["discriminator"].strip("'")
 
 
-def _suggestion(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+Fields = Mapping[str, Any]
+
+
+def _path(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[int | str], Fields]:
+    """Where a problem is, in words of the file, and the fields that are known there, none where that is not known.
+
+    pydantic's own location also says which of several models it took a value for: that is left out.
+    """
+    path: list[int | str] = []
+    fields: Fields = model.model_fields
+    known, tagged = fields, dict[str, Fields]()
+    for part in location:
+        if part in tagged:
+            fields, tagged = tagged[str(part)], {}
+            continue
+        path.append(part)
+        known = fields
+        annotation = fields[str(part)].annotation if part in fields else None
+        fields, tagged = _fields(annotation), _tagged(annotation)
+    return path, known
+
+
+def _fields(annotation: Any) -> Fields:
+    """Those of a model, or of the only one of several types that is one."""
+    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    models = [kind for kind in kinds if issubclass(kind, BaseModel)]
+    return models[0].model_fields if len(models) == 1 else {}
+
+
+def _tagged(annotation: Any) -> dict[str, Fields]:
+    """The fields of each of several models that a value may be of, by the tags that tell them apart."""
+    found: dict[str, Fields] = {}
+    for choice in get_args(annotation):
+        kind, *marks = get_args(choice) or (choice,)
+        found |= {mark.tag: _fields(kind) for mark in marks if isinstance(mark, Tag)}
+    return found
+
+
+def _suggestion(fields: Fields, unknown: int | str) -> str:
     """The nearest field name, where the unknown one looks like a slip of the keyboard."""
-    fields: Mapping[str, Any] = model.model_fields
-    for part in location[:-1]:
-        annotation = fields[part].annotation if part in fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        fields = annotation.model_fields
     names = [info.alias or name for name, info in fields.items()]
-    near = difflib.get_close_matches(str(location[-1]), names, n=1)
-    return f"; did you mean '{near[0]}'?" if near else f"; known fields: {', '.join(names)}"
+    near = difflib.get_close_matches(str(unknown), names, n=1)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known fields: {', '.join(names)}" if names else ""
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from cluster.storage import Storage
 from pipeline.head import read_head
 from pipeline.record import EventLog, Record, listed, read_record
 from stages.metrics import MetricReader
-from stages.models.config import ModelConfig
+from stages.models.config import model_config
 from stages.models.flops import forward_macs
 from stages.training.config import TrainingConfig
 from stages.training.memory import Network
@@ -54,7 +54,7 @@ def measured_upload(storage: Storage, config: TrainingConfig, network: Network) 
             config.optimizer,
             bool(config.polyak_decay),
         )
-        if not same or ModelConfig.model_validate(fields["model"]) != network.model:
+        if not same or model_config(fields["model"]) != network.model:
             continue
         points = MetricReader(storage, f"{folder}/attempts/{record.attempt}").new_points()
         took = [point.value for point in points if point.name == "train/checkpoint_seconds"]
@@ -82,7 +82,7 @@ def _alike(record: Record, config: TrainingConfig, macs: int) -> bool:
     fields: Any = record.identity.get("config", {})
     if fields.get("precision") != config.precision:
         return False
-    theirs = forward_macs(ModelConfig.model_validate(fields["model"]), fields["resolution"], 1)
+    theirs = forward_macs(model_config(fields["model"]), fields["resolution"], 1)
     return 1 / ALIKE <= theirs / macs <= ALIKE
 
 

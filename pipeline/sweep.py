@@ -18,6 +18,7 @@ from copy import deepcopy
 from typing import Any
 
 from cluster.errors import UserError
+from pipeline.yaml_file import with_fields
 
 MOST = 1000
 """Stages that one sweep may become."""
@@ -72,7 +73,9 @@ def _part(field: str, value: Any) -> str:
 def _set(name: str, body: dict[str, Any], path: str, value: Any) -> None:
     *outer, last = path.split(".")
     for part in outer:
-        body = body.setdefault(part, {})
-        if not isinstance(body, dict):
+        inner = with_fields(part, body.setdefault(part, {}))
+        if inner is None:
             raise UserError(f"stages.{name}.sweep.{path}: '{part}' has no fields")
+        body[part] = inner
+        body = inner
     body[last] = value

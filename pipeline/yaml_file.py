@@ -34,6 +34,16 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, Loader=Loader)
 
 
+def with_fields(name: str, value: Any) -> dict[str, Any] | None:
+    """The fields of what stands under this name in a workflow file; None where it can have none.
+
+    `model: B/16` is short for `model: {variant: B/16}`.
+    """
+    if name == "model" and isinstance(value, str):
+        return {"variant": value}
+    return value if isinstance(value, dict) else None
+
+
 def apply_override(document: dict[str, Any], override: str, own_fields: Collection[str]) -> Path:
     """Set what an override such as `pretrain.epochs=3` says, and return the path of its field.
 
@@ -61,9 +71,10 @@ def apply_override(document: dict[str, Any], override: str, own_fields: Collecti
         stages = ", ".join(document["stages"])
         raise UserError(f"-o {override}: '{parts[0]}' is no stage of this workflow; its stages: {stages}")
     for part in parts[:-1]:
-        inner = target.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise UserError(f"-o {override}: '{part}' is {inner!r} and has no fields")
+        inner = with_fields(part, target.setdefault(part, {}))
+        if inner is None:
+            raise UserError(f"-o {override}: '{part}' is {target[part]!r} and has no fields")
+        target[part] = inner
         target = inner
     target[parts[-1]] = value
     return tuple(parts) if parts[0] in own_fields else ("stages", *parts)

@@ -15,8 +15,8 @@ from stages.context import Output
 from stages.data.config import DataConfig
 from stages.data.loader import evaluation_batches
 from stages.data.pixels import normalise
+from stages.models.build import Network, build
 from stages.models.initialize import initialize
-from stages.models.vit import VisionTransformer
 
 Extractor = Callable[[Tensor], Tensor]
 """Images [b, 3, R, R] → features [b, D]."""
@@ -30,13 +30,13 @@ class Features:
     labels: NDArray[np.int64]
 
 
-def extractors(model: VisionTransformer, kinds: Sequence[str], seed: int) -> dict[str, Extractor]:
+def extractors(model: Network, kinds: Sequence[str], seed: int) -> dict[str, Extractor]:
     """The trained model's features, and those of the baselines asked for.
 
     `untrained` is the same network with the weights that pretraining from `seed` began with; `pixels`
     are the images themselves.
     """
-    untrained = VisionTransformer(model.config, model.resolution, model.num_classes).eval()
+    untrained = build(model.config, model.resolution, model.num_classes).eval()
     initialize(untrained, seed)
     known: dict[str, Extractor] = {
         "features": model.features,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from stages.context import Context, Inputs, Result
 from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
-from stages.models.config import ModelConfig
+from stages.models.config import model_config
 from stages.training.job import Job
 from stages.training.run import run_training
 
@@ -14,9 +14,7 @@ def run(config: FinetuneConfig, inputs: Inputs, context: Context) -> Result:
     """Fine-tune from the pretrained model, or from this stage's newest checkpoint; returns the model."""
     dataset = dataset_meta(inputs["data"])
     splits = dataset.splits
-    pretrained = ModelConfig.model_validate(inputs["model"].meta["model"])
-    # The head is dropped whole, also where it had a hidden layer (paper, appendix B.1.1).
-    model = pretrained.model_copy(update={"head": "linear", "head_bias": 0.0, "dropout": config.dropout})
+    model = model_config(inputs["model"].meta["model"]).for_finetuning(config.dropout)
     model.grid(config.resolution)
     training = tuple(name for name in ("train", "held_out") if name in splits)
     job = Job(

@@ -12,9 +12,9 @@ from torch import Tensor
 from cluster.errors import UserError, check_format
 from cluster.storage.base import Storage, file_digest
 from stages.context import Output
-from stages.models.config import ModelConfig
+from stages.models.build import Network, build
+from stages.models.config import AnyModel, ModelConfig, model_config
 from stages.models.resampling import Mode, is_resampled, resample
-from stages.models.vit import VisionTransformer
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -42,11 +42,10 @@ def read_state(storage: Storage, output: Output) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
 
 
-def load_model(storage: Storage, output: Output) -> VisionTransformer:
+def load_model(storage: Storage, output: Output) -> Network:
     """The model of an output, in evaluation mode."""
     state = read_state(storage, output)
-    config = ModelConfig.model_validate(output.meta["model"])
-    model = VisionTransformer(config, output.meta["resolution"], output.meta["num_classes"])
+    model = build(model_config(output.meta["model"]), output.meta["resolution"], output.meta["num_classes"])
     model.load_state_dict(state)
     return model.eval()
 
@@ -69,9 +68,9 @@ class Adaptation:
 
 def adapt(
     state: dict[str, Tensor],
-    source: ModelConfig,
+    source: AnyModel,
     resolution: int,
-    model: VisionTransformer,
+    model: Network,
     mode: Mode,
     *,
     fresh_head: bool = True,
@@ -79,7 +78,8 @@ def adapt(
     """Put pretrained weights into an initialised `model` of another resolution or number of classes.
 
     With `fresh_head` the head, with its hidden layer, is dropped and stays as the model has it; position embeddings are
-    resampled from the grid of `resolution`. Raises UserError naming an array that does not fit.
+    resampled from the grid of `resolution`; a ResNet has none, and fits any. Raises UserError naming an array that
+    does not fit.
     """
     own = model.state_dict()
     loaded, resampled, dropped = {}, [], []
@@ -88,7 +88,7 @@ def adapt(
             dropped.append(name)
             continue
         old = (source.grid(resolution), source.grid(resolution))
-        if old != model.grid and is_resampled(name):
+        if isinstance(source, ModelConfig) and old != model.grid and is_resampled(name):
             tensor = resample(name, tensor, old, model.grid, prefix_tokens=source.prefix_tokens, mode=mode)
             resampled.append(name)
         if name not in own or own[name].shape != tensor.shape:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import Field, model_validator
 
 from stages.config import reference
-from stages.models.config import ModelConfig
+from stages.models.config import AnyModel
 from stages.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ BRANCH = ("trunk", "branch_at", "cooldown")
 
 
 class PretrainConfig(TrainingConfig):
-    """Train a Vision Transformer on a data set's `train` split, from scratch or from another stage's weights."""
+    """Train a network on a data set's `train` split, from scratch or from another stage's weights."""
 
     kind: ClassVar[str] = "pretrain"
     version: ClassVar[int] = 1
@@ -26,7 +26,7 @@ class PretrainConfig(TrainingConfig):
 
     data: str = reference("dataset", "stage whose data set to train on")
     init_from: str | None = reference("model", "stage whose weights to begin with, head and all", default=None)
-    model: ModelConfig = Field(description="the network")
+    model: AnyModel = Field(description="the network: by name, such as B/16, R50+B/16 or R50x1, or by its fields")
     resolution: int = Field(224, gt=0, description="side of the square training images in pixels")
     trunk: str | None = reference("model", "pretrain stage to go on from, at branch_at, and to cool down", default=None)
     branch_at: int | None = Field(None, gt=0, description="update of the trunk's checkpoint that a branch goes on from")

@@ -1,4 +1,4 @@
-"""Pretraining: a Vision Transformer on the classes that are not held out."""
+"""Pretraining: a network on the classes that are not held out."""
 
 from __future__ import annotations
 

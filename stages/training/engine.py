@@ -22,7 +22,7 @@ from cluster.errors import UserError
 from stages.data.loader import Batch
 from stages.data.mixup import mix_classes, mix_images, mix_multi_hot
 from stages.data.pixels import normalise
-from stages.models.vit import VisionTransformer
+from stages.models.build import Network
 from stages.training.collectives import Collectives
 from stages.training.config import TrainingConfig
 from stages.training.devices import DTYPES, choose_device, initialize_distributed
@@ -85,7 +85,7 @@ def _without_compilation() -> Iterator[None]:
 class Engine:
     """A model and its optimizer, spread over the ranks by ZeRO."""
 
-    def __init__(self, model: VisionTransformer, config: TrainingConfig, world_size: int, local_rank: int) -> None:
+    def __init__(self, model: Network, config: TrainingConfig, world_size: int, local_rank: int) -> None:
         self.device = choose_device(config, local_rank)
         deepspeed = import_deepspeed(self.device)
         initialize_distributed(self.device)
@@ -279,7 +279,7 @@ class Engine:
         return norm if norm is not None else self._plain_norm
 
 
-def _compile_blocks(model: VisionTransformer, device: torch.device) -> None:
+def _compile_blocks(model: Network, device: torch.device) -> None:
     """Compile the blocks where they are, so that parameters keep their names. Raises UserError without a compiler."""
     if device.type == "cpu" and not any(shutil.which(name) for name in COMPILERS):
         raise UserError(

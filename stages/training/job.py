@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.context import Output, Rank
 from stages.data.manifest import dataset_meta
-from stages.models.config import ModelConfig
+from stages.models.config import AnyModel
 from stages.training.config import TrainingConfig
 from stages.training.schedule import Cooldown, cooled_rate, learning_rate
 
@@ -20,7 +20,7 @@ class Job:
     """All that a rank needs to know of a training run. Picklable."""
 
     config: TrainingConfig
-    model: ModelConfig
+    model: AnyModel
     resolution: int
     dataset: Output
     splits: tuple[str, ...]

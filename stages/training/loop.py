@@ -16,11 +16,11 @@ import torch
 from stages.context import CheckpointDamaged, Rank, Rollback
 from stages.data.loader import TrainLoader
 from stages.metrics import MetricWriter
-from stages.models.config import ModelConfig
+from stages.models.build import Network, build
+from stages.models.config import model_config
 from stages.models.flops import forward_macs
 from stages.models.initialize import initialize
 from stages.models.store import WEIGHTS, adapt, read_state
-from stages.models.vit import VisionTransformer
 from stages.training.checkpoint import CheckpointWriter
 from stages.training.config import TrainingConfig, usable_ranks
 from stages.training.devices import (
@@ -105,7 +105,7 @@ class _Run:
 
     def __init__(self, job: Job, rank: Rank, watchdog: Watchdog, stack: ExitStack) -> None:
         self.job, self.rank, self.watchdog = job, rank, watchdog
-        model = VisionTransformer(job.model, job.resolution, len(job.class_ids))
+        model = build(job.model, job.resolution, len(job.class_ids))
         # Before there is an engine, whose peak of memory it would add to.
         peak = job.config.peak_tflops or (_matrix_rate(job.config, rank) if rank.rank == 0 else 0.0)
         data = job.dataset.digest
@@ -276,13 +276,13 @@ def _matrix_rate(config: TrainingConfig, rank: Rank) -> float:
     return matrix_rate(choose_device(config, rank.local_rank), DTYPES[config.precision])
 
 
-def _initialize(model: VisionTransformer, job: Job, rank: Rank) -> None:
+def _initialize(model: Network, job: Job, rank: Rank) -> None:
     """Draw the weights, and put those of a pretrained model in their places."""
     initialize(model, job.seed)
     if job.pretrained is not None:
         source = job.pretrained.meta
         state = read_state(rank.storage, job.pretrained)
-        config = ModelConfig.model_validate(source["model"])
+        config = model_config(source["model"])
         resolution = source["resolution"]
         adaptation = adapt(state, config, resolution, model, job.resampling, fresh_head=job.fresh_head)
         print(f"from {job.pretrained.prefix}: {adaptation}", flush=True)

@@ -80,7 +80,16 @@ stages:
   pretrain: {data: ingest, epochs: 3, resolution: 32, global_batch: 64, model: {MODEL}}
 """
     storage = open_storage(f"file://{tmp_path}")
-    for model in ("{width: 64, depth: 2, num_heads: 2, mlp_dim: 128, patch_size: 8}", "{variant: Ti, patch_size: 16}"):
+    for model in (
+        "{width: 64, depth: 2, num_heads: 2, mlp_dim: 128, patch_size: 8}",
+        "{variant: Ti, patch_size: 16}",
+        "S/32",
+        "R50x1",
+        "{variant: R50x1, head_bias: -10}",
+        "{blocks: [1, 1, 1, 1], width_factor: 2}",
+        "R26+S/32",
+        "{variant: S, patch_size: 1, stem: {blocks: [2, 2]}}",
+    ):
         own = text.replace("{MODEL}", model)
         found = budgeted(storage, parse_workflow(own, "mine"), 0.01, Question(images=1000, classes=10))["pretrain"]
         # Patches of 14 pixels do not divide the resolution.
@@ -89,7 +98,8 @@ stages:
         stage = parse_workflow(own, "mine", best.overrides("pretrain")).stages["pretrain"]
         assert isinstance(stage, PretrainConfig)
         assert (stage.model.variant, stage.updates) == (best.variant, best.updates)
-        assert stage.model == ModelConfig(variant=best.variant, patch_size=best.patch_size)
+        head_bias = -10 if "head_bias" in model else 0
+        assert stage.model == ModelConfig(variant=best.variant, patch_size=best.patch_size, head_bias=head_bias)
 
 
 def test_a_workflow_without_pretraining_has_no_choice(tmp_path):

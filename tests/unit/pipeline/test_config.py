@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import jsonschema
 import pytest
 import yaml
 
@@ -51,6 +52,19 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
     [
         (DIGITS, ["pretrain.epoch=3"], "stages.pretrain.epoch: unknown field; did you mean 'epochs'?"),
         (DIGITS, ["pretrain.model.depht=3"], "did you mean 'depth'?"),
+        (DIGITS, ["pretrain.model={blocks: [1, 1, 1, 1], width_facter: 2}"], "did you mean 'width_factor'?"),
+        (DIGITS, ["pretrain.model.stem.blockz=[1]"], "model.stem.blockz: unknown field; did you mean 'blocks'?"),
+        (DIGITS, ["pretrain.model.depth=deep"], "stages.pretrain.model.depth: got 'deep', expected a valid integer"),
+        (DIGITS, ["pretrain.model=5"], "stages.pretrain.model: got 5, expected a mapping of fields"),
+        (DIGITS, ["pretrain.model=B/15x"], "stages.pretrain.model: variant: got 'B/15x', expected one of Ti, S, B"),
+        (DIGITS, ["pretrain.model=R51x1"], "stages.pretrain.model: got 'R51x1', expected one of R26, R50"),
+        (DIGITS, ["pretrain.model=R50x1", "pretrain.model.depth=3"], "stages.pretrain.model.depth: unknown field"),
+        (
+            DIGITS,
+            ["pretrain.model=R50x1", "pretrain.model.blocks=[1, 0, 1, 1]"],
+            "stages.pretrain.model: blocks=[1, 0, 1, 1]: expected 1 or more",
+        ),
+        (DIGITS, ["pretrain.model=R26+S/32"], "resolution=16 is not a multiple of the stem's stride times patch_size"),
         (DIGITS, ["pretrain.lr=-1"], "stages.pretrain.lr: got -1"),
         (DIGITS, ["pretrain.lr=fast"], "stages.pretrain.lr: got 'fast'"),
         (DIGITS, ["pretrain.epochs=3"], "give one of epochs and updates, got epochs=3.0 and updates=10"),
@@ -71,6 +85,23 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
             LONGER,
             ["more.model.depth=6"],
             "stages.more.model.depth: got 6, expected 12, that of the model from 'pretrain'",
+        ),
+        (LONGER, ["more.model=R50x1"], "stages.more.model: got R50x1, expected ViT-Ti/4, that of the model from 'pre"),
+        (
+            LONGER,
+            ["pretrain.model=R50x1", "more.model=R50x2"],
+            "stages.more.model.width_factor: got 2, expected 1, that of the",
+        ),
+        (LONGER, ["more.model={variant: Ti, patch_size: 1, stem: {}}"], "stages.more.model.patch_size: got 1, expec"),
+        (
+            LONGER,
+            ["pretrain.model.patch_size=1", "more.model={variant: Ti, patch_size: 1, stem: {}}"],
+            "stages.more.model.stem: got {'blocks': [],",
+        ),
+        (
+            WHOLE,
+            ["pretrain.model=R50x1", "finetune.dropout=0.1"],
+            "stages.finetune.dropout=0.1: a ResNet has none: set it to 0 ('pretrain' makes one)",
         ),
         (LONGER, ["more.init_from=ingest"], "stage 'ingest' makes a dataset, expected one that makes a model"),
         (DIGITS, ["pretrain.lr_scale=linear"], "lr_scale=linear needs lr_batch, the global batch that lr=0.001 is for"),
@@ -145,6 +176,56 @@ def test_overrides_reach_nested_fields_and_keep_the_rest():
     pretrain = yaml.safe_load(workflow.to_yaml())["stages"]["pretrain"]
     assert (pretrain["input"]["flip"], pretrain["lr"], workflow.seed) == (False, 0.5, 7)
     assert pretrain["updates"] == 10
+
+
+@pytest.mark.parametrize(
+    ("written", "overrides", "title"),
+    [
+        ("B/16", [], "ViT-B/16"),
+        ("ViT-L/32", [], "ViT-L/32"),
+        ("R50+B/16", [], "R50+ViT-B/16"),
+        ("R+Ti/16", ["model.depth=3"], "R+ViT-Ti/16"),
+        ("R50x1", [], "R50x1"),
+        ("{variant: R101x3, head_bias: -10}", [], "R101x3"),
+        ("{blocks: [1, 1, 2, 1]}", [], "R[1, 1, 2, 1]x1"),
+        ("B/16", ["model=R50x2"], "R50x2"),
+        ("R50x2", ["model.variant=L", "model.patch_size=16"], "ViT-L/16"),
+        ("{width: 64, depth: 1, mlp_dim: 64, num_heads: 1, patch_size: 4}", ["model.patch_size=8"], "ViT-64x1/8"),
+        ("{variant: S, patch_size: 2, stem: {blocks: [1, 1]}}", [], "R[1, 1]+ViT-S/16"),
+    ],
+)
+def test_a_network_is_written_as_its_name_or_its_fields(written, overrides, title):
+    text = DIGITS.replace("{variant: Ti, patch_size: 4}", written).replace("resolution: 16", "resolution: 224")
+    workflow = load(text, *(f"pretrain.{override}" for override in overrides), "pretrain.model.head_bias=-10")
+    model = workflow.stages["pretrain"].model
+    assert (model.title, model.head_bias) == (title, -10)
+    assert parse_workflow(workflow.to_yaml(), "copy") == workflow
+
+
+def test_a_sweep_goes_over_networks_and_over_fields_of_a_named_one():
+    text = DIGITS.replace("{variant: Ti, patch_size: 4}", "Ti/16").replace("resolution: 16", "resolution: 32")
+    names = load(f"{text}    sweep: {{model: [Ti/16, R50x1]}}\n").stages
+    assert [names[name].model.title for name in ("pretrain-model-Ti_16", "pretrain-model-R50x1")] == [
+        "ViT-Ti/16",
+        "R50x1",
+    ]
+    fields = load(f"{text}    sweep: {{model.head_bias: [0, -10]}}\n").stages
+    assert {stage.model.head_bias for name, stage in fields.items() if name.startswith("pretrain-")} == {0, -10}
+
+
+def test_the_json_schema_takes_networks_as_they_may_be_written():
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    document = yaml.safe_load(DIGITS)
+    model = document["stages"]["pretrain"].pop("model")
+    document["stages"] = {name: {"kind": name, **fields} for name, fields in document["stages"].items()}
+    good = ["B/16", "ViT-H/14", "R50+B/16", "R50x1", model, {"variant": "R50x1", "head_bias": -10}, {"variant": "L/16"}]
+    good += [{"blocks": [1, 1, 1, 1]}, {"variant": "Ti", "stem": {"blocks": [1]}, "patch_size": 1}]
+    for value, valid in [(value, True) for value in good] + [(value, False) for value in ("R5", 5, {"dept": 3})]:
+        document["stages"]["pretrain"]["model"] = value
+        assert validator.is_valid(document) == valid, value
+    assert validator.is_valid(yaml.safe_load(load(DIGITS).to_yaml()))
 
 
 def test_the_json_schema_knows_every_kind_and_its_fields():

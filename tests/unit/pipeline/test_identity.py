@@ -39,6 +39,11 @@ def test_inputs_are_identity():
     assert one != two
 
 
+def test_what_was_made_before_there_were_other_networks_is_still_the_same():
+    # As the code computed it when a network could be nothing but a Vision Transformer.
+    assert print_of() == "78f2a4f7b2e0b9854732bf8fb0008b4e8997c2484879eef8015f5a01b201ee31"
+
+
 def test_differences_name_the_field_and_both_values():
     old, new = (
         identify(load_workflow("digits", o), "pretrain", {"data": "0"}) for o in ([], ["pretrain.model.depth=6"])

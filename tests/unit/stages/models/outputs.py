@@ -9,6 +9,7 @@ import torch
 
 from cluster.storage import Storage, open_storage
 from stages.context import Context, Output
+from stages.models.build import Network
 from stages.models.config import ModelConfig
 from stages.models.store import WEIGHTS, model_bytes
 from stages.models.vit import VisionTransformer
@@ -48,7 +49,7 @@ def stage_context(storage: Storage, folder: str, attempt: int = 1) -> Context:
     return Context(storage=storage, folder=folder, attempt=attempt, seed=0, tasks=in_place, gang=no_gang)
 
 
-def commit_model(context: Context, model: VisionTransformer, **meta: Any) -> Output:
+def commit_model(context: Context, model: Network, **meta: Any) -> Output:
     file = context.write(WEIGHTS, model_bytes(model.state_dict()))
     labels = range(model.num_classes)
     described = {

@@ -4,6 +4,9 @@ import torch
 
 from cluster.errors import UserError
 from stages.context import read_output
+from stages.models.bit import BitResNet
+from stages.models.build import build
+from stages.models.config import model_config
 from stages.models.initialize import initialize
 from stages.models.resampling import resample_position_embeddings
 from stages.models.store import WEIGHTS, adapt, load_model, model_bytes, read_state
@@ -113,6 +116,31 @@ def test_a_new_resolution_takes_all_but_the_head(pool):
     expected = resample_position_embeddings(pretrained["pos_embed"], (2, 2), (3, 3), prefix_tokens=prefix)
     assert torch.equal(found["pos_embed"], expected)
     assert all(torch.equal(found[name], head[name]) for name in HEAD)
+
+
+def test_a_hybrids_stem_is_taken_over_and_its_positions_are_resampled():
+    stem = {"blocks": (1,)}
+    source = random_model(0, patch_size=2, stem=stem)
+    model = target(resolution=16, patch_size=2, stem=stem)
+    adaptation = adapt(source.state_dict(), source.config, 8, model, "scipy_bilinear")
+    assert adaptation.resampled == ("pos_embed",)
+    assert sorted(adaptation.fresh) == HEAD
+    taken = [name for name in adaptation.loaded if name.startswith("patch_embed.backbone.")]
+    assert len(taken) == 3 + 4 * 3
+    assert all(torch.equal(model.state_dict()[name], source.state_dict()[name]) for name in taken)
+
+
+def test_a_resnet_fits_any_resolution(context):
+    source = build(model_config({"blocks": (1, 1, 1, 1)}), 32, 7)
+    initialize(source, 1)
+    loaded = load_model(context.storage, commit_model(context, source))
+    assert isinstance(loaded, BitResNet)
+    model = build(source.config, 45, 10)
+    initialize(model, 2)
+    adaptation = adapt(loaded.state_dict(), source.config, 32, model, "scipy_bilinear")
+    assert (adaptation.resampled, sorted(adaptation.fresh)) == ((), HEAD)
+    images = torch.zeros(1, 3, 45, 45)
+    assert torch.equal(model.eval().features(images), source.eval().features(images))
 
 
 def test_the_same_resolution_resamples_nothing_and_a_hidden_layer_stays_fresh():
