@@ -11,8 +11,9 @@ from cluster.errors import UserError
 from stages.data.loader import TrainLoader
 from stages.data.pixels import normalise
 from stages.metrics import MetricReader
+from stages.models.build import build
+from stages.models.config import model_config
 from stages.models.initialize import initialize
-from stages.models.vit import VisionTransformer
 from stages.training import engine
 from stages.training.loop import train
 from stages.training.objectives import cross_entropy
@@ -25,7 +26,7 @@ from tests.unit.stages.models.outputs import stage_context
 def plain_losses(stage, job) -> list[float]:
     """The same training as a bare PyTorch loop, without DeepSpeed, checkpoints or gangs."""
     torch.set_num_threads(1)
-    model = VisionTransformer(job.model, job.resolution, len(job.class_ids))
+    model = build(job.model, job.resolution, len(job.class_ids))
     initialize(model, job.seed)
     optimizer = make_optimizer(model, job.config)
     losses = []
@@ -56,6 +57,29 @@ def test_losses_are_those_of_a_plain_loop(make_stage, zero_stage, optimizer):
     found = stage.losses(1)
     assert list(found) == list(range(1, 61))
     np.testing.assert_allclose(list(found.values()), plain_losses(stage, job), rtol=0, atol=1e-5)
+
+
+NETWORKS = {
+    "hybrid": {
+        "width": 16, "depth": 1, "mlp_dim": 32, "num_heads": 2, "patch_size": 2, "stem": {"blocks": (1,)}
+    },
+    "bit": {"blocks": (1, 1, 1, 1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "fields",
+    [{"zero_stage": 0}, {"zero_stage": 2, "micro_batch": 8}, {"zero_stage": 3, "activation_checkpointing": True}],
+    ids=str,
+)
+def test_losses_of_hybrids_and_resnets_are_those_of_a_plain_loop(make_stage, network, fields):
+    stage = make_stage(network)
+    job = replace(stage.job(updates=4, save_every=1000, lr=0.001, **fields), model=model_config(NETWORKS[network]))
+    assert train(job, stage.rank())["outcome"] == "done"
+    found = list(stage.losses(1).values())
+    assert len(set(found)) == 4
+    np.testing.assert_allclose(found, plain_losses(stage, job), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +127,7 @@ def test_compiling_without_a_compiler_is_refused_and_names_it(make_stage, monkey
     [
         {"zero_stage": 2, "model": {"dropout": 0.2}},
         {"zero_stage": 3, "micro_batch": 16},
+        {"zero_stage": 1, "model": {"patch_size": 2, "stem": {"blocks": (1,)}}},
         {"zero_stage": 0},
         {"zero_stage": 1, "precision": "bf16"},
         {"zero_stage": 3, "precision": "bf16"},
