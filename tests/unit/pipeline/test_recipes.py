@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 from pipeline.config import load_workflow, shipped
 from pipeline.plan import plan
 from stages.ingest.config import IngestConfig
-from stages.models.config import ModelConfig
+from stages.models.build import build
+from stages.models.config import ModelConfig, model_config
 from stages.models.initialize import initialize
-from stages.models.vit import VisionTransformer
+from stages.models.resnet_config import BitConfig
 from stages.pretrain.config import PretrainConfig
 from stages.training.objectives import cross_entropy
 from stages.training.optimizer import make_optimizer
@@ -78,6 +80,16 @@ ROWS = {
     "jft/l16": jft("L/16", 7, 4e-4),
     "jft/l16-14ep": jft("L/16", 14, 4e-4),
     "jft/h14": jft("H/14", 14, 3e-4),
+    "jft/r50x1": jft("R50x1", 7, 1e-3),
+    "jft/r50x2": jft("R50x2", 7, 1e-3),
+    "jft/r101x1": jft("R101x1", 7, 8e-4),
+    "jft/r152x1": jft("R152x1", 7, 6e-4),
+    "jft/r152x2": jft("R152x2", 7, 6e-4),
+    "jft/r50-b16": jft("R50+B/16", 7, 8e-4),
+    "jft/r50-b32": jft("R50+B/32", 7, 8e-4),
+    "jft/r50-l32": jft("R50+L/32", 7, 2e-4),
+    "jft/r50-l16": jft("R50+L/16", 7, 4e-4),
+    "jft/r50-l16-14ep": jft("R50+L/16", 14, 4e-4),
     "imagenet21k/b16": imagenet21k("B/16", 90),
     "imagenet21k/b32": imagenet21k("B/32", 90),
     "imagenet21k/l16": imagenet21k("L/16", 90),
@@ -112,9 +124,11 @@ def pretraining(name: str) -> PretrainConfig:
     return config
 
 
-def thin(model: ModelConfig) -> ModelConfig:
+def thin(model: ModelConfig | BitConfig) -> ModelConfig | BitConfig:
     """The same network, small enough to be built: all its parts have their names."""
-    return model.model_copy(update={"width": 16, "depth": 2, "mlp_dim": 32, "num_heads": 2})
+    if isinstance(model, BitConfig):
+        return model.model_copy(update={"blocks": (1, 1, 1, 1), "width_factor": 1})
+    return model.model_copy(update={"width": 32, "depth": 2, "mlp_dim": 32, "num_heads": 2})
 
 
 def test_every_recipe_is_held_against_its_source():
@@ -124,17 +138,12 @@ def test_every_recipe_is_held_against_its_source():
 @pytest.mark.parametrize("name", ROWS)
 def test_the_table_s_figures(name):
     row, config = ROWS[name], pretraining(name)
-    shape = ModelConfig.model_validate(row.model)
-    expected = shape.model_copy(
-        update={
-            "head": row.head,
-            "pool": row.pool,
-            "dropout": row.dropout,
-            "position": row.position,
-            "head_bias": -10.0 if row.loss == "sigmoid" else 0.0,
-        }
-    )
-    assert config.model == expected
+    shape = model_config(row.model)
+    # A ResNet has a linear head, and none of the rest.
+    own = {"head": row.head, "pool": row.pool, "dropout": row.dropout, "position": row.position}
+    given = {} if isinstance(shape, BitConfig) else own
+    bias = -10.0 if row.loss == "sigmoid" else 0.0
+    assert config.model == shape.model_copy(update={**given, "head_bias": bias})
     assert (config.resolution, config.global_batch, config.lr_batch) == (224, row.batch, row.batch)
     assert (config.optimizer, config.betas, config.loss) == ("adamw", (0.9, 0.999), row.loss)
     assert (config.weight_decay, config.clip, config.label_smoothing) == (row.weight_decay, row.clip, 0.0)
@@ -170,18 +179,20 @@ def test_updates_and_rates(name, tmp_path):
 @pytest.mark.parametrize("name", ROWS)
 def test_what_is_decayed_and_the_loss_at_the_start(name):
     row, config = ROWS[name], pretraining(name)
-    model = VisionTransformer(thin(config.model), 32 if config.model.patch_size != 14 else 28, row.classes)
+    model = build(thin(config.model), 28 if row.model == "H/14" else 32, row.classes)
     initialize(model, seed=0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = make_optimizer(model, config).param_groups
     decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
     assert {group["weight_decay"] for group in groups} == {0.0, row.weight_decay}
-    kernels = {"attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"}
-    hidden = {"pre_logits.fc.weight"} if row.head == "mlp_tanh" else set()
-    assert decayed == {f"blocks.{block}.{kernel}" for block in range(2) for kernel in kernels} | hidden | {
-        "patch_embed.proj.weight",
-        "head.weight",
-    }
+    kernels = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
+    expected = {f"blocks.{block}.{kernel}" for block in range(2) for kernel in kernels} | {"patch_embed.proj.weight"}
+    expected |= {"pre_logits.fc.weight"} if row.head == "mlp_tanh" else set()
+    if isinstance(config.model, BitConfig):
+        expected = set()
+    convolutions = {name for name in names.values() if re.search(r"conv\d?\.weight$", name)}
+    assert bool(convolutions) == row.model.startswith("R")
+    assert decayed == expected | convolutions | {"head.weight"}
     with torch.inference_mode():
         logits = model.eval()(random_images(2, model.resolution))
     loss = cross_entropy(logits, torch.tensor([0, 1]), loss=row.loss).item()
