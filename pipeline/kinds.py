@@ -18,6 +18,7 @@ from stages.choice.config import ChoiceConfig
 from stages.config import StageConfig
 from stages.fewshot.config import FewshotConfig
 from stages.finetune.config import FinetuneConfig
+from stages.importing.config import ImportConfig
 from stages.ingest.config import IngestConfig
 from stages.mixture.config import MixtureConfig
 from stages.pretrain.config import PretrainConfig
@@ -25,6 +26,7 @@ from stages.subset.config import SubsetConfig
 
 SHIPPED: tuple[type[StageConfig], ...] = (
     *(IngestConfig, MixtureConfig, SubsetConfig, PretrainConfig, FinetuneConfig, FewshotConfig, ChoiceConfig),
+    ImportConfig,
 )
 KINDS: dict[str, type[StageConfig]] = {config.kind: config for config in SHIPPED}
 

@@ -56,6 +56,11 @@ def get_output(storage: Storage, workflow_id: str, workflow: Workflow, stage: st
     return _described(storage, stage, *_recorded(storage, workflow_id, workflow, stage))
 
 
+def read_recorded(storage: Storage, workflow_id: str, workflow: Workflow, stage: str) -> Output:
+    """The output of a finished stage, with its manifest. Raises as `get_output` does."""
+    return _recorded(storage, workflow_id, workflow, stage)[0]
+
+
 def copy_output(
     storage: Storage,
     workflow_id: str,

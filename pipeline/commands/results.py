@@ -16,6 +16,7 @@ from pipeline.commands.shown import (
     match,
     of_workflow,
     print_json,
+    print_note,
     print_status,
     read_status,
 )
@@ -184,25 +185,31 @@ def audit(
 
 @app.command()
 def export(
-    to: Annotated[str, typer.Argument(metavar="TO", help="file or address to write, ending in .safetensors")],
+    to: Annotated[
+        str, typer.Argument(metavar="TO", help="path or address: of an .npz or .safetensors, or of a folder")
+    ],
+    format: Annotated[str | None, typer.Option(help="npz, timm, hf or safetensors; what TO ends in if absent")] = None,
     workflow_id: Annotated[str | None, typer.Option("--workflow", help="id; the newest if absent")] = None,
     stage: Annotated[str | None, typer.Option(help="stage; the last one with a checkpoint if absent")] = None,
     update: Annotated[int | None, typer.Option(help="update of the checkpoint; the newest if absent")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="the weights themselves, not their average")] = False,
     fast: Annotated[bool, typer.Option("--fast", help="do not verify the checkpoint first")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="leave out what the format has no place for")] = False,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the weights of a checkpoint to one safetensors file, streamed, and what they are to a JSON beside it.
+    """Write a model for other programs: Google's npz, timm's or Hugging Face's folder, or our safetensors.
 
-    Example: `patchline export vit.safetensors --workflow digits-20260131 --stage pretrain`
+    Its logits are compared before it appears. Example: `patchline export vit --format hf --stage pretrain`
     """
     from pipeline.checkpoints import Damaged
-    from pipeline.checkpoints import export as export_weights
+    from pipeline.exporting import export_model
 
     storage, found, workflow = of_workflow(workflow_id, root)
     try:
-        about = export_weights(storage, found, workflow, to, stage=stage, update=update, raw=raw, fast=fast)
+        about = export_model(
+            storage, found, workflow, to, format=format, stage=stage, update=update, raw=raw, fast=fast, drop=drop
+        )
     except Damaged as error:
         raise UserError(f"{error}: `patchline checkpoints` lists others, for --update") from None
     if as_json:
@@ -210,6 +217,15 @@ def export(
         return
     what = "averaged weights" if about["averaged"] else "weights"
     console.print(f"{to}: {what} of update {about['update']}, from {about['checkpoint']}", soft_wrap=True)
+    for name in about.get("dropped", ()):
+        console.print(f"left out: {name}", soft_wrap=True, markup=False)
+    if (parity := about.get("parity")) is not None:
+        console.print(
+            f"logits of {parity['compared_with']} differ by {parity['greatest_difference']:.1e} at most; "
+            f"the greatest is {parity['greatest_logit']:.2f}",
+            soft_wrap=True,
+        )
+        print_note(parity["note"] and f"the format's own library did not load it: {parity['note']}")
 
 
 @app.command()

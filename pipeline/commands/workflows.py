@@ -212,3 +212,39 @@ def ingest(
         workflow_id, state = run_workflow(workflow, settings)
     print_status(workflow_id, settings, as_json=as_json)
     raise typer.Exit(0 if state == "done" else 1)
+
+
+@app.command("import")
+def import_(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="an .npz, a .safetensors, or a folder of timm's or HF's")],
+    num_heads: Annotated[int | None, typer.Option(min=1, help="attention heads, where nothing says it")] = None,
+    override: Overrides = None,
+    address: Address = None,
+    root: Root = None,
+    mlflow: Mlflow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take over a model that somebody else has trained, and print what was found; workflows then reuse it.
+
+    On a Ray cluster where one is there, else in this process.
+    Example: `patchline import B_16.npz -o import.activation=gelu_tanh`
+    """
+    from pipeline.api import run as run_workflow
+    from pipeline.api import submit as submit_workflow
+    from pipeline.importing import import_workflow, imported, told
+
+    workflow = import_workflow(path, override or [], num_heads=num_heads)
+    settings = resolve(root=root, mlflow=mlflow, address=address)
+    with told_beside(as_json):
+        if settings.jobs is not None:
+            workflow_id = submit_workflow(workflow, settings)
+            code = follow_to_end(workflow_id, settings)
+        else:
+            workflow_id, state = run_workflow(workflow, settings)
+            code = 0 if state == "done" else 1
+    if code or as_json:
+        print_status(workflow_id, settings, as_json=as_json)
+    if not code and not as_json:
+        for name, value in told(imported(settings.storage(), workflow_id).meta["imported"]):
+            console.print(f"{name:18}  {value}", soft_wrap=True, markup=False)
+    raise typer.Exit(code)

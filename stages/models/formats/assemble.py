@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -14,10 +14,10 @@ from cluster.errors import UserError
 from stages.models.config import ModelConfig
 from stages.models.formats.arrays import View, check, choose
 from stages.models.formats.detect import Telltales, detect, resolution_of, settle
+from stages.models.formats.known import Format
 from stages.models.formats.network import Network, blank, own_description
 from stages.models.formats.rules import Rule, inward, shapes
 
-Format = Literal["npz", "timm", "hf", "safetensors"]
 MOST_SETTINGS = 64 * 2**20
 """Bytes of a file of settings."""
 _DESCRIBED = ("format", "model", "resolution", "num_classes", "classes")

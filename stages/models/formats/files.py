@@ -6,13 +6,11 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from stages.models.formats import google, hugging_face, own, timm
-from stages.models.formats.assemble import Format, Found, Overrides, read_settings
+from stages.models.formats.assemble import Found, Overrides, read_settings
+from stages.models.formats.known import Format
 from stages.models.formats.network import Network
 from stages.models.formats.safetensors_file import SafetensorsFile
 
-FORMATS: tuple[Format, ...] = ("npz", "timm", "hf", "safetensors")
-FOLDERS: tuple[Format, ...] = ("timm", "hf")
-"""Formats of several files, in a folder."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 """Suffixes of files that run what stands in them when they are read."""
 

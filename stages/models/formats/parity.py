@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.formats import timm as timm_format
-from stages.models.formats.assemble import Format
 from stages.models.formats.files import read_network
+from stages.models.formats.known import Format
 from stages.models.formats.network import Network
 
 IMAGES = 2

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from stages.models.formats.arrays import shown
-from stages.models.formats.assemble import Format
+from stages.models.formats.known import Format
 from stages.models.formats.network import Network
 
 HEADS = {"npz": ("linear", "mlp_tanh"), "timm": ("linear",), "hf": ("linear",)}

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from stages.models.config import ModelConfig
-from stages.models.formats.files import FOLDERS, Format, write_network
+from stages.models.formats.files import write_network
 from stages.models.formats.google_names import rules
+from stages.models.formats.known import FOLDERS, Format
 from stages.models.formats.network import Network
 from stages.models.formats.rules import outward
 from stages.models.vit import VisionTransformer

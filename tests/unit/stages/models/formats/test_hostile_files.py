@@ -16,7 +16,8 @@ from hypothesis import strategies as some
 
 from cluster.errors import UserError
 from stages.models.formats import npz_file
-from stages.models.formats.files import FOLDERS, FORMATS, read_network
+from stages.models.formats.files import read_network
+from stages.models.formats.known import FOLDERS, FORMATS
 from tests.unit.stages.models.formats.networks import assert_same, google_arrays, random_network, save, written
 
 ANY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,8 +8,9 @@ import torch
 
 from cluster.errors import UserError
 from stages.models.config import ModelConfig
-from stages.models.formats.files import FORMATS, read_network
+from stages.models.formats.files import read_network
 from stages.models.formats.google_names import rules
+from stages.models.formats.known import FORMATS
 from stages.models.formats.network import Network, blank
 from stages.models.formats.places import fitted
 from stages.models.formats.rules import shapes

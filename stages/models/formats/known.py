@@ -1,0 +1,14 @@
+"""The formats by name. Light: no torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Format = Literal["npz", "timm", "hf", "safetensors"]
+FORMATS: tuple[Format, ...] = ("npz", "timm", "hf", "safetensors")
+FOLDERS: tuple[Format, ...] = ("timm", "hf")
+"""Those of several files, in a folder."""
+SUFFIXES: dict[str, Format] = {".npz": "npz", ".safetensors": "safetensors"}
+"""Those of one file with arrays, and a description beside it."""
+FILES = ("model.safetensors", "config.json", "preprocessor_config.json")
+"""What there may be in a folder."""
