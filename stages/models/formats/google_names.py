@@ -14,6 +14,7 @@ from cluster.errors import UserError
 from stages.models.config import ModelConfig
 from stages.models.formats.arrays import ArrayFile, Part, View
 from stages.models.formats.detect import MOST_BLOCKS, Telltales
+from stages.models.formats.resnet_names import stem_rules
 from stages.models.formats.rules import Rule
 
 PREFIXES = ("", "opt/target/", "params/", "params/img/")
@@ -43,6 +44,8 @@ TELLTALES = Telltales(
 
 def rules(config: ModelConfig, *, head: bool = True) -> Iterator[Rule]:
     """How the published files have the arrays of a network; without `head`, all but the last layer's."""
+    if config.stem is not None:
+        yield from stem_rules(config.stem)
     yield Rule("patch_embed.proj.weight", ("embedding/kernel",), "kernel")
     yield Rule("patch_embed.proj.bias", ("embedding/bias",))
     if config.pool == "token":

@@ -27,6 +27,8 @@ def fitted(network: Network, format: Format, *, drop: bool) -> tuple[Network, tu
     config = network.config
     if format == "safetensors":
         return network, ()
+    if config.stem is not None:
+        raise UserError(f"{format}: hybrids are exported as safetensors alone: name a file that ends in .safetensors")
     if config.pool not in POOLS[format]:
         why = (
             "its networks always have a class token" if config.pool == "average" else "nor a class token in place of it"

@@ -44,10 +44,15 @@ def finished(tmp_path_factory) -> Finished:
     network.state["head.bias"].zero_()
     path = written(network, "npz", folder)
     path.with_suffix(".json").unlink()
+    digits = random_network(width=32, num_heads=2, mlp_dim=64, resolution=16, num_classes=10)
+    continued = {**TRAINING, "resolution": 16, "lr": 1e-30, "updates": 1, "model": {**digits.config.model_dump()}}
+    del continued["resampling"]
     stages = {
         "ingest": {"source": {"kind": "digits"}, "samples_per_shard": 400},
         "import": {"path": str(path)},
         "finetune": {"data": "ingest", "from": "import", **TRAINING},
+        "digits": {"kind": "import", "path": str(written(digits, "hf", folder / "digits"))},
+        "continued": {"kind": "pretrain", "data": "ingest", "init_from": "digits", **continued},
         "fewshot": {"data": "ingest", "from": "import", "shots": [1, 5], "draws": 3, "baselines": ["untrained"]},
     }
     flow = parse_workflow(yaml.safe_dump({"name": "imported", "seed": 3, "stages": stages}), "imported.yaml")
@@ -72,6 +77,13 @@ def test_an_imported_model_is_fine_tuned_and_evaluated(finished):
     assert [(row["features"], row["shots"]) for row in rows] == [
         ("features", 1), ("features", 5), ("untrained", 1), ("untrained", 5),
     ]  # fmt: skip
+
+
+def test_pretraining_goes_on_from_an_imported_model_head_and_all(finished):
+    storage, workflow_id, flow, _ = finished
+    before = read_state(storage, read_recorded(storage, workflow_id, flow, "digits"))
+    after = read_state(storage, read_recorded(storage, workflow_id, flow, "continued"))
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_the_file_is_what_the_import_is_known_by(finished, tmp_path):
