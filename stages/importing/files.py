@@ -9,9 +9,6 @@ from cluster.storage import NotFound, Storage, open_storage
 from stages.context import canonical_json, sha256
 from stages.models.formats.known import FILES, SUFFIXES
 
-MOST_BYTES = 2**40
-"""Of a file that is fetched."""
-
 
 def locate(address: str) -> tuple[Storage, str, tuple[str, ...]]:
     """The storage that has them, the name of what is meant, and the files that there may be, the needed one first."""
