@@ -15,6 +15,7 @@ from pipeline.outputs import read_recorded
 from stages.models.formats.known import FOLDERS, FORMATS, SUFFIXES, Format
 
 if TYPE_CHECKING:
+    from stages.models.config import ModelConfig
     from stages.models.formats.network import Network
 
 ABOUT = ("update", "images_seen", "averaged", "seed", "trained_on", "class_ids", "resampling", "imported")
@@ -98,10 +99,22 @@ def _stage(storage: Storage, workflow_id: str, workflow: Workflow, stage: str | 
     return makers[-1] if makers else None
 
 
+def _vit(model: Any) -> ModelConfig:
+    """The config of a Vision Transformer. Raises UserError for a ResNet, of which no format is written yet."""
+    from stages.models.config import model_config
+    from stages.models.resnet_config import BitConfig
+
+    config = model_config(model)
+    if isinstance(config, BitConfig):
+        raise UserError(f"{config.title} is exported as safetensors alone: use --format safetensors")
+    return config
+
+
 def _network_of_file(path: Path, about: dict[str, Any]) -> Network:
     from stages.models.formats.assemble import write_settings
     from stages.models.formats.files import read_network
 
+    _vit(about["model"])
     described = {name: about[name] for name in ("format", "model", "resolution", "num_classes", "classes", *ABOUT)
                  if name in about}  # fmt: skip
     write_settings(path.with_suffix(".json"), described)
@@ -117,14 +130,13 @@ def _with_resampling(about: dict[str, Any], workflow: Workflow, stage: str | Non
 def _network_of_output(
     storage: Storage, workflow_id: str, workflow: Workflow, stage: str
 ) -> tuple[Network, dict[str, Any]]:
-    from stages.models.config import ModelConfig
     from stages.models.formats.network import Network
     from stages.models.store import read_state
 
     output = read_recorded(storage, workflow_id, workflow, stage)
     meta = output.meta
     network = Network(
-        config=ModelConfig.model_validate(meta["model"]),
+        config=_vit(meta["model"]),
         resolution=meta["resolution"],
         num_classes=meta["num_classes"],
         state=read_state(storage, output),

@@ -11,6 +11,8 @@ import torch
 
 from pipeline.config import load_workflow, shipped
 from pipeline.plan import plan
+from stages.choice.config import ChoiceConfig
+from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import IngestConfig
 from stages.models.build import build
 from stages.models.config import ModelConfig, model_config
@@ -113,6 +115,15 @@ ROWS = {
         position="sincos_2d", randaugment=(2, 10), mixup=0.2,
     ),
 }  # fmt: skip
+TABLE_4 = {
+    # Updates, rates to choose from, part of the training images that the choice is made on.
+    "finetune/imagenet": (20_000, (0.003, 0.01, 0.03, 0.06), 0.01),
+    "finetune/cifar10": (10_000, (0.001, 0.003, 0.01, 0.03), 0.02),
+    "finetune/cifar100": (10_000, (0.001, 0.003, 0.01, 0.03), 0.02),
+    "finetune/pets": (500, (0.001, 0.003, 0.01, 0.03), 0.1),
+    "finetune/flowers": (500, (0.001, 0.003, 0.01, 0.03), 0.1),
+    "finetune/vtab": (2_500, (0.01,), 0.2),
+}
 WARMUP = 10_000
 OWN = {"digits", "fashion", "folder", "positions"}
 """Recipes that follow no table."""
@@ -132,7 +143,7 @@ def thin(model: ModelConfig | BitConfig) -> ModelConfig | BitConfig:
 
 
 def test_every_recipe_is_held_against_its_source():
-    assert set(shipped()) - OWN == set(ROWS)
+    assert set(shipped()) - OWN == {*ROWS, *TABLE_4}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -200,6 +211,28 @@ def test_what_is_decayed_and_the_loss_at_the_start(name):
     assert loss == pytest.approx(sigmoid if row.loss == "sigmoid" else math.log(row.classes), rel=1e-5)
     if row.classes == 21_843 and row.loss == "sigmoid":
         assert loss == pytest.approx(10.99, abs=0.005)
+
+
+@pytest.mark.parametrize("name", TABLE_4)
+def test_fine_tuning_is_that_of_table_4(name):
+    updates, rates, kept = TABLE_4[name]
+    workflow = load_workflow(name)
+    ingest, tuned = workflow.stages["ingest"], [s for s in workflow.stages.values() if isinstance(s, FinetuneConfig)]
+    assert isinstance(ingest, IngestConfig)
+    assert ingest.validation_fraction == kept
+    assert tuple(config.lr for config in tuned) == rates
+    choice = workflow.stages["finetune"]
+    assert isinstance(choice, ChoiceConfig if len(rates) > 1 else FinetuneConfig)
+    assert getattr(choice, "metric", "validation/accuracy") == "validation/accuracy"
+    for config in tuned:
+        assert (config.optimizer, config.momentum, config.weight_decay) == ("sgd", 0.9, 0.0)
+        assert (config.global_batch, config.resolution, config.clip) == (512, 384, 1.0)
+        assert (config.resampling, config.loss, config.dropout) == ("scipy_bilinear", "softmax", 0.0)
+        total = config.total_updates(1)
+        assert total == updates
+        warmup = config.warmup(total)
+        rate = [learning_rate(config, update, total) for update in (1, warmup + 1, (warmup + total) // 2 + 1, total)]
+        assert rate == pytest.approx([0.0, config.lr, config.lr / 2, 0.0], abs=config.lr * 1e-4)
 
 
 @pytest.mark.parametrize("name", ROWS)
