@@ -132,12 +132,12 @@ def choices(
 def budgeted(
     storage: Storage, workflow: Workflow, exaflops: float, question: Question | None = None
 ) -> dict[str, list[Choice]]:
-    """The choices for each pretraining of a workflow that is no branch, by stage. Raises UserError for none."""
+    """The choices for each pretraining of class labels that is no branch, by stage. Raises UserError for none."""
     question = question or Question()
     found: dict[str, list[Choice]] = {}
     for stage in plan(storage, workflow, replace(question, shape=None)):
         config = workflow.stages[stage.name]
-        if not isinstance(config, PretrainConfig) or config.trunk:
+        if not isinstance(config, PretrainConfig) or config.trunk or config.masked is not None:
             continue
         classes = stage.work.get("classes", question.classes or JFT_CLASSES)
         found[stage.name] = choices(
@@ -145,7 +145,7 @@ def budgeted(
             terms=question.terms,
         )  # fmt: skip
     if not found:
-        raise UserError(f"--budget: {workflow.name} has no pretrain stage")
+        raise UserError(f"--budget: {workflow.name} has no pretrain stage that learns class labels")
     return found
 
 

@@ -30,7 +30,7 @@ has some of them."""
 
 SHARED = (
     *("data", "model", "resolution", "global_batch", "input", "seed", "optimizer", "precision", "polyak_decay"),
-    *("updates", "epochs"),
+    *("updates", "epochs", "objective"),
 )
 """Fields in which a branch has to be as its trunk."""
 

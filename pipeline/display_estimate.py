@@ -36,8 +36,9 @@ def estimates(stages: Iterable[PlannedStage], shape: ClusterShape, *, price: flo
 
 def _heading(stage: PlannedStage, shape: ClusterShape) -> Text:
     nodes = f", {shape.nodes} nodes of {shape.gpus_per_node}" if shape.nodes > 1 else ""
+    learned = f"{stage.work['classes']:,.0f} classes" if stage.work["classes"] else "masked patches"
     return Text.assemble(
-        (stage.name, "bold"), f": {stage.network}, {stage.work['classes']:,.0f} classes, on ",
+        (stage.name, "bold"), f": {stage.network}, {learned}, on ",
         (f"{shape.gpus} × {shape.gpu.title}", "bold"), nodes,
     )  # fmt: skip
 

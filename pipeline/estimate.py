@@ -7,7 +7,6 @@ from typing import Any
 
 from cluster.shapes import ClusterShape
 from stages.models.config import AnyModel
-from stages.models.flops import forward_macs
 from stages.pretrain.config import PretrainConfig
 from stages.training.config import TrainingConfig, usable_ranks
 from stages.training.fitting import fitting_moves
@@ -158,8 +157,7 @@ def _update_seconds(
 ) -> float:
     """Seconds of an update: six operations for each multiply-add of the forward pass, eight where it is done twice."""
     peak = shape.gpu.fp32_tflops if config.precision == "fp32" else shape.gpu.half_tflops
-    macs = forward_macs(network.model, network.resolution, network.num_classes)
-    operations = (8 if config.activation_checkpointing else 6) * macs * config.global_batch
+    operations = (8 if config.activation_checkpointing else 6) * network.macs * config.global_batch
     computing = operations / (ranks * peak * 1e12 * efficiency)
     return max(computing, sending) if config.overlap_communication else computing + sending
 
@@ -190,7 +188,8 @@ def _upload_seconds(size: int, ranks: int, shape: ClusterShape) -> float | None:
 
 
 def _paper(config: TrainingConfig, model: AnyModel) -> dict[str, float]:
-    return dict(TPU_CORE_DAYS.get(model.title, {})) if isinstance(config, PretrainConfig) else {}
+    supervised = isinstance(config, PretrainConfig) and config.masked is None
+    return dict(TPU_CORE_DAYS.get(model.title, {})) if supervised else {}
 
 
 def _warnings(

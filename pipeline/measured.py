@@ -30,10 +30,9 @@ def measured_efficiency(storage: Storage, config: TrainingConfig, network: Netwo
     per image, on GPUs that are known. None where there is none. What activation checkpointing computed twice counts as
     reached.
     """
-    macs = forward_macs(network.model, network.resolution, network.num_classes)
     for folder, record in _finished(storage):
         sheet, peak = _sheet_rate(record), record.metrics.get("peak_tflops")
-        if not sheet or not peak or not _alike(record, config, macs):
+        if not sheet or not peak or not _alike(record, config, network.macs):
             continue
         points = MetricReader(storage, f"{folder}/attempts/{record.attempt}").new_points()
         reached = [point.value for point in points if point.name == "train/mfu"]

@@ -22,7 +22,6 @@ from stages.config import StageConfig
 from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import ExpectedData, IngestConfig
-from stages.models.flops import forward_macs
 from stages.pretrain.config import PretrainConfig
 from stages.training.config import TrainingConfig, usable_ranks
 from stages.training.memory import Network, memory
@@ -193,7 +192,7 @@ def _add_work(
     images, classes = _size(workflow, config, done, question)
     stage.train_images = images
     missing = [] if images or config.updates else ["--images"]
-    missing += [] if classes else ["--classes"]
+    missing += [] if classes is not None else ["--classes"]
     if classes is None or missing:
         stage.unknown = f"'{config.data}' is not done: {' and '.join(missing)} would tell how large this is"
         return
@@ -201,7 +200,8 @@ def _add_work(
         updates = config.total_updates(images or 0)
     except UserError as error:
         raise UserError(f"stages.{stage.name}: {error}") from error
-    network = Network(model=model, resolution=config.resolution, num_classes=classes)
+    masked = config.masked if isinstance(config, PretrainConfig) else None
+    network = Network(model=model, resolution=config.resolution, num_classes=classes, masked=masked)
     stage.warnings = _warnings(config, model.dropout, updates)
     if config.data in done:
         stage.warnings += _other_size(_expected(workflow.stages[config.data]), images, classes)
@@ -213,7 +213,7 @@ def _add_work(
         "classes": classes,
         "updates": updates,
         "images": seen,
-        "exaflops": 6 * forward_macs(model, config.resolution, classes) * seen / 1e18,
+        "exaflops": 6 * network.macs * seen / 1e18,
         "memory_gb": _memory_gb(config, network),
     }
     if question.shape is not None and stage.action != "reuse":
@@ -238,16 +238,16 @@ def _size(
 ) -> tuple[int | None, int | None]:
     """Training images and classes of a stage: those of its data set where it is done, else as they are stated.
 
-    What is asked goes before what the workflow was written for.
+    What is asked goes before what the workflow was written for. One that predicts masked patches has no classes.
     """
+    masked = isinstance(config, PretrainConfig) and config.masked is not None
     if config.data not in done:
         expected = _expected(workflow.stages[config.data])
-        if expected is None:
-            return question.images, question.classes
-        return question.images or expected.train_images, question.classes or expected.classes
+        images = question.images or (expected.train_images if expected else None)
+        return images, 0 if masked else question.classes or (expected.classes if expected else None)
     dataset = dataset_meta(done[config.data].output)
     if isinstance(config, PretrainConfig):
-        classes, splits = len(dataset.classes) - len(dataset.held_out), ("train",)
+        classes, splits = 0 if masked else len(dataset.classes) - len(dataset.held_out), ("train",)
     else:
         classes, splits = len(dataset.classes), ("train", "held_out")
     return sum(dataset.splits[split].count for split in splits if split in dataset.splits), classes

@@ -70,6 +70,8 @@ class EvaluationBatch:
     labels: Tensor
     mask: Tensor
     """bool [b]."""
+    samples: NDArray[np.int64]
+    """Places of the samples in the splits [b], the same ones on any number of ranks."""
 
 
 Fill = Callable[[NDArray[np.int64], NDArray[np.uint8], Tensor], None]
@@ -284,18 +286,18 @@ def evaluation_batches(
 
     workers = _Workers(config.loader_threads, fill, resolution, _label_shape(dataset, classes))
     starts = deque(range(rank * rows, total + rank * rows, rows * world_size)) if total else deque[int]()
-    pending: deque[tuple[NDArray[np.int64], Callable[[], tuple[Tensor, Tensor]]]] = deque()
+    pending: deque[tuple[int, NDArray[np.int64], Callable[[], tuple[Tensor, Tensor]]]] = deque()
     try:
         while starts or pending:
             while starts and len(pending) <= config.read_ahead:
                 start = starts.popleft()
                 numbers = np.arange(start, max(start, min(start + rows, total)))
-                pending.append((numbers, workers.submit(numbers, rows)))
-            numbers, wait = pending.popleft()
+                pending.append((start, numbers, workers.submit(numbers, rows)))
+            start, numbers, wait = pending.popleft()
             images, labels = wait()
             readable = [number not in unreadable for number in numbers.tolist()]
             mask = torch.tensor([*readable, *[False] * (rows - len(readable))])
-            yield EvaluationBatch(images=images, labels=labels, mask=mask)
+            yield EvaluationBatch(images=images, labels=labels, mask=mask, samples=np.arange(start, start + rows))
     finally:
         workers.close()
 

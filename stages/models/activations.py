@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from stages.models.config import AnyModel, ModelConfig
 from stages.models.flops import block_parameters, patch_parameters
+from stages.models.masked_config import MaskedConfig
 from stages.models.resnet_activations import Unit, bit_units, figures, map_bytes, stem_units
 from stages.models.resnet_config import BitConfig
 
@@ -19,7 +20,8 @@ class Activations:
     """Bytes of a network in training: of one image, but for kernels."""
 
     inputs: int
-    """The normalised image, which the first convolution keeps, and the logits: there until the update is done."""
+    """The normalised image, which the first convolution keeps, the logits and, where patches are corrupted, the
+    embeddings of all of them: there until the update is done."""
     units: tuple[Unit, ...]
     """What is computed again as a whole with activation checkpointing, in the order of the forward pass: blocks of a
     Vision Transformer, bottlenecks of a ResNet, and what comes before them."""
@@ -40,8 +42,20 @@ class Activations:
         return self.kept(units, checkpointing=checkpointing, images=images) + again + images * last.working
 
 
-def activations(model: AnyModel, resolution: int, num_classes: int, *, itemsize: int, fused: bool) -> Activations:
-    """What is needed at `itemsize` bytes a number. `fused` is attention's form on GPUs."""
+def activations(
+    model: AnyModel,
+    resolution: int,
+    num_classes: int,
+    *,
+    itemsize: int,
+    fused: bool,
+    masked: MaskedConfig | None = None,
+) -> Activations:
+    """What is needed at `itemsize` bytes a number. `fused` is attention's form on GPUs.
+
+    With `masked` there are predictions of corrupted patches in place of the logits, made of these patches' tokens
+    alone; two integers and a truth value say what stands in each of them.
+    """
     if isinstance(model, BitConfig):
         last = model.features * model.grid(resolution) ** 2
         return Activations(
@@ -50,15 +64,21 @@ def activations(model: AnyModel, resolution: int, num_classes: int, *, itemsize:
             # The last map, what ReLU makes of it, and the mean.
             tail=itemsize * (2 * last + model.features) + figures(1) + _loss_bytes(num_classes, itemsize),
         )
+    patches, corrupted, logits, embeddings = model.grid(resolution) ** 2, 0, num_classes, 0
+    if masked is not None:
+        corrupted = masked.corrupted(patches)
+        logits = corrupted * masked.outputs(model)
+        embeddings = itemsize * patches * model.width + 17 * corrupted
     tokens = model.tokens(resolution)
     token, pixels = itemsize * tokens * model.width, model.in_channels * resolution**2
     stem = (
         [] if model.stem is None else [*stem_units(model, resolution, itemsize), _patches(model, resolution, itemsize)]
     )
+    dropped = token // (itemsize if fused else 1) if model.dropout else 0
     return Activations(
-        inputs=itemsize * (pixels + num_classes) + (token // (itemsize if fused else 1) if model.dropout else 0),
+        inputs=itemsize * (pixels + logits) + embeddings + dropped,
         units=(*stem, *[_block(model, resolution, itemsize, fused)] * model.depth),
-        tail=2 * token + 8 * tokens + _loss_bytes(num_classes, itemsize),
+        tail=2 * token + itemsize * corrupted * model.width + 8 * tokens + _loss_bytes(logits, itemsize),
     )
 
 

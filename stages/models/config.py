@@ -142,6 +142,12 @@ class ModelConfig(Config):
         return self.model_copy(update={"head": "linear", "head_bias": 0.0, "dropout": dropout})
 
 
+def as_vit(config: AnyModel) -> ModelConfig:
+    """The same, of whoever has seen to it that it is no ResNet."""
+    assert isinstance(config, ModelConfig), config
+    return config
+
+
 def vit_by_name(name: str) -> dict[str, Any]:
     """The fields of Ti to G, of B/16 and the like, or of a hybrid such as R50+B/16. Raises ValueError.
 

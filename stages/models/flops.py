@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stages.models.config import AnyModel, ModelConfig
+from stages.models.masked_config import MaskedConfig
 from stages.models.resnet_config import BitConfig
 from stages.models.resnet_flops import bit_macs, bit_parameters, stem_macs, stem_parameters
 
@@ -81,3 +82,19 @@ def forward_macs(config: AnyModel, resolution: int, num_classes: int) -> int:
     hidden = width * width if config.head != "linear" else 0
     after = (pool if config.pool == "attention" else 0) + hidden + width * num_classes
     return blocks + relative + stem + after
+
+
+def masked_parameters(config: ModelConfig, masked: MaskedConfig) -> int:
+    """Trained parameters that predicting masked patches adds: the mask's embedding and the head."""
+    return config.width + masked_head_parameters(config, masked)
+
+
+def masked_head_parameters(config: ModelConfig, masked: MaskedConfig) -> int:
+    """Those of the head alone."""
+    return (config.width + 1) * masked.outputs(config)
+
+
+def masked_macs(config: ModelConfig, resolution: int, masked: MaskedConfig) -> int:
+    """Multiply-adds that it adds to one image's forward pass: the head, for the corrupted patches alone."""
+    corrupted = masked.corrupted(config.grid(resolution) ** 2)
+    return corrupted * config.width * masked.outputs(config)

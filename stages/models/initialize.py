@@ -17,10 +17,10 @@ def initialize(model: Network, seed: int) -> None:
 
     Xavier uniform for q, k, v (each by itself), output and MLP kernels; MLP biases N(0, 1e-6); LeCun
     normal, truncated, for patches and the head's hidden layer; position embeddings of all kinds N(0, 0.02);
-    class token and last layer zero, its bias the configured one; a pooling query as big_vision has it. Convolutions
-    of ResNets: LeCun normal, truncated; norms one, but zero the last of each unit of a hybrid's stem, which begins
-    as its shortcut (`vit_jax/models_resnet.py`). Every tensor has a generator of its own, keyed by its name, so that
-    none depends on what else there is.
+    class token and last layer zero, its bias the configured one; the embedding that stands for masked patches
+    N(0, 0.02); a pooling query as big_vision has it. Convolutions of ResNets: LeCun normal, truncated; norms one, but
+    zero the last of each unit of a hybrid's stem, which begins as its shortcut (`vit_jax/models_resnet.py`). Every
+    tensor has a generator of its own, keyed by its name, so that none depends on what else there is.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -32,11 +32,11 @@ def initialize(model: Network, seed: int) -> None:
 def _initialize_one(name: str, parameter: Tensor, config: AnyModel, generator: torch.Generator) -> None:
     kind = name.rsplit(".", 2)[-2:] if "." in name else [name, ""]
     match kind:
-        case ["pos_embed", _] | [_, "pos_embed"] | ["positions", _] | ["relative", _]:
+        case ["pos_embed" | "mask_token", _] | [_, "pos_embed"] | ["positions", _] | ["relative", _]:
             parameter.normal_(0.0, 0.02, generator=generator)
         case ["cls_token", _]:
             parameter.zero_()
-        case ["head", "weight"]:
+        case ["head" | "prediction", "weight"]:
             parameter.zero_()
         case ["head", "bias"]:
             parameter.fill_(config.head_bias)

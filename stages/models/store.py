@@ -14,6 +14,7 @@ from cluster.storage.base import Storage, file_digest
 from stages.context import Output
 from stages.models.build import Network, build
 from stages.models.config import AnyModel, ModelConfig, model_config
+from stages.models.masked import ARRAYS
 from stages.models.resampling import Mode, is_resampled, resample
 
 FORMAT = 1
@@ -43,8 +44,8 @@ def read_state(storage: Storage, output: Output) -> dict[str, Tensor]:
 
 
 def load_model(storage: Storage, output: Output) -> Network:
-    """The model of an output, in evaluation mode."""
-    state = read_state(storage, output)
+    """The model of an output, in evaluation mode; without what predicts masked patches."""
+    state = {name: tensor for name, tensor in read_state(storage, output).items() if not name.startswith(ARRAYS)}
     model = build(model_config(output.meta["model"]), output.meta["resolution"], output.meta["num_classes"])
     model.load_state_dict(state)
     return model.eval()
@@ -77,14 +78,14 @@ def adapt(
 ) -> Adaptation:
     """Put pretrained weights into an initialised `model` of another resolution or number of classes.
 
-    With `fresh_head` the head, with its hidden layer, is dropped and stays as the model has it; position embeddings are
-    resampled from the grid of `resolution`; a ResNet has none, and fits any. Raises UserError naming an array that
-    does not fit.
+    With `fresh_head` the head, with its hidden layer, is dropped and stays as the model has it; what predicted masked
+    patches is dropped too. Position embeddings are resampled from the grid of `resolution`; a ResNet has none, and
+    fits any. Raises UserError naming an array that does not fit.
     """
     own = model.state_dict()
     loaded, resampled, dropped = {}, [], []
     for name, tensor in state.items():
-        if fresh_head and name.startswith(("head.", "pre_logits.")):
+        if fresh_head and name.startswith(("head.", "pre_logits.", *ARRAYS)):
             dropped.append(name)
             continue
         old = (source.grid(resolution), source.grid(resolution))

@@ -15,7 +15,10 @@ from stages.models.config import ModelConfig
 
 
 class VisionTransformer(WithPositions):
-    """Images [B, 3, R, R] in [-1, 1] → logits [B, C]. Uninitialised: call `initialize` or load weights."""
+    """Images [B, 3, R, R] in [-1, 1] → logits [B, C], or features where there are no classes (C = 0).
+
+    Uninitialised: call `initialize` or load weights.
+    """
 
     def __init__(self, config: ModelConfig, resolution: int, num_classes: int) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class VisionTransformer(WithPositions):
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
         self.attn_pool = AttentionPool(config) if config.pool == "attention" else None
         self.pre_logits = HiddenLayer(config) if config.head != "linear" else nn.Identity()
-        self.head = nn.Linear(config.width, num_classes)
+        self.head = nn.Linear(config.width, num_classes) if num_classes else nn.Identity()
         self.activation_checkpointing = False
         """Whether training keeps the inputs of blocks, and of a stem's units, alone, and computes each again."""
 

@@ -1,13 +1,14 @@
-"""Settings of supervised pretraining. Light: no torch here."""
+"""Settings of pretraining. Light: no torch here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from stages.config import reference
+from stages.config import added, reference
 from stages.models.config import AnyModel
+from stages.models.masked_config import MaskedConfig, SupervisedConfig
 from stages.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
 
 
 BRANCH = ("trunk", "branch_at", "cooldown")
+
+
+def _named(given: Any) -> Any:
+    """`masked` is short for `{kind: masked}`."""
+    return {"kind": given} if isinstance(given, str) else given
+
+
+Objective = Annotated[Annotated[SupervisedConfig | MaskedConfig, Field(discriminator="kind")], BeforeValidator(_named)]
 
 
 class PretrainConfig(TrainingConfig):
@@ -28,6 +37,9 @@ class PretrainConfig(TrainingConfig):
     init_from: str | None = reference("model", "stage whose weights to begin with, head and all", default=None)
     model: AnyModel = Field(description="the network: by name, such as B/16, R50+B/16 or R50x1, or by its fields")
     resolution: int = Field(224, gt=0, description="side of the square training images in pixels")
+    objective: Objective = added(
+        SupervisedConfig(), "what is learned: the class labels, or without them what masked patches show"
+    )
     trunk: str | None = reference("model", "pretrain stage to go on from, at branch_at, and to cool down", default=None)
     branch_at: int | None = Field(None, gt=0, description="update of the trunk's checkpoint that a branch goes on from")
     cooldown: int | None = Field(
@@ -42,6 +54,21 @@ class PretrainConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_objective(self) -> Self:
+        if self.masked is None:
+            return self
+        self.masked.check(self.model, self.resolution)
+        own = {
+            "loss": (self.loss, "softmax"),
+            "label_smoothing": (self.label_smoothing, 0.0),
+            "input.mixup": (self.input.mixup, 0.0),
+        }
+        if given := [f"{name}={value}" for name, (value, default) in own.items() if value != default]:
+            shown = ", ".join(given)
+            raise ValueError(f"{shown}: of class labels, which objective=masked leaves aside: take it away")
+        return self
+
+    @model_validator(mode="after")
     def _check_branch(self) -> Self:
         given = [name for name in BRANCH if getattr(self, name) is not None]
         if given and len(given) < len(BRANCH):
@@ -51,6 +78,11 @@ class PretrainConfig(TrainingConfig):
         if self.branch_at is not None and self.updates is not None and self.branch_at > self.updates:
             raise ValueError(f"branch_at={self.branch_at:,} is after the trunk's {self.updates:,} updates")
         return self
+
+    @property
+    def masked(self) -> MaskedConfig | None:
+        """How masked patches are predicted, where they are, in place of classes."""
+        return self.objective if isinstance(self.objective, MaskedConfig) else None
 
     @property
     def begins_at(self) -> tuple[str, int] | None:

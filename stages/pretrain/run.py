@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from cluster.errors import UserError
 from stages.context import Context, Inputs, Output, Result
 from stages.data.manifest import dataset_meta
+from stages.models.masked_config import MaskedConfig
 from stages.pretrain.config import PretrainConfig
 from stages.training.job import Job
 from stages.training.run import run_training
@@ -18,6 +19,8 @@ def run(config: PretrainConfig, inputs: Inputs, context: Context) -> Result:
     dataset = dataset_meta(inputs["data"])
     class_ids = tuple(i for i in range(len(dataset.classes)) if i not in dataset.held_out)
     if "init_from" in inputs:
+        _check_objective(str(config.init_from), inputs["init_from"], config.masked)
+    if "init_from" in inputs and config.masked is None:
         _check_classes(str(config.init_from), inputs["init_from"], [dataset.classes[i] for i in class_ids])
     images = dataset.splits["train"].count
     cooldown = None
@@ -38,8 +41,22 @@ def run(config: PretrainConfig, inputs: Inputs, context: Context) -> Result:
         fresh_head=False,
         cooldown=cooldown,
         trunk_folder=str(PurePosixPath(inputs["trunk"].prefix).parents[1]) if "trunk" in inputs else None,
+        masked=config.masked,
     )
     return run_training(job, context)
+
+
+def _check_objective(name: str, pretrained: Output, masked: MaskedConfig | None) -> None:
+    """Raises UserError where the head that is taken over predicts something else."""
+    theirs, own = pretrained.meta.get("objective"), masked.model_dump(mode="json") if masked is not None else None
+    if theirs is None and own is None:
+        return
+    if theirs is None or own is None or theirs["target"] != own["target"]:
+        said = [found["target"] if found else "classes" for found in (theirs, own)]
+        raise UserError(
+            f"init_from: '{name}' predicts {said[0]}, and this stage {said[1]}, so the head does not fit: "
+            "a finetune stage takes the weights over with a fresh head"
+        )
 
 
 def _check_classes(name: str, pretrained: Output, classes: list[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from cluster.errors import UserError
-from stages.config import Config, StageConfig, placement
+from stages.config import Config, StageConfig, added, placement
 from stages.data.config import DataConfig
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
@@ -63,13 +63,23 @@ class TrainingConfig(StageConfig):
         "none", description="how lr follows a global_batch that is not lr_batch: not, in proportion, by the square root"
     )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, on kernels alone, times the rate")
+    head_weight_decay: float | None = added(
+        None, "that of the head's kernels, where it is another; big_vision's ViT-g has a hundred times as much", ge=0
+    )
     betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.999), description="Adam's decay rates")
     epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
-    decay: Literal["cosine", "linear", "constant"] = Field("cosine", description="shape after the warm-up")
+    decay: Literal["cosine", "linear", "constant", "rsqrt"] = Field(
+        "cosine", description="shape after the warm-up; rsqrt is the reciprocal square root, which knows of no end"
+    )
+    timescale: int = added(10_000, "of rsqrt: updates in which the rate falls to 1/√2 of its peak", gt=0)
+    shift: int = added(0, "of rsqrt: updates that the curve is ahead, so that the peak is below lr", ge=0)
+    cooldown_updates: int = added(
+        0, "updates at the end in which the rate falls to end_lr in a straight line, whatever the shape", ge=0
+    )
     warmup_updates: int = Field(0, ge=0, description="updates of linear warm-up")
     warmup_fraction: float = Field(0.0, ge=0, lt=1, description="warm-up as a part of the run, in place of updates")
-    end_lr: float = Field(0.0, ge=0, description="learning rate that linear decay ends at")
+    end_lr: float = Field(0.0, ge=0, description="learning rate that linear decay, or a cooldown, ends at")
     clip: float = Field(1.0, ge=0, description="largest global gradient norm; 0 turns clipping off")
     loss: Literal["softmax", "sigmoid"] = Field("softmax", description="cross-entropy; sigmoid sums over classes")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="softmax only")
@@ -156,6 +166,9 @@ class TrainingConfig(StageConfig):
             )
 
     def _check_numerics(self) -> None:
+        for name, default in (("timescale", 10_000), ("shift", 0)):
+            if self.decay != "rsqrt" and getattr(self, name) != default:
+                raise ValueError(f"{name}={getattr(self, name)} is for decay=rsqrt; decay is {self.decay}")
         if self.lr_scale != "none" and self.lr_batch is None:
             raise ValueError(f"lr_scale={self.lr_scale} needs lr_batch, the global batch that lr={self.lr} is for")
         if self.zero_stage == 0 and self.precision != "fp32":
@@ -166,8 +179,9 @@ class TrainingConfig(StageConfig):
             raise ValueError(f"offload=parameters needs zero_stage=3, got {self.zero_stage}")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload=optimizer needs zero_stage=1, 2 or 3, got 0")
-        if self.optimizer == "sgd" and self.weight_decay:
-            raise ValueError(f"weight_decay={self.weight_decay} is for adamw; optimizer is sgd: set it to 0")
+        for name in ("weight_decay", "head_weight_decay"):
+            if self.optimizer == "sgd" and getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)} is for adamw; optimizer is sgd: set it to 0")
         if self.loss == "sigmoid" and self.label_smoothing:
             raise ValueError(f"label_smoothing={self.label_smoothing} is for the softmax loss; loss is sigmoid")
 
@@ -210,10 +224,16 @@ class TrainingConfig(StageConfig):
         return total
 
     def warmup(self, total: int) -> int:
-        """Updates of the warm-up in a run of `total` updates. Raises UserError where it is longer than the run."""
+        """Updates of the warm-up in a run of `total` updates. Raises UserError where the run has no room for it."""
         if self.warmup_updates >= total:
             raise UserError(f"warmup_updates={self.warmup_updates} is not below the run's {total} updates: lower it")
-        return self.warmup_updates or int(self.warmup_fraction * total)
+        warmup = self.warmup_updates or int(self.warmup_fraction * total)
+        if warmup + self.cooldown_updates > total:
+            raise UserError(
+                f"cooldown_updates={self.cooldown_updates} after a warm-up of {warmup} is more than the run's {total} "
+                "updates: lower it"
+            )
+        return warmup
 
 
 def usable_ranks(global_batch: int, ranks: int) -> int:

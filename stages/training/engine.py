@@ -19,14 +19,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster.errors import UserError
-from stages.data.loader import Batch
-from stages.data.mixup import mix_classes, mix_images, mix_multi_hot
-from stages.data.pixels import normalise
+from stages.data.loader import Batch, EvaluationBatch
 from stages.models.build import Network
 from stages.training.collectives import Collectives
 from stages.training.config import TrainingConfig
 from stages.training.devices import DTYPES, choose_device, initialize_distributed
-from stages.training.objectives import correct, cross_entropy
+from stages.training.examples import Examples
+from stages.training.objectives import Objective, Supervised
 from stages.training.optimizer import make_optimizer, state_names
 from stages.training.report import Pending
 from stages.training.settings import deepspeed_config
@@ -85,11 +84,21 @@ def _without_compilation() -> Iterator[None]:
 class Engine:
     """A model and its optimizer, spread over the ranks by ZeRO."""
 
-    def __init__(self, model: Network, config: TrainingConfig, world_size: int, local_rank: int) -> None:
+    def __init__(
+        self,
+        model: Network,
+        config: TrainingConfig,
+        world_size: int,
+        local_rank: int,
+        objective: Objective | None = None,
+    ) -> None:
+        self.objective = objective or Supervised(config)
+        """What the model learns; the class labels if absent."""
         self.device = choose_device(config, local_rank)
         deepspeed = import_deepspeed(self.device)
         initialize_distributed(self.device)
         self.config, self.world_size = config, world_size
+        self._examples = Examples(self.device, DTYPES[config.precision], model.num_classes)
         self.micro_batch = config.micro_batch_for(world_size)
         self.accumulation = config.global_batch // (world_size * self.micro_batch)
         model.activation_checkpointing = config.activation_checkpointing
@@ -147,16 +156,16 @@ class Engine:
         for micro in range(self.accumulation):
             rows = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
             torch.manual_seed(_mix(*seed, micro))
-            images, labels, targets = self._examples(batch, rows)
-            logits = self._engine(images)
-            loss = cross_entropy(logits, targets, loss=self.config.loss, label_smoothing=self.config.label_smoothing)
+            question = self.objective.question(self._examples.of_rows(batch, rows))
+            outputs = self._engine(*question.inputs)
+            loss = self.objective.loss(outputs, question)
             self._engine.backward(loss)
             if self.config.zero_stage == 0:
                 self._plain_norm = self._norm_of_gradients()
             self._engine.step()
             with torch.no_grad():
                 totals[0] += loss.detach()
-                totals[1] += correct(logits, labels).double().mean()
+                totals[1] += self.objective.hits(outputs, question).double().mean()
         totals[:2] /= self.accumulation
         totals[2] += float(signal)
         totals[3] += float(replaced)
@@ -175,10 +184,12 @@ class Engine:
         )
 
     @torch.no_grad()
-    def logits(self, images: Tensor) -> Tensor:
-        """Scores [B, C] in evaluation mode. With ZeRO 3 every rank must call it equally often."""
+    def judge(self, batch: EvaluationBatch) -> tuple[Tensor, Tensor]:
+        """Loss of each row, and its part that is right, [b] each. With ZeRO 3 every rank must call it equally often."""
         self._engine.eval()
-        return self._engine(self._inputs(images)).float().cpu()
+        question = self.objective.question(self._examples.of_evaluation(batch))
+        outputs = self._engine(*question.inputs)
+        return self.objective.losses(outputs, question).cpu(), self.objective.hits(outputs, question).cpu()
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Element-wise sum of a small CPU tensor over all ranks."""
@@ -194,25 +205,6 @@ class Engine:
             squares += held.detach().square().sum(dtype=torch.float64).to(self.device)
         # Without ZeRO every rank holds everything.
         return squares / (self.world_size if self.config.zero_stage == 0 else 1)
-
-    def _examples(self, batch: Batch, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """The network's input of some rows, their own labels, and the targets, which mixing makes of the labels."""
-        # Pinned memory is given to nobody else before its copy is done (torch's caching host allocator sees to it).
-        images = batch.images[rows].to(self.device, non_blocking=True)
-        labels = batch.labels[rows].to(self.device, non_blocking=True)
-        if batch.mixing is None:
-            return self._inputs(images), labels, labels
-        other = batch.mixing.rows(rows)
-        weights = other.weights.to(self.device)
-        mixed = mix_images(images, other.images.to(self.device, non_blocking=True), weights)
-        others = other.labels.to(self.device)
-        if labels.ndim == 2:
-            return self._inputs(mixed), labels, mix_multi_hot(labels, others, weights)
-        return self._inputs(mixed), labels, mix_classes(labels, others, weights, self._engine.module.num_classes)
-
-    def _inputs(self, images: Tensor) -> Tensor:
-        """The network's input on its device, from the loader's bytes."""
-        return normalise(images.to(self.device)).to(DTYPES[self.config.precision])
 
     # State
 
@@ -261,12 +253,12 @@ class Engine:
         # gradients and a zero rate moves no weight.
         for group in self._engine.optimizer.param_groups:
             group["lr"] = 0.0
-        size = self._engine.module.resolution
+        nothing = self._examples.of_nothing(self.micro_batch, self._engine.module.resolution)
         self._engine.train()
         for _ in range(self.accumulation):
             # As many as in training: a compiled network would else be another one after a restart.
-            logits = self._engine(self._inputs(torch.zeros(self.micro_batch, size, size, 3, dtype=torch.uint8)))
-            self._engine.backward(logits.float().sum() * 0.0)
+            question = self.objective.question(nothing)
+            self._engine.backward(self._engine(*question.inputs).float().sum() * 0.0)
             self._engine.step()
 
     def _norm_of_gradients(self) -> Tensor:

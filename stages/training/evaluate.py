@@ -1,4 +1,4 @@
-"""Loss and top-1 accuracy over whole splits, each sample counted once on any number of ranks."""
+"""Loss and accuracy over whole splits, each sample counted once on any number of ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from stages.context import Rank
 from stages.data.loader import evaluation_batches
 from stages.training.engine import Engine
-from stages.training.objectives import correct, per_image_loss
 from stages.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -26,9 +25,9 @@ class Interrupted(Exception):
 
 
 def evaluate(job: Job, rank: Rank, engine: Engine, splits: tuple[str, ...], watchdog: Watchdog) -> dict[str, float]:
-    """Mean loss and accuracy over `splits`. Collective: every rank makes the same number of forward passes.
+    """Mean loss over `splits`, and accuracy where there is any.
 
-    Raises Interrupted, on all ranks alike.
+    Collective: every rank makes the same number of forward passes. Raises Interrupted, on all ranks alike.
     """
     totals = torch.zeros(3, dtype=torch.float64)
     batches = evaluation_batches(
@@ -48,9 +47,8 @@ def evaluate(job: Job, rank: Rank, engine: Engine, splits: tuple[str, ...], watc
             asked = torch.tensor(float(rank.stop_requested() is not None))
             if engine.sum_over_ranks(asked) > 0:
                 raise Interrupted
-        logits = engine.logits(batch.images)
-        losses = per_image_loss(logits, batch.labels, loss=job.config.loss)
-        hits = correct(logits, batch.labels)
+        losses, hits = engine.judge(batch)
         totals += torch.stack([losses[batch.mask].sum(), hits[batch.mask].sum(), batch.mask.sum()]).double()
     loss, hits, count = engine.sum_over_ranks(totals).tolist()
-    return {"loss": loss / count, "accuracy": hits / count}
+    figures = {"loss": loss / count}
+    return {**figures, "accuracy": hits / count} if engine.objective.has_accuracy else figures

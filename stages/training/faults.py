@@ -14,7 +14,7 @@ from cluster.errors import UserError
 from stages.context import Rank, write_fault
 from stages.training.devices import memory_limit, resident_memory
 from stages.training.fitting import fitting_moves
-from stages.training.memory import Network, memory
+from stages.training.memory import memory
 
 if TYPE_CHECKING:
     from stages.training.job import Job
@@ -67,7 +67,7 @@ def _advice(job: Job, rank: Rank, before: int, found: str) -> str:
     `before` is what the process held of the device in bytes when training began.
     """
     config, device = job.config, "cuda" if job.config.gpus_per_worker else "cpu"
-    network = Network(model=job.model, resolution=job.resolution, num_classes=len(job.class_ids))
+    network = job.network
     needed = memory(config, network, rank.world_size, device)
     limit = memory_limit(config, rank.local_rank)
     text = f"rank {rank.rank} ran out of memory ({found}); training needs about {needed.total / 1e9:.1f} GB a worker"

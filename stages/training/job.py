@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from stages.context import Output, Rank
 from stages.data.manifest import dataset_meta
 from stages.models.config import AnyModel
+from stages.models.masked_config import MaskedConfig
 from stages.training.config import TrainingConfig
+from stages.training.memory import Network
 from stages.training.schedule import Cooldown, cooled_rate, learning_rate
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class Job:
     evaluation: dict[str, tuple[str, ...]]
     """Splits to evaluate at the end, by the name that their metrics carry. `validation` also in between."""
     class_ids: tuple[int, ...]
-    """The data set's label of each output of the network."""
+    """The data set's label of each output of the network, or of each class that it is shown."""
     updates: int
     seed: int
     pretrained: Output | None = None
@@ -38,6 +40,14 @@ class Job:
     """How a branch ends, which begins with a checkpoint of its trunk."""
     trunk_folder: str | None = None
     """Key prefix of the trunk's folder."""
+    masked: MaskedConfig | None = None
+    """How masked patches are predicted, where they are, in place of classes."""
+
+    @property
+    def network(self) -> Network:
+        """What is trained, as far as its size goes."""
+        classes = 0 if self.masked is not None else len(self.class_ids)
+        return Network(model=self.model, resolution=self.resolution, num_classes=classes, masked=self.masked)
 
     def rate(self, update: int) -> float:
         """Learning rate of an update."""
@@ -51,11 +61,12 @@ class Job:
         return {
             "model": self.model.model_dump(mode="json"),
             "resolution": self.resolution,
-            "num_classes": len(self.class_ids),
+            "num_classes": self.network.num_classes,
             "classes": [classes[i] for i in self.class_ids],
             "class_ids": list(self.class_ids),
             "seed": self.seed,
             "trained_on": self.dataset.digest,
+            **({"objective": self.masked.model_dump(mode="json")} if self.masked is not None else {}),
         }
 
 

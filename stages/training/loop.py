@@ -17,9 +17,9 @@ from stages.context import CheckpointDamaged, Rank, Rollback
 from stages.data.loader import TrainLoader
 from stages.metrics import MetricWriter
 from stages.models.build import Network, build
-from stages.models.config import model_config
-from stages.models.flops import forward_macs
+from stages.models.config import as_vit, model_config
 from stages.models.initialize import initialize
+from stages.models.masked import MaskedVisionTransformer
 from stages.models.store import WEIGHTS, adapt, read_state
 from stages.training.checkpoint import CheckpointWriter
 from stages.training.config import TrainingConfig, usable_ranks
@@ -40,7 +40,9 @@ from stages.training.fetch import fetched
 from stages.training.guard import Guard
 from stages.training.job import Job
 from stages.training.manifest import Position
+from stages.training.masked import MaskedPrediction
 from stages.training.meters import Meters
+from stages.training.objectives import Objective, Supervised
 from stages.training.report import Pending, StepReport
 from stages.training.restore import load_weights
 from stages.training.watchdog import Watchdog
@@ -105,7 +107,7 @@ class _Run:
 
     def __init__(self, job: Job, rank: Rank, watchdog: Watchdog, stack: ExitStack) -> None:
         self.job, self.rank, self.watchdog = job, rank, watchdog
-        model = build(job.model, job.resolution, len(job.class_ids))
+        model = _network(job)
         # Before there is an engine, whose peak of memory it would add to.
         peak = job.config.peak_tflops or (_matrix_rate(job.config, rank) if rank.rank == 0 else 0.0)
         data = job.dataset.digest
@@ -116,7 +118,7 @@ class _Run:
             else:
                 position = Position(data=data)
                 _initialize(model, job, rank)
-            self.engine = Engine(model, job.config, rank.world_size, rank.local_rank)
+            self.engine = Engine(model, job.config, rank.world_size, rank.local_rank, _objective(job))
             if checkpoint is not None:
                 self.engine.restore(position.counters, checkpoint.tensors())
         self.start = position.update
@@ -130,7 +132,7 @@ class _Run:
         keep = {"keep_last": job.config.keep_last, "keep_every": job.config.keep_every}
         self.checkpoints = CheckpointWriter(rank, self.metrics, job.about(), **keep)
         stack.callback(self._settle_checkpoint)
-        flops = 6.0 * forward_macs(job.model, job.resolution, len(job.class_ids))
+        flops = 6.0 * job.network.macs
         self.meters = Meters(self.engine, job.config, update=position.update, flops_per_image=flops, peak=peak)
         self.pending: deque[tuple[int, int, Pending]] = deque()
 
@@ -228,7 +230,7 @@ class _Run:
             return
         values = {
             "loss": report.loss,
-            "accuracy": report.accuracy,
+            "accuracy": report.accuracy if self.engine.objective.has_accuracy else None,
             "gradient_norm": report.gradient_norm,
             "parameter_norm": report.parameter_norm,
             "lr": self.job.rate(update),
@@ -270,6 +272,19 @@ class _Run:
     def _export(self, key: str, name: str) -> dict[str, Any] | None:
         with self.watchdog.patient(f"{name} is exported"):
             return export_weights(self.engine, self.rank, key, name)
+
+
+def _network(job: Job) -> Network:
+    """What is trained, uninitialised."""
+    if job.masked is not None:
+        return MaskedVisionTransformer(as_vit(job.model), job.resolution, job.masked)
+    return build(job.model, job.resolution, len(job.class_ids))
+
+
+def _objective(job: Job) -> Objective:
+    if job.masked is not None:
+        return MaskedPrediction(job.masked, as_vit(job.model), job.seed)
+    return Supervised(job.config)
 
 
 def _matrix_rate(config: TrainingConfig, rank: Rank) -> float:

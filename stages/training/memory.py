@@ -13,8 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stages.models.activations import activations
-from stages.models.config import AnyModel
-from stages.models.flops import parameter_count
+from stages.models.config import AnyModel, as_vit
+from stages.models.flops import (
+    forward_macs,
+    masked_head_parameters,
+    masked_macs,
+    masked_parameters,
+    parameter_count,
+)
+from stages.models.masked_config import MaskedConfig
 from stages.training.config import TrainingConfig
 from stages.training.gradient_memory import Device, gradients
 
@@ -36,11 +43,20 @@ class Network:
     model: AnyModel
     resolution: int
     num_classes: int
+    masked: MaskedConfig | None = None
+    """Where masked patches are predicted, and no classes."""
 
     @property
     def parameters(self) -> int:
         """Number of trained parameters."""
-        return parameter_count(self.model, self.resolution, self.num_classes)
+        own = parameter_count(self.model, self.resolution, self.num_classes)
+        return own if self.masked is None else own + masked_parameters(as_vit(self.model), self.masked)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one image's forward pass."""
+        own = forward_macs(self.model, self.resolution, self.num_classes)
+        return own if self.masked is None else own + masked_macs(as_vit(self.model), self.resolution, self.masked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +157,7 @@ def _moments_of_update(
         network.num_classes,
         itemsize=itemsize(config),
         fused=device == "cuda",
+        masked=network.masked,
     )
     held = gradients(config, network.parameters, world_size, device)
     units, made, filled = len(found.units), _head(network), held.standing + held.filling
@@ -182,4 +199,6 @@ def _backward_pass(number: int, units: int) -> str:
 
 
 def _head(network: Network) -> int:
+    if network.masked is not None:
+        return masked_head_parameters(as_vit(network.model), network.masked)
     return (network.model.features + 1) * network.num_classes

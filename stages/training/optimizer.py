@@ -18,14 +18,21 @@ def decayed(name: str, parameter: nn.Parameter) -> bool:
     return name.endswith(".weight") and parameter.ndim >= 2
 
 
+def of_head(name: str) -> bool:
+    """Whether a parameter belongs to the last layer, of classes or of masked patches; a hidden layer does not."""
+    return name.startswith(("head.", "prediction."))
+
+
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """A torch optimizer over two groups of parameters: with weight decay, and without."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in named if decayed(name, p)], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in named if not decayed(name, p)], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """A torch optimizer over groups of parameters: with weight decay, without and, where it has its own, the head."""
+    apart = config.head_weight_decay is not None
+    body, head, rest = [], [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            group = rest if not decayed(name, parameter) else head if apart and of_head(name) else body
+            group.append(parameter)
+    decays = ((body, config.weight_decay), (rest, 0.0), (head, config.head_weight_decay or 0.0))
+    groups = [{"params": parameters, "weight_decay": decay} for parameters, decay in decays if parameters]
     if config.optimizer == "sgd":
         kind = AveragedSGD if config.polyak_decay else torch.optim.SGD
         optimizer = kind(groups, lr=config.peak_lr, momentum=config.momentum, fused=True)

@@ -32,8 +32,10 @@ def learning_rate(config: TrainingConfig, update: int, total: int) -> float:
     """Learning rate of update `update` (1 to `total`).
 
     With progress p = (t - w) / (T - w) after w warm-up updates: cosine lr (1 + cos πp) / 2, linear
-    end + (lr - end)(1 - p), both times min(1, t / w), where lr is the config's `peak_lr`. As in
-    `vit_jax/utils.py` of the paper's code, t counts from 0, so that the first update of a warm-up has rate 0.
+    end + (lr - end)(1 - p), rsqrt lr / √(1 + (max(t - w, 0) + shift) / timescale), all times min(1, t / w), where lr
+    is the config's `peak_lr`. As in `vit_jax/utils.py` of the paper's code, t counts from 0, so that the first update
+    of a warm-up has rate 0. In the last c `cooldown_updates` that rate r is end + (r - end)(T - t) / c. rsqrt and the
+    cooldown are those of big_vision (`utils.py`), where a cooldown always ends at 0.
     """
     step, warmup = update - 1, config.warmup(total)
     progress = min(max((step - warmup) / max(1, total - warmup), 0.0), 1.0)
@@ -41,6 +43,11 @@ def learning_rate(config: TrainingConfig, update: int, total: int) -> float:
         rate = config.peak_lr * 0.5 * (1 + math.cos(math.pi * progress))
     elif config.decay == "linear":
         rate = config.end_lr + (config.peak_lr - config.end_lr) * (1 - progress)
+    elif config.decay == "rsqrt":
+        rate = config.peak_lr / math.sqrt(1 + (max(step - warmup, 0) + config.shift) / config.timescale)
     else:
         rate = config.peak_lr
-    return rate * min(1.0, step / warmup) if warmup else rate
+    rate *= min(1.0, step / warmup) if warmup else 1.0
+    if total - step >= config.cooldown_updates:
+        return rate
+    return config.end_lr + (rate - config.end_lr) * (total - step) / config.cooldown_updates

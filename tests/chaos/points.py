@@ -53,10 +53,10 @@ class _Points:
             self._note(event="start", update=_update(checkpoint) if checkpoint else 0)
 
     def patch(self) -> None:
-        from stages.training import checkpoint, engine
+        from stages.training import checkpoint, engine, objectives
 
         self._wrap(engine.Engine, "step", self._step)
-        self._wrap(engine, "cross_entropy", self._in_update)
+        self._wrap(objectives, "cross_entropy", self._in_update)
         self._wrap(checkpoint.Snapshot, "take", self._take)
         self._wrap(checkpoint.CheckpointWriter, "_commit", self._commit)
         if os.environ.get(MANIFEST_FIRST):

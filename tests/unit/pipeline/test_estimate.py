@@ -275,3 +275,16 @@ def test_fewer_workers_take_no_more_images_at_once():
     assert pretrain(workers=[4, 64], micro_batch=32).micro_batch_for(4) == 32
     # A fixed number has all of its rows.
     assert pretrain(workers=4).micro_batch_for(4) == 1024
+
+
+def test_what_predicts_masked_patches_counts_and_no_classes_are_asked_for(tmp_path):
+    ingest = IngestConfig.model_validate({"source": {"kind": "digits"}})
+    config = pretrain(updates=10, objective={"kind": "masked"})
+    workflow = Workflow(name="masked", stages={"ingest": ingest, "pretrain": config})
+    found = plan(open_storage(f"file://{tmp_path}"), workflow, Question(shape=parse_shape("h100x64"), images=1000))
+    work = next(stage for stage in found if stage.name == "pretrain").work
+    # Of ViT-L/16 without a head: the mask's embedding, and 512 colours for 98 of its 196 patches.
+    body = Network(model=LARGE, resolution=224, num_classes=0)
+    assert work["parameters"] == body.parameters + 1024 + 1025 * 512
+    assert work["exaflops"] == pytest.approx(6 * (body.macs + 98 * 1024 * 512) * 40_960 / 1e18)
+    assert work["classes"] == 0

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.models import blocks
 from stages.models.activations import activations
 from stages.models.config import ModelConfig
+from stages.models.masked import MaskedVisionTransformer
+from stages.models.masked_config import MaskedConfig
 from stages.models.vit import VisionTransformer
 
 RESOLUTION, CLASSES, IMAGES = 32, 10, 3
@@ -21,6 +23,10 @@ def config(**fields) -> ModelConfig:
 def kept_by_autograd(model: ModelConfig, dtype: torch.dtype) -> int:
     """Bytes of all tensors that a forward pass saves, each memory counted once, the weights left out."""
     network = VisionTransformer(model, RESOLUTION, CLASSES).to(dtype)
+    return kept(network, torch.randn(IMAGES, 3, RESOLUTION, RESOLUTION, dtype=dtype))
+
+
+def kept(network: nn.Module, *inputs: Tensor) -> int:
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     saved: dict[int, Tensor] = {}
 
@@ -29,7 +35,7 @@ def kept_by_autograd(model: ModelConfig, dtype: torch.dtype) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(torch.randn(IMAGES, 3, RESOLUTION, RESOLUTION, dtype=dtype))
+        network(*inputs)
     return sum(tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in weights)
 
 
@@ -41,6 +47,19 @@ def test_what_is_kept_is_what_autograd_keeps(fields):
     outside = CLASSES * (4 + 4)
     expected = found.kept(model.depth, checkpointing=False) + found.tail - outside
     assert IMAGES * expected == kept_by_autograd(model, torch.float32)
+
+
+@pytest.mark.parametrize("target", ["mean_colour", "downsized", "pixels"])
+def test_what_predicting_masked_patches_keeps(target):
+    model, masked = config(), MaskedConfig(target=target)
+    corrupted = masked.corrupted(16)
+    found = activations(model, RESOLUTION, 0, itemsize=4, fused=False, masked=masked)
+    # The predictions, and what the loss keeps of them.
+    outside = corrupted * masked.outputs(model) * (4 + 4)
+    expected = found.kept(model.depth, checkpointing=False) + found.tail - outside
+    places, sources = (torch.zeros(IMAGES, corrupted, dtype=torch.int64) for _ in range(2))
+    images = torch.randn(IMAGES, 3, RESOLUTION, RESOLUTION)
+    assert IMAGES * expected == kept(MaskedVisionTransformer(model, RESOLUTION, masked), images, places, sources)
 
 
 def test_fused_attention_keeps_no_square_of_the_tokens(monkeypatch):

@@ -6,7 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stages.models.config import ModelConfig
 from stages.models.flops import forward_macs, parameter_count
+from stages.models.masked import MaskedVisionTransformer
+from stages.models.masked_config import MaskedConfig
 from stages.models.vit import VisionTransformer
+from stages.training.memory import Network
 from tests.unit.stages.models.outputs import small_config
 
 JFT_IMAGES = 303e6
@@ -109,3 +112,18 @@ def test_pretraining_costs_what_the_papers_table_6_says(variant, patch_size, epo
     # formula (56.1) and is left out.
     found = 6 * forward_macs(of(variant, patch_size), 224, 0) * JFT_IMAGES * epochs / 1e18
     assert found == pytest.approx(exaflops, abs=0.5 + 0.0017 * exaflops)
+
+
+@pytest.mark.parametrize("target", ["mean_colour", "downsized", "pixels"])
+@pytest.mark.parametrize("pool", ["token", "average"])
+def test_what_predicts_masked_patches_is_counted(target, pool):
+    masked = MaskedConfig(target=target)
+    network = Network(model=of("Ti", 16, pool=pool), resolution=64, num_classes=0, masked=masked)
+    with torch.device("meta"):
+        model = MaskedVisionTransformer(network.model, 64, masked)
+        places = torch.zeros(1, 8, dtype=torch.int64)
+        images = torch.zeros(1, 3, 64, 64)
+    assert network.parameters == sum(parameter.numel() for parameter in model.parameters())
+    with FlopCounterMode(display=False) as counter:
+        model(images, places, places)
+    assert counter.get_total_flops() == 2 * network.macs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.context import Rollback
-from stages.training import engine
+from stages.training import objectives
 from stages.training.config import GuardConfig
 from stages.training.guard import Guard
 from stages.training.loop import train
@@ -67,7 +67,7 @@ def explode(monkeypatch, at: int, value: float) -> None:
     def exploding(*arguments, **options):
         return cross_entropy(*arguments, **options) * (value if next(calls) == at else 1.0)
 
-    monkeypatch.setattr(engine, "cross_entropy", exploding)
+    monkeypatch.setattr(objectives, "cross_entropy", exploding)
 
 
 @pytest.mark.parametrize(("value", "words"), [(float("nan"), "the loss is nan"), (100.0, "the loss rose to")])
@@ -82,7 +82,7 @@ def test_training_goes_back_leaves_the_data_out_and_a_kill_after_that_gives_the_
     assert outcome["reason"].startswith(words)
     assert outcome == {**outcome, "outcome": "rollback", "update": 8, "start": 7 * 32, "stop": 9 * 32}
     assert stage.commits == [3, 6]
-    monkeypatch.setattr(engine, "cross_entropy", cross_entropy)
+    monkeypatch.setattr(objectives, "cross_entropy", cross_entropy)
 
     left_out = Rollback(update=8, start=7 * 32, stop=9 * 32, reason=words)
     stage.rollbacks = (left_out,)
@@ -125,7 +125,7 @@ def test_gradients_that_are_no_numbers_are_trouble_at_every_zero_stage(make_stag
         loss = cross_entropy(*arguments, **options)
         return _SpoiledGradient.apply(loss) if next(calls) == 5 else loss
 
-    monkeypatch.setattr(engine, "cross_entropy", spoiling)
+    monkeypatch.setattr(objectives, "cross_entropy", spoiling)
     outcome = train(stage.job(zero_stage=zero_stage, precision=precision), stage.rank())
     assert (outcome["outcome"], outcome["update"]) == ("rollback", 5)
     assert outcome["reason"].startswith("the gradients' norm is")

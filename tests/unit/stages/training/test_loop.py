@@ -14,7 +14,7 @@ from stages.metrics import MetricReader
 from stages.models.build import build
 from stages.models.config import model_config
 from stages.models.initialize import initialize
-from stages.training import engine
+from stages.training import engine, objectives
 from stages.training.loop import train
 from stages.training.objectives import cross_entropy
 from stages.training.optimizer import make_optimizer
@@ -189,7 +189,7 @@ def explode(monkeypatch, *updates: int) -> None:
     def exploding(*arguments, **options):
         return cross_entropy(*arguments, **options) * (float("nan") if next(calls) in updates else 1.0)
 
-    monkeypatch.setattr(engine, "cross_entropy", exploding)
+    monkeypatch.setattr(objectives, "cross_entropy", exploding)
 
 
 def test_nothing_is_committed_after_a_loss_that_is_not_finite(make_stage, monkeypatch, lag):
@@ -251,8 +251,10 @@ def test_a_stop_in_the_last_evaluation_leaves_the_rest_to_the_next_attempt(make_
 
 def test_an_evaluation_has_no_more_images_at_once_than_training(make_stage, monkeypatch):
     sizes = []
-    logits = engine.Engine.logits
-    monkeypatch.setattr(engine.Engine, "logits", lambda self, images: sizes.append(len(images)) or logits(self, images))
+    judge = engine.Engine.judge
+    monkeypatch.setattr(
+        engine.Engine, "judge", lambda self, batch: sizes.append(len(batch.images)) or judge(self, batch)
+    )
     stage = make_stage("sizes")
     train(stage.job(updates=1, micro_batch=8), stage.rank())
     assert set(sizes) == {8}
