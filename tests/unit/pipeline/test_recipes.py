@@ -17,6 +17,7 @@ from stages.ingest.config import IngestConfig
 from stages.models.build import build
 from stages.models.config import ModelConfig, model_config
 from stages.models.initialize import initialize
+from stages.models.masked_config import MaskedConfig
 from stages.models.resnet_config import BitConfig
 from stages.pretrain.config import PretrainConfig
 from stages.training.objectives import cross_entropy
@@ -143,7 +144,7 @@ def thin(model: ModelConfig | BitConfig) -> ModelConfig | BitConfig:
 
 
 def test_every_recipe_is_held_against_its_source():
-    assert set(shipped()) - OWN == {*ROWS, *TABLE_4}
+    assert set(shipped()) - OWN == {*ROWS, *TABLE_4, "masked/b16"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -211,6 +212,18 @@ def test_what_is_decayed_and_the_loss_at_the_start(name):
     assert loss == pytest.approx(sigmoid if row.loss == "sigmoid" else math.log(row.classes), rel=1e-5)
     if row.classes == 21_843 and row.loss == "sigmoid":
         assert loss == pytest.approx(10.99, abs=0.005)
+
+
+def test_masked_patch_prediction_is_that_of_the_appendix(tmp_path):
+    config = pretraining("masked/b16")
+    assert config.model == model_config("B/16")
+    assert config.masked == MaskedConfig(ratio=0.5, target="mean_colour", mask_share=0.8, random_share=0.1)
+    (work,) = (s.work for s in plan(file_storage(tmp_path), load_workflow("masked/b16")) if s.name == "pretrain")
+    # 14 epochs of JFT-300M, as the paper says.
+    assert (work["updates"], work["images"] / JFT) == (1_000_000, pytest.approx(14, abs=0.5))
+    assert (config.optimizer, config.global_batch, config.decay) == ("adamw", 4096, "cosine")
+    rate = [learning_rate(config, update, 1_000_000) for update in (1, WARMUP + 1, 505_001, 1_000_000)]
+    assert rate == pytest.approx([0.0, 2e-4, 1e-4, 0.0], abs=1e-8)
 
 
 @pytest.mark.parametrize("name", TABLE_4)
