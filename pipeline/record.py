@@ -13,6 +13,7 @@ import json
 import threading
 from collections.abc import Iterable, Mapping
 from functools import cache
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -272,8 +273,9 @@ def builds() -> Mapping[str, str]:
 
 
 def _code() -> str:
-    """Of this program's own sources, which go along with a job without a version."""
-    return code_digest(Path(__file__).parents[1] / name for name in ("cluster", "pipeline", "stages"))
+    """Of this program's own sources, which go along with a job without a version, each package to its own place."""
+    packages = [import_module(name) for name in ("cluster", "pipeline", "stages")]
+    return code_digest(Path(package.__path__[0]) for package in packages)
 
 
 def code_digest(modules: Iterable[Path]) -> str:

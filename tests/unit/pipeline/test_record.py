@@ -1,8 +1,23 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from cluster.storage import open_storage
 from pipeline import record as record_module
-from pipeline.record import AttemptNote, Record, read_note, read_record, seconds_before, write_note, write_record
+from pipeline.record import (
+    AttemptNote,
+    Record,
+    builds,
+    read_note,
+    read_record,
+    seconds_before,
+    write_note,
+    write_record,
+)
 from stages import metrics as metrics_module
 from stages.metrics import MetricWriter
 
@@ -86,3 +101,22 @@ def test_a_record_of_an_earlier_version_counts_its_own_attempt(storage, clock):
     old = finished(storage, clock, 1).model_dump(mode="json")
     del old["earlier_seconds"]
     assert Record.model_validate(old).seconds == 3600
+
+
+def test_the_code_is_the_same_wherever_its_packages_lie(tmp_path):
+    """A job's cluster has each of them in a folder of its own."""
+    here = Path(record_module.__file__).parents[1]
+    for name in ("cluster", "pipeline", "stages"):
+        shutil.copytree(here / name, tmp_path / name / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def elsewhere() -> str:
+        path = os.pathsep.join(str(tmp_path / name) for name in ("cluster", "pipeline", "stages"))
+        code = "from pipeline.record import builds; print(builds()['code'])"
+        environment = {**os.environ, "PYTHONPATH": path}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path).stdout
+
+    assert elsewhere().strip() == builds()["code"]
+    with open(tmp_path / "stages" / "stages" / "config.py", "a") as file:
+        file.write("# Changed.\n")
+    assert elsewhere().strip() != builds()["code"]
