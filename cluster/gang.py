@@ -55,6 +55,14 @@ class GangError(Exception):
         self.died = died
 
 
+class NoRoom(GangError):
+    """The workers could not be started in time: the room that there was has been taken by others. No code of them ran."""
+
+    def __init__(self, workers: int | tuple[int, int]) -> None:
+        count = workers if isinstance(workers, int) else workers[0]
+        super().__init__(f"{count} workers could not be started: the cluster's room was taken meanwhile", died=False)
+
+
 def run_gang(
     function: Callable[[Any, Place], Any],
     argument: Any,
@@ -71,7 +79,7 @@ def run_gang(
     A pair of `workers` is the fewest and the most; as many are started as there is room for, and their number
     stays. `cpus`, `gpus` and `memory` (in GB) are reserved per worker, on machines that have the `labels`. Workers
     have the environment of the Ray job that this process belongs to. There are no retries here. Raises UserError
-    where a worker raised one, else GangError.
+    where a worker raised one, NoRoom where they could not be started, else GangError.
     """
     if workers == 0:
         return function(argument, Place(rank=0, world_size=1, local_rank=0, own_process=False))
@@ -81,6 +89,7 @@ def run_gang(
     os.environ.update(QUIET)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from cluster.rendezvous import Rendezvous
@@ -109,6 +118,9 @@ def run_gang(
             with kept_handlers():
                 return trainer.fit().return_value
         except TrainingFailedError as error:
+            # The public error has the private one in it (2.60).
+            if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+                raise NoRoom(workers) from None
             raise _explained(error) from None
 
 

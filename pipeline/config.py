@@ -21,6 +21,7 @@ from pipeline.identity import references
 from pipeline.kinds import KINDS, config_of, kind_of
 from pipeline.opaque import OpaqueConfig, looked_for, opaque
 from pipeline.places import with_lines
+from pipeline.repeats import repeat
 from pipeline.spelling import plain_references
 from pipeline.sweep import expand
 from pipeline.yaml_file import apply_override, read_yaml
@@ -32,12 +33,17 @@ BESIDE = {
         "type": "object",
         "description": "which of a sweep's models is this stage's: metric, and mode max or min",
     },
+    "seeds": {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 0},
+        "description": "a stage for each of these seeds, and the mean of their figures",
+    },
     "branch": {
         "type": "object",
         "description": "of a pretrain stage: from, such as pretrain@200000, and cooldown, the updates after that",
     },
 }
-"""What a stage of the file may have beside its own fields; see `pipeline.sweep` and `pipeline.branch`."""
+"""What a stage of the file may have beside its own fields; see `pipeline.sweep`, `.repeats`, `.branch`."""
 RECIPES = Path(__file__).parent / "recipes"
 FORMAT = 1
 """Of a stored workflow file. A user's own need not name it."""
@@ -148,7 +154,7 @@ class Workflow(Config):
 
 def _check_stage_name(place: str, name: Any) -> None:
     # Names become parts of addresses, of commands and of MLflow's metrics.
-    named = isinstance(name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,60}", name)
+    named = isinstance(name, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,99}", name)
     if not named or name == "workflow":
         raise UserError(
             f"{place}got a stage named {name!r}, expected a letter, then letters, digits, - and _, but not 'workflow'"
@@ -240,18 +246,27 @@ def _check_format(source: str, found: Any) -> None:
 
 def _stages(source: str, bodies: dict[Any, Any], stored: bool) -> dict[str, StageConfig]:
     stages: dict[str, StageConfig] = {}
-    for name in bodies:
-        _check_stage_name(f"{source}: stages: ", name)
-        try:
-            body = branched(name, bodies)
-            expanded = expand(name, body) if isinstance(body, dict) else {name: body}
-        except UserError as error:
-            raise UserError(f"{source}: {error}") from error
+    for name, expanded in _expanded(source, bodies).items():
         for own, fields in expanded.items():
             if own in stages or (own != name and own in bodies):
-                raise UserError(f"{source}: stages.{name}.sweep: there is another stage called '{own}'")
+                by = "sweep" if "sweep" in bodies[name] else "seeds"
+                raise UserError(f"{source}: stages.{name}.{by}: there is another stage called '{own}'")
             stages[own] = _stage(source, own, fields, bodies.keys() if stored else None)
     return stages
+
+
+def _expanded(source: str, bodies: dict[Any, Any]) -> dict[str, dict[str, Any]]:
+    """The stages, by name, that each stage of the file stands for: itself alone, those of a sweep, those of seeds."""
+    expanded: dict[str, dict[str, Any]] = {}
+    for name in bodies:
+        _check_stage_name(f"{source}: stages: ", name)
+    try:
+        for name in bodies:
+            body = branched(name, bodies)
+            expanded[name] = expand(name, body) if isinstance(body, dict) else {name: body}
+        return repeat(expanded)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
 
 
 def _stage(source: str, name: Any, body: Any, stored: Collection[str] | None) -> StageConfig:

@@ -46,6 +46,8 @@ def check_stages(stages: Stages) -> None:
             _check_branch(name, config, stages[config.trunk])
         elif isinstance(config, FewshotConfig) and has_known_model(stages, config.model):
             _check_fewshot(stages, name, config)
+        if isinstance(config, TrainingConfig) and config.lr_from:
+            _check_rate(name, config.lr_from, stages)
 
 
 def told_at_once(stages: Stages) -> list[str]:
@@ -95,6 +97,16 @@ def _check_start(name: str, config: PretrainConfig, source: AnyModel) -> None:
         own, theirs = (_told(getattr(model, field)) for model in (config.model, source))
         if own != theirs:
             raise UserError(f"stages.{name}.model.{field}: got {own}, expected {theirs}, {source_name}")
+
+
+def _check_rate(name: str, source: str, stages: Stages) -> None:
+    """The models that a rate is taken from have to be trained here: of others none is known."""
+    config = stages[source]
+    if isinstance(config, ChoiceConfig):
+        for candidate in config.models:
+            _check_rate(name, candidate, stages)
+    elif not isinstance(config, TrainingConfig):
+        raise UserError(f"stages.{name}.lr_from: '{source}' trains nothing, so it has no lr: give lr in its place")
 
 
 def _told(value: Any) -> Any:

@@ -23,10 +23,11 @@ from stages.ingest.config import IngestConfig
 from stages.mixture.config import MixtureConfig
 from stages.pretrain.config import PretrainConfig
 from stages.subset.config import SubsetConfig
+from stages.summary.config import SummaryConfig
 
 SHIPPED: tuple[type[StageConfig], ...] = (
     *(IngestConfig, MixtureConfig, SubsetConfig, PretrainConfig, FinetuneConfig, FewshotConfig, ChoiceConfig),
-    ImportConfig,
+    *(ImportConfig, SummaryConfig),
 )
 KINDS: dict[str, type[StageConfig]] = {config.kind: config for config in SHIPPED}
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from cluster.errors import UserError
-from cluster.gang import run_gang
+from cluster.gang import NoRoom, run_gang
 from cluster.storage import Storage
 from cluster.tasks import map_tasks
 from pipeline.failures import Failure, Failures
@@ -160,6 +160,12 @@ class StageRun:
                 self._release(head, "failed")
                 self._end_attempt(state.attempt, "failed", str(error))
                 raise
+            except NoRoom as error:
+                # Another workflow was faster; nothing of this one has failed. It waits for room again.
+                self._end_attempt(state.attempt, "stopped", str(error))
+                interruptions += 1
+                if interruptions > self.config.preemptions:
+                    raise self._given_up(head, str(error)) from None
             except Exception as error:
                 failure = Failure.of(error, _newest_update(head, state), self._faults(state))
                 failures.add(failure)

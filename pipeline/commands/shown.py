@@ -96,6 +96,7 @@ def _told_silent(seconds: float) -> str:
 def print_status(workflow_id: str, settings: Settings, *, as_json: bool = False, reason: str = "") -> None:
     """`reason` is why the driver has ended, where that is known already."""
     from pipeline.display import fewshot_table, status_table
+    from pipeline.display_models import TABLES
     from pipeline.status import stage_tables
 
     storage = settings.storage()
@@ -109,10 +110,12 @@ def print_status(workflow_id: str, settings: Settings, *, as_json: bool = False,
     console.print(status_table(status))
     if "\n" in status.message:
         console.print(status.message, markup=False, soft_wrap=True)
+    drawn = {**TABLES, "fewshot": fewshot_table}
     for name, found in tables.items():
-        if "fewshot" in found:
-            console.print(f"[bold]{name}[/bold]")
-            console.print(fewshot_table(found["fewshot"]))
+        for kind, rows in found.items():
+            if kind in drawn and rows:
+                console.print(f"[bold]{name}[/bold]")
+                console.print(drawn[kind](rows))
 
 
 def read_status(workflow_id: str, settings: Settings) -> WorkflowStatus:

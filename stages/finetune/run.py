@@ -18,7 +18,7 @@ def run(config: FinetuneConfig, inputs: Inputs, context: Context) -> Result:
     model.grid(config.resolution)
     training = tuple(name for name in ("train", "held_out") if name in splits)
     job = Job(
-        config=config,
+        config=config.with_rate_of(inputs.get("lr_from")),
         model=model,
         resolution=config.resolution,
         dataset=inputs["data"],

@@ -107,7 +107,8 @@ class ModelConfig(Config):
             return f"ViT-{size}/{self.patch_size}"
         own = (size, self.stem.blocks, self.patch_size)
         named = (name.replace("+", "+ViT-") for name, shape in HYBRIDS.items() if shape == own)
-        return next(named, f"R{list(self.stem.blocks)}+ViT-{size}/{self.stride}")
+        blocks = list(self.stem.blocks) or ""
+        return next(named, f"R{blocks}+ViT-{size}/{self.stride}")
 
     @property
     def stride(self) -> int:

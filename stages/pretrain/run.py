@@ -28,7 +28,7 @@ def run(config: PretrainConfig, inputs: Inputs, context: Context) -> Result:
         cooldown = Cooldown(start=config.branch_at, updates=config.cooldown, trunk=config.trunk_updates(images))
     evaluation = {name: (name,) for name in ("validation", "test") if name in dataset.splits}
     job = Job(
-        config=config,
+        config=config.with_rate_of(inputs.get("lr_from")),
         model=config.model,
         resolution=config.resolution,
         dataset=inputs["data"],

@@ -6,13 +6,16 @@ at once.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from cluster.errors import UserError
-from stages.config import Config, StageConfig, added, placement
+from stages.config import Config, StageConfig, added, placement, reference
 from stages.data.config import DataConfig
+
+if TYPE_CHECKING:
+    from stages.context import Output
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 PLAIN = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
@@ -58,6 +61,9 @@ class TrainingConfig(StageConfig):
 
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Adam with decoupled decay, or SGD with momentum")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    lr_from: str | None = reference(
+        "model", "stage, such as a sweep, whose model's lr is taken in place of this one's", default=None
+    )
     lr_batch: int | None = Field(None, gt=0, description="global batch that lr was chosen for, where that is known")
     lr_scale: Literal["none", "linear", "sqrt"] = Field(
         "none", description="how lr follows a global_batch that is not lr_batch: not, in proportion, by the square root"
@@ -187,7 +193,16 @@ class TrainingConfig(StageConfig):
 
     def without_effect(self) -> frozenset[str]:
         # To say what a rate was chosen for makes no other run of it.
-        return frozenset() if self.lr_scale != "none" else frozenset({"lr_batch", "lr_scale"})
+        told = frozenset[str]() if self.lr_scale != "none" else frozenset({"lr_batch", "lr_scale"})
+        return told | {"lr"} if self.lr_from else told
+
+    def with_rate_of(self, model: Output | None) -> Self:
+        """The same, with the learning rate that a model was trained at. Raises UserError where that is not known."""
+        if model is None:
+            return self
+        if "lr" not in model.meta:
+            raise UserError(f"lr_from: of the model from '{self.lr_from}' no lr is known: give lr in its place")
+        return self.model_copy(update={"lr": float(model.meta["lr"])})
 
     @property
     def most_workers(self) -> int:

@@ -46,6 +46,7 @@ def run_training(job: Job, context: Context) -> Result:
         "update": job.updates,
         "images_seen": job.updates * config.global_batch,
         "averaged": config.polyak_decay > 0,
+        "lr": config.lr,
         "metrics": ended["metrics"],
         "left_out": [asdict(rollback) for rollback in context.rollbacks],
     }

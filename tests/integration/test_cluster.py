@@ -137,8 +137,10 @@ def drive(folder: str) -> None:
         ),
         "death": lambda: run_gang(stumble, ("death", folder), workers=2, cpus=0.5, name="death"),
         "room": room,
+        "no room": lambda: run_gang(stumble, ("never", folder), workers=2, cpus=1000, name="no-room"),
     }
     outcomes = {}
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "30"
     for name, act in acts.items():
         began = time.monotonic()
         try:
@@ -359,6 +361,11 @@ def test_an_exception_on_a_worker_is_told_with_its_rank(outcomes):
 def test_room_is_counted_by_memory_and_labels_too(outcomes):
     cores = max(2, os.cpu_count() or 1)
     assert outcomes["room"]["value"] == [2 * cores, 2 * cores, 0, 0]
+
+
+def test_a_gang_that_finds_no_room_after_all_is_told_from_one_that_failed(outcomes):
+    assert outcomes["no room"]["error"] == "NoRoom"
+    assert outcomes["no room"]["text"].startswith("2 workers could not be started")
 
 
 def test_a_killed_worker_is_told_from_one_that_raised(outcomes):

@@ -126,7 +126,7 @@ TABLE_4 = {
     "finetune/vtab": (2_500, (0.01,), 0.2),
 }
 WARMUP = 10_000
-OWN = {"digits", "fashion", "folder", "positions"}
+OWN = {"digits", "families", "fashion", "folder", "masked/fashion", "positions"}
 """Recipes that follow no table."""
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from cluster.errors import UserError
-from cluster.gang import GangError
+from cluster.gang import GangError, NoRoom
 from cluster.storage import open_storage
 from pipeline import failures
 from pipeline.config import Workflow
@@ -474,6 +474,21 @@ def test_the_budget_for_machines_that_are_taken_away_is_finite(storage):
     act = throw(Stopped(StopRequest(reason="terminated"), 1.0))
     assert run(storage, disturbed_flow(act, act, preemptions=1)) == "failed"
     assert status(storage).stages["second"].message == "its machines were taken away 2 times"
+
+
+def test_room_that_another_workflow_was_faster_to_take_is_no_failure(storage):
+    act = throw(NoRoom(2))
+    assert run(storage, disturbed_flow(act, act, retries=0)) == "done"
+    ended = [
+        event.data["outcome"] for event in EventLog(storage, "toy-1").new_events() if event.type == "attempt_ended"
+    ]
+    assert ended == ["stopped", "stopped"]
+
+
+def test_the_budget_for_room_that_is_taken_by_others_is_finite(storage):
+    act = throw(NoRoom(2))
+    assert run(storage, disturbed_flow(act, act, retries=0, preemptions=1)) == "failed"
+    assert status(storage).stages["second"].message.startswith("2 workers could not be started")
 
 
 def test_what_the_ranks_found_is_what_is_told_of_a_gang_that_died(storage):

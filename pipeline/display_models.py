@@ -1,0 +1,50 @@
+"""The tables of models beside each other: what was chosen from, and means over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+Rows = list[dict[str, Any]]
+
+
+def choice_table(rows: Rows) -> Table:
+    """The models that were chosen from, by the figure that decided; the chosen one is in bold."""
+    metric = next(key for key in rows[0] if key not in ("stage", "chosen"))
+    table = Table()
+    table.add_column("chosen from")
+    table.add_column(_column(metric), justify="right")
+    for row in rows:
+        table.add_row(row["stage"], _figure(metric, row[metric]), style="bold" if row["chosen"] else "")
+    return table
+
+
+def summary_table(rows: Rows) -> Table:
+    """Means with standard errors, one line for each group of models."""
+    metrics = [key for key in rows[0] if f"{key} ±" in rows[0]]
+    table = Table(title="mean ± standard error over seeds", title_justify="left", title_style="bold")
+    table.add_column("models")
+    table.add_column("seeds", justify="right")
+    for metric in metrics:
+        table.add_column(_column(metric), justify="right")
+    for row in rows:
+        table.add_row(row["group"], str(row["models"]), *(_cell(metric, row) for metric in metrics))
+    return table
+
+
+TABLES = {"choice": choice_table, "summary": summary_table}
+
+
+def _cell(metric: str, row: Mapping[str, Any]) -> str:
+    error = row[f"{metric} ±"]
+    return _figure(metric, row[metric]) + (f" ± {_figure(metric, error)}" if error is not None else "")
+
+
+def _column(metric: str) -> str:
+    return metric.replace("/", " ") + (", %" if metric.endswith("accuracy") else "")
+
+
+def _figure(metric: str, value: float) -> str:
+    return f"{100 * value:.2f}" if metric.endswith("accuracy") else f"{value:.4g}"

@@ -1,0 +1,71 @@
+"""The summary of several models: one row for each group, the mean of each figure and its standard error."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from typing import Any
+
+from cluster.errors import UserError
+from stages.context import Context, Inputs, Output, Result
+from stages.summary.config import SummaryConfig
+
+SPLITS = ("validation", "test")
+
+
+def run(config: SummaryConfig, inputs: Inputs, context: Context) -> Result:
+    """The table, also as `summary.csv` of the output. Raises UserError for a figure that a model has not."""
+    models = [inputs[f"models.{number}"] for number in range(len(config.models))]
+    metrics = config.metrics or _common(models)
+    if not metrics:
+        raise UserError(f"no figure is known of all of {', '.join(config.models)}: name one as metrics")
+    groups: dict[str, list[dict[str, float]]] = {}
+    names = config.groups or config.models
+    for stage, group, model in zip(config.models, names, models, strict=True):
+        groups.setdefault(group, []).append(_figures(stage, model, metrics))
+    rows = [_row(group, figures, metrics) for group, figures in groups.items()]
+    file = context.write("summary.csv", _csv(rows))
+    output = context.commit("summary", [file], {"metrics": list(metrics), "rows": rows})
+    shown = {f"{row['group']}/{metric}": row[metric] for row in rows for metric in metrics}
+    return Result(output=output, metrics={"models": float(len(models)), **shown}, tables={"summary": rows})
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float | None]:
+    """The mean, and the standard error of the mean: the sample's deviation over √n. One value has none."""
+    mean = statistics.fmean(values)
+    return mean, statistics.stdev(values, mean) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def _common(models: list[Output]) -> tuple[str, ...]:
+    """The figures of splits that all models have, in the first one's order."""
+    known = [model.meta.get("metrics", {}) for model in models]
+    return tuple(
+        name for name in known[0] if name.partition("/")[0] in SPLITS and all(name in other for other in known)
+    )
+
+
+def _figures(stage: str, model: Output, metrics: tuple[str, ...]) -> dict[str, float]:
+    known = model.meta.get("metrics", {})
+    for metric in metrics:
+        if metric not in known:
+            raise UserError(
+                f"metrics={metric}: the model from '{stage}' has no such figure; it has {', '.join(known) or 'none'}"
+            )
+    return {metric: float(known[metric]) for metric in metrics}
+
+
+def _row(group: str, figures: list[dict[str, float]], metrics: tuple[str, ...]) -> dict[str, Any]:
+    row: dict[str, Any] = {"group": group, "models": len(figures)}
+    for metric in metrics:
+        mean, error = mean_and_error([own[metric] for own in figures])
+        row |= {metric: mean, f"{metric} ±": error}
+    return row
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,64 @@
+"""The summary of several models."""
+
+import statistics
+
+import pytest
+
+from cluster.errors import UserError
+from stages.context import Output
+from stages.summary.config import SummaryConfig
+from stages.summary.run import run
+from tests.unit.stages.models.outputs import file_storage, stage_context
+
+FIGURES = ((0.5, 2.0), (0.75, 1.0), (0.25, 0.5), (0.875, 3.0))
+
+
+def models() -> dict[str, Output]:
+    return {
+        f"models.{number}": Output(
+            prefix=f"stages/pretrain/{number}",
+            manifest={
+                "kind": "model",
+                "files": [],
+                "meta": {"metrics": {"test/accuracy": accuracy, "test/loss": loss, "seconds": 3.0}},
+            },
+        )
+        for number, (accuracy, loss) in enumerate(FIGURES)
+    }
+
+
+def summary(tmp_path, **fields):
+    config = SummaryConfig.model_validate({"from": ["a-seed-0", "a-seed-1", "a-seed-2", "b"], **fields})
+    context = stage_context(file_storage(tmp_path), "stages/summary/x")
+    return context, run(config, models(), context)
+
+
+def test_each_group_has_the_mean_and_the_standard_error_of_every_figure_of_a_split(tmp_path):
+    context, found = summary(tmp_path, groups=["a", "a", "a", "b"])
+    first, second = found.tables["summary"]
+    assert (first["group"], first["models"], first["test/accuracy"]) == ("a", 3, 0.5)
+    assert first["test/accuracy ±"] == pytest.approx(statistics.stdev([0.5, 0.75, 0.25]) / 3**0.5, rel=1e-15)
+    assert first["test/loss"] == pytest.approx(3.5 / 3, rel=1e-15)
+    # Of one model nobody knows how far it is from others.
+    assert (second["group"], second["test/accuracy"], second["test/accuracy ±"]) == ("b", 0.875, None)
+    assert not [key for key in first if "seconds" in key]
+    assert found.metrics["a/test/accuracy"] == 0.5
+    lines = context.storage.read(found.output.key("summary.csv")).decode().splitlines()
+    assert lines[0] == "group,models,test/accuracy,test/accuracy ±,test/loss,test/loss ±"
+    assert lines[2] == "b,1,0.875,,3.0,"
+
+
+def test_without_groups_each_model_is_its_own_and_named_figures_are_shown_alone(tmp_path):
+    _, found = summary(tmp_path, metrics=["seconds"])
+    assert [row["group"] for row in found.tables["summary"]] == ["a-seed-0", "a-seed-1", "a-seed-2", "b"]
+    assert {key for row in found.tables["summary"] for key in row} == {"group", "models", "seconds", "seconds ±"}
+
+
+def test_a_figure_that_a_model_has_not_is_named(tmp_path):
+    with pytest.raises(UserError, match="metrics=test/top5: the model from 'a-seed-0' has no such figure; it has test"):
+        summary(tmp_path, metrics=["test/top5"])
+
+
+def test_groups_are_one_for_each_model(tmp_path):
+    with pytest.raises(ValueError, match="groups has 1 names for 4 models"):
+        summary(tmp_path, groups=["a"])
