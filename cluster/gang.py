@@ -56,7 +56,7 @@ class GangError(Exception):
 
 
 class NoRoom(GangError):
-    """The workers could not be started in time: the room that there was has been taken by others. No code of them ran."""
+    """The workers could not be started in time: others have taken the room. None of their code has run."""
 
     def __init__(self, workers: int | tuple[int, int]) -> None:
         count = workers if isinstance(workers, int) else workers[0]
@@ -88,8 +88,8 @@ def run_gang(
     connect()
     os.environ.update(QUIET)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from cluster.rendezvous import Rendezvous
