@@ -44,6 +44,8 @@ BESIDE = {
     },
 }
 """What a stage of the file may have beside its own fields; see `pipeline.sweep`, `.repeats`, `.branch`."""
+MODELS_ALONE = ("choose", "seeds")
+"""Of these, what only a stage that makes a model may have."""
 RECIPES = Path(__file__).parent / "recipes"
 FORMAT = 1
 """Of a stored workflow file. A user's own need not name it."""
@@ -229,7 +231,8 @@ def json_schema() -> dict[str, Any]:
     for kind, config in KINDS.items():
         stage = config.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
         definitions |= stage.pop("$defs", {})
-        stage["properties"] = {"kind": {"const": kind}, **stage["properties"], **BESIDE}
+        beside = {key: value for key, value in BESIDE.items() if config.output == "model" or key not in MODELS_ALONE}
+        stage["properties"] = {"kind": {"const": kind}, **stage["properties"], **beside}
         definitions[config.__name__] = stage
         choices.append({"$ref": f"#/$defs/{config.__name__}"})
     schema["properties"]["format"] = {"const": FORMAT, "description": "of this file; need not be there"}

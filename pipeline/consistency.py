@@ -58,7 +58,7 @@ def told_at_once(stages: Stages) -> list[str]:
 
 def other_batch(config: TrainingConfig) -> str:
     """What a global batch that is not the one the learning rate is for makes of it; empty where it is that one."""
-    if config.lr_batch in (None, config.global_batch):
+    if config.lr_from or config.lr_batch in (None, config.global_batch):
         return ""
     at = f"global_batch={config.global_batch:,}, and lr={config.lr:g} is for {config.lr_batch:,}"
     if config.lr_scale != "none":
@@ -82,7 +82,7 @@ def trained_model(stages: Stages, name: str) -> AnyModel:
     except UserError as error:
         raise UserError(f"stages.{name}: {error} (patch_size is that of '{config.model}')") from error
     try:
-        return model.for_finetuning(config.dropout)
+        return model.for_finetuning(config.dropout, config.stochastic_depth)
     except UserError as error:
         raise UserError(f"stages.{name}.{error} ('{config.model}' makes one)") from error
 

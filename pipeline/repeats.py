@@ -30,7 +30,7 @@ def repeat(expanded: Mapping[str, Bodies]) -> dict[str, Bodies]:
     """What each stage of a file stands for, from what it stands for without `seeds`. Raises UserError."""
     members: Repeated = {}
     found = {name: _with_seeds(name, bodies, members) for name, bodies in expanded.items()}
-    tables = {name: bodies[name] for name, bodies in found.items() if bodies[name].get("kind") == SummaryConfig.kind}
+    tables = {name: bodies[name] for name, bodies in found.items() if _is_summary(name, bodies.get(name))}
     for bodies in found.values():
         for own, body in bodies.items():
             if isinstance(body, dict):
@@ -52,12 +52,23 @@ def _with_seeds(name: str, bodies: Bodies, members: Repeated) -> Bodies:
             continue
         own = {key: value for key, value in body.items() if key != "seeds"}
         own.setdefault("kind", name)
+        _check_kind(name, own["kind"])
         for seed in _seeds(name, body):
             member = f"{variant}-seed-{seed}"
             members.setdefault(variant, {})[seed] = member
             found[member] = {**own, "seed": seed}
             groups.append(variant)
     return {**found, name: {"kind": SummaryConfig.kind, "from": list(found), "groups": groups}}
+
+
+def _check_kind(name: str, kind: Any) -> None:
+    """Raises UserError for a stage that makes no model, whose figures no summary knows."""
+    try:
+        made = config_of(kind).output
+    except (UserError, TypeError, AttributeError):
+        return
+    if made != "model":
+        raise UserError(f"stages.{name}.seeds: they are for stages that make a model, and this one makes none")
 
 
 def _seeds(name: str, body: Mapping[str, Any]) -> list[int]:
@@ -79,7 +90,7 @@ def _referring(name: str, body: dict[str, Any], members: Repeated, tables: Bodie
         # It is refused, or kept as it is, where the stage is made.
         return body
     if config is SummaryConfig:
-        return _summary(plain, tables)
+        return _summary(plain, tables, (name,))
     for key in _reference_keys(config, plain):
         value = plain[key]
         own = [_member(name, key, one, plain.get("seed"), members) for one in _listed(value)]
@@ -87,16 +98,21 @@ def _referring(name: str, body: dict[str, Any], members: Repeated, tables: Bodie
     return plain
 
 
-def _summary(body: dict[str, Any], tables: Bodies) -> dict[str, Any]:
-    """A summary of summaries is one of all their models."""
+def _is_summary(name: str, body: Any) -> bool:
+    return isinstance(body, dict) and body.get("kind", name) == SummaryConfig.kind
+
+
+def _summary(body: dict[str, Any], tables: Bodies, outer: tuple[str, ...]) -> dict[str, Any]:
+    """A summary of summaries is one of all their models; `outer` are those that this one is within."""
     if "groups" in body or not isinstance(body.get("from"), list):
         return body
     models: list[Any] = []
     groups: list[Any] = []
     for one in body["from"]:
-        table = tables.get(one) if isinstance(one, str) else None
-        models += table["from"] if table is not None else [one]
-        groups += table.get("groups", table["from"]) if table is not None else [one]
+        table = tables.get(one) if isinstance(one, str) and one not in outer else None
+        inner = _summary(table, tables, (*outer, one)) if table is not None else {"from": [one], "groups": [one]}
+        models += inner["from"]
+        groups += inner.get("groups", inner["from"])
     return {**body, "from": models, "groups": groups}
 
 

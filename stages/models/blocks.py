@@ -159,7 +159,8 @@ class AttentionPool(nn.Module):
         self.kv = nn.Linear(config.width, 2 * config.width)
         self.proj = nn.Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_epsilon)
-        self.mlp = Mlp(config)
+        # Without dropout, as there: the token that it makes is not one of many.
+        self.mlp = Mlp(config.model_copy(update={"dropout": 0.0}))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape

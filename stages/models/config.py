@@ -138,9 +138,10 @@ class ModelConfig(Config):
         """Tokens of a square image."""
         return self.grid(resolution) ** 2 + self.prefix_tokens
 
-    def for_finetuning(self, dropout: float) -> ModelConfig:
-        """The same network with another dropout and a linear head: the old one is dropped whole (paper, B.1.1)."""
-        return self.model_copy(update={"head": "linear", "head_bias": 0.0, "dropout": dropout})
+    def for_finetuning(self, dropout: float, stochastic_depth: float) -> ModelConfig:
+        """The same network with a linear head, the old one being dropped whole (paper, B.1.1), and regularised so."""
+        own = {"dropout": dropout, "stochastic_depth": stochastic_depth}
+        return self.model_copy(update={"head": "linear", "head_bias": 0.0, **own})
 
 
 def as_vit(config: AnyModel) -> ModelConfig:

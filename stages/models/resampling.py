@@ -24,7 +24,7 @@ def resample_position_embeddings(
     The first `prefix_tokens` (the class token's) are kept as they are. Modes: `scipy_bilinear` is the
     paper's (`vit_jax/checkpoint.py`: `scipy.ndimage.zoom` of order 1, that is linear interpolation with
     the corners aligned; for some grids, 28 to 14 among them, scipy's rounding makes the last row and
-    column zero, which is not copied); `bicubic` and `bicubic_antialias` are those of DINOv2 and timm.
+    column zero, which is not copied); `bicubic` is Hugging Face's, and `bicubic_antialias` timm's.
     """
     if old_grid == new_grid:
         return embeddings

@@ -91,10 +91,11 @@ class BitConfig(Config):
             raise ValueError(f"blocks={list(self.blocks)}: expected 1 or more in each of the four stages")
         return self
 
-    def for_finetuning(self, dropout: float) -> BitConfig:
-        """The same network, whose head begins at zero. It has no dropout."""
-        if dropout:
-            raise UserError(f"dropout={dropout}: a ResNet has none: set it to 0")
+    def for_finetuning(self, dropout: float, stochastic_depth: float) -> BitConfig:
+        """The same network, whose head begins at zero. It has no dropout and no stochastic depth."""
+        for name, value in (("dropout", dropout), ("stochastic_depth", stochastic_depth)):
+            if value:
+                raise UserError(f"{name}={value}: a ResNet has none: set it to 0")
         return self.model_copy(update={"head_bias": 0.0})
 
     @property

@@ -26,7 +26,7 @@ def run(config: PretrainConfig, inputs: Inputs, context: Context) -> Result:
     cooldown = None
     if config.branch_at is not None and config.cooldown is not None:
         cooldown = Cooldown(start=config.branch_at, updates=config.cooldown, trunk=config.trunk_updates(images))
-    evaluation = {name: (name,) for name in ("validation", "test") if name in dataset.splits}
+    evaluation = {name: (name,) for name in config.evaluate_splits if name in dataset.splits}
     job = Job(
         config=config.with_rate_of(inputs.get("lr_from")),
         model=config.model,

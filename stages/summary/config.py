@@ -21,7 +21,7 @@ class SummaryConfig(StageConfig):
 
     models: tuple[str, ...] = reference("model", "stages whose models' figures to take", alias="from")
     groups: tuple[str, ...] = Field(
-        (), description="of each model, the row it belongs to; if absent, what its stage is called but for the seed"
+        (), description="of each model, the row it belongs to; if absent, its stage's name without -seed-N"
     )
     metrics: tuple[str, ...] = Field(
         (), description="final figures to show; if absent, all of the validation and test splits"

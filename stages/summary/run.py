@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
 from typing import Any
 
@@ -12,6 +13,7 @@ from stages.context import Context, Inputs, Output, Result
 from stages.summary.config import SummaryConfig
 
 SPLITS = ("validation", "test")
+SEED = re.compile(r"-seed-\d+$")
 
 
 def run(config: SummaryConfig, inputs: Inputs, context: Context) -> Result:
@@ -21,7 +23,7 @@ def run(config: SummaryConfig, inputs: Inputs, context: Context) -> Result:
     if not metrics:
         raise UserError(f"no figure is known of all of {', '.join(config.models)}: name one as metrics")
     groups: dict[str, list[dict[str, float]]] = {}
-    names = config.groups or config.models
+    names = config.groups or tuple(SEED.sub("", stage) for stage in config.models)
     for stage, group, model in zip(config.models, names, models, strict=True):
         groups.setdefault(group, []).append(_figures(stage, model, metrics))
     rows = [_row(group, figures, metrics) for group, figures in groups.items()]

@@ -62,7 +62,7 @@ class TrainingConfig(StageConfig):
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Adam with decoupled decay, or SGD with momentum")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     lr_from: str | None = reference(
-        "model", "stage, such as a sweep, whose model's lr is taken in place of this one's", default=None
+        "model", "stage, such as a sweep, whose model's peak learning rate is this one's", default=None
     )
     lr_batch: int | None = Field(None, gt=0, description="global batch that lr was chosen for, where that is known")
     lr_scale: Literal["none", "linear", "sqrt"] = Field(
@@ -130,6 +130,9 @@ class TrainingConfig(StageConfig):
     keep_last: int = placement(2, "newest checkpoints that are kept; two, so that a damaged one is no loss", ge=1)
     keep_every: int = placement(0, "checkpoints at multiples of this update are kept for good; 0 keeps none", ge=0)
     log_every: int = placement(10, "updates between metric points", ge=1)
+    evaluate_splits: tuple[Literal["validation", "test"], ...] = added(
+        ("validation", "test"), "splits that the end is evaluated on; what is only chosen from needs no test"
+    )
     evaluate_every: int = placement(0, "updates between evaluations; 0 evaluates at the end alone", ge=0)
 
     @model_validator(mode="after")
@@ -175,6 +178,15 @@ class TrainingConfig(StageConfig):
         for name, default in (("timescale", 10_000), ("shift", 0)):
             if self.decay != "rsqrt" and getattr(self, name) != default:
                 raise ValueError(f"{name}={getattr(self, name)} is for decay=rsqrt; decay is {self.decay}")
+        if self.evaluate_every and "validation" not in self.evaluate_splits:
+            raise ValueError(
+                f"evaluate_every={self.evaluate_every} needs the validation split: set it to 0, or name validation in "
+                f"evaluate_splits={list(self.evaluate_splits)}"
+            )
+        default = type(self).model_fields["lr"].default
+        if self.lr_from and (self.lr != default or self.lr_scale != "none"):
+            given = f"lr={self.lr}" if self.lr != default else f"lr_scale={self.lr_scale}"
+            raise ValueError(f"{given}: lr_from={self.lr_from} says what the rate is: take one of them away")
         if self.lr_scale != "none" and self.lr_batch is None:
             raise ValueError(f"lr_scale={self.lr_scale} needs lr_batch, the global batch that lr={self.lr} is for")
         if self.zero_stage == 0 and self.precision != "fp32":
@@ -194,15 +206,18 @@ class TrainingConfig(StageConfig):
     def without_effect(self) -> frozenset[str]:
         # To say what a rate was chosen for makes no other run of it.
         told = frozenset[str]() if self.lr_scale != "none" else frozenset({"lr_batch", "lr_scale"})
-        return told | {"lr"} if self.lr_from else told
+        return told | {"lr", "lr_batch", "lr_scale"} if self.lr_from else told
 
     def with_rate_of(self, model: Output | None) -> Self:
-        """The same, with the learning rate that a model was trained at. Raises UserError where that is not known."""
+        """The same, with the peak learning rate of a model's training. Raises UserError where that is not known."""
         if model is None:
             return self
         if "lr" not in model.meta:
-            raise UserError(f"lr_from: of the model from '{self.lr_from}' no lr is known: give lr in its place")
-        return self.model_copy(update={"lr": float(model.meta["lr"])})
+            raise UserError(
+                f"lr_from: of the model from '{self.lr_from}' no lr is known: make it anew (`retry --from "
+                f"{self.lr_from}`), or give lr in place of lr_from"
+            )
+        return self.model_copy(update={"lr": float(model.meta["lr"]), "lr_scale": "none"})
 
     @property
     def most_workers(self) -> int:

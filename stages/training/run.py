@@ -46,7 +46,7 @@ def run_training(job: Job, context: Context) -> Result:
         "update": job.updates,
         "images_seen": job.updates * config.global_batch,
         "averaged": config.polyak_decay > 0,
-        "lr": config.lr,
+        "lr": config.peak_lr,
         "metrics": ended["metrics"],
         "left_out": [asdict(rollback) for rollback in context.rollbacks],
     }
@@ -55,6 +55,7 @@ def run_training(job: Job, context: Context) -> Result:
         **ended["metrics"],
         "peak_tflops": machine["peak_tflops"],
         "updates": float(job.updates),
+        "lr": config.peak_lr,
         "rollbacks": float(len(context.rollbacks)),
     }
     output = context.commit("model", ended["files"], meta)

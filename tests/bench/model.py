@@ -8,7 +8,7 @@ last line:
 - `share_of_matrix_rate`: our FLOP/s, counted by formula, over the rate of the product; `timm_share` and `hf_share`:
   theirs.
 
-Exits with 1 where ours is not the faster one.
+Exits with 1 where ours is not 1.15 times as fast as each, or has less than 0.60 of that rate.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from stages.models.vit import VisionTransformer
 from tests.unit.stages.models.peers import import_timm
 
 BATCH, CLASSES, RESOLUTION = 16, 1000, 224
+FASTER, SHARE = 1.15, 0.60
+"""What docs/benchmarks.md promises."""
 SIDE = 2048
 """Of the matrices whose product is measured."""
 
 
 def main() -> None:
-    """Measure, print, and exit with 1 where a peer is faster."""
+    """Measure, print, and exit with 1 where a limit is missed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
@@ -63,7 +65,8 @@ def main() -> None:
     found |= {"share_of_matrix_rate": shares["ours"], "timm_share": shares["timm"], "hf_share": shares["hf"]}
     print(f"cores: {os.cpu_count()}, matrix rate {statistics.median(rates) / 1e12:.2f} TFLOP/s")
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
-    sys.exit(1 if min(found["vs_timm"], found["vs_hf"]) <= 1 else 0)
+    kept = min(found["vs_timm"], found["vs_hf"]) >= FASTER and found["share_of_matrix_rate"] >= SHARE
+    sys.exit(0 if kept else 1)
 
 
 def _ratio(theirs: list[float], own: list[float]) -> float:

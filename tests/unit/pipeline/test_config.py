@@ -56,6 +56,8 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
         (DIGITS, ["pretrain.model.stem.blockz=[1]"], "model.stem.blockz: unknown field; did you mean 'blocks'?"),
         (DIGITS, ["pretrain.model.depth=deep"], "stages.pretrain.model.depth: got 'deep', expected a valid integer"),
         (DIGITS, ["pretrain.model=5"], "stages.pretrain.model: got 5, expected a mapping of fields"),
+        (DIGITS + "\n  odd: hello", [], "stages.odd: got 'hello', expected a mapping of the stage's fields"),
+        (DIGITS + "\n  odd:", [], "stages.odd: got None, expected a mapping of the stage's fields"),
         (DIGITS, ["pretrain.model=B/15x"], "stages.pretrain.model: variant: got 'B/15x', expected one of Ti, S, B"),
         (DIGITS, ["pretrain.model=R51x1"], "stages.pretrain.model: got 'R51x1', expected one of R26, R50"),
         (DIGITS, ["pretrain.model=R50x1", "pretrain.model.depth=3"], "stages.pretrain.model.depth: unknown field"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.config import load_workflow, shipped
 from pipeline.plan import plan
@@ -15,8 +16,9 @@ from stages.choice.config import ChoiceConfig
 from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import IngestConfig
 from stages.models.build import build
-from stages.models.config import ModelConfig, model_config
+from stages.models.config import ModelConfig, as_vit, model_config
 from stages.models.initialize import initialize
+from stages.models.masked import MaskedVisionTransformer
 from stages.models.masked_config import MaskedConfig
 from stages.models.resnet_config import BitConfig
 from stages.pretrain.config import PretrainConfig
@@ -49,6 +51,14 @@ class Row:
     position: str = "learned"
     randaugment: tuple[int, float] | None = None
     mixup: float = 0.0
+    head_bias: float | None = None
+    """If absent, -10 for the sigmoid loss and 0 for softmax."""
+    resize: str = "resize"
+    """How an image is evaluated: to its size, or its short side to 256 first."""
+
+    @property
+    def bias(self) -> float:
+        return self.head_bias if self.head_bias is not None else -10.0 if self.loss == "sigmoid" else 0.0
 
     @property
     def updates(self) -> int:
@@ -67,11 +77,12 @@ def imagenet1k(model: str) -> Row:
     return Row(model, I1K * 0.99, 1_000, 300, 3e-3, "cosine", 0.3, dropout=0.1, loss="softmax")
 
 
-def augreg(model: str, images: float, randaugment: tuple[int, float] | None, mixup: float, loss: str) -> Row:
-    classes, pool, head = (1_000, "token", "mlp_tanh") if loss == "softmax" else (21_843, "average", "linear")
+def augreg(model: str, images: float, randaugment: tuple[int, float] | None, mixup: float) -> Row:
+    small = images < 2e6
+    classes, pool, head, bias = (1_000, "token", "mlp_tanh", -6.9) if small else (21_843, "average", "linear", -10)
     return Row(
-        model, images, classes, 300, 1e-3, "cosine", 0.1, loss=loss, pool=pool, head=head, randaugment=randaugment,
-        mixup=mixup,
+        model, images, classes, 300, 1e-3, "cosine", 0.1, pool=pool, head=head, randaugment=randaugment, mixup=mixup,
+        head_bias=bias, resize="resize_small_then_crop",
     )  # fmt: skip
 
 
@@ -104,28 +115,30 @@ ROWS = {
     "imagenet1k/l16": imagenet1k("L/16"),
     "imagenet1k/l32": imagenet1k("L/32"),
     # big_vision's configs/vit_i21k.py and vit_i1k.py, where 51,200 images and 1 % are kept for validation.
-    "augreg/imagenet21k-ti16": augreg("Ti/16", I21K - 51_200, None, 0.0, "sigmoid"),
-    "augreg/imagenet21k-s16": augreg("S/16", I21K - 51_200, (2, 0), 0.0, "sigmoid"),
-    "augreg/imagenet21k-b16": augreg("B/16", I21K - 51_200, (2, 10), 0.2, "sigmoid"),
-    "augreg/imagenet1k-ti16": augreg("Ti/16", I1K * 0.99, (2, 0), 0.0, "softmax"),
-    "augreg/imagenet1k-s16": augreg("S/16", I1K * 0.99, (2, 15), 0.5, "softmax"),
-    "augreg/imagenet1k-b16": augreg("B/16", I1K * 0.99, (2, 15), 0.5, "softmax"),
+    "augreg/imagenet21k-ti16": augreg("Ti/16", I21K - 51_200, None, 0.0),
+    "augreg/imagenet21k-s16": augreg("S/16", I21K - 51_200, (2, 0), 0.0),
+    "augreg/imagenet21k-b16": augreg("B/16", I21K - 51_200, (2, 10), 0.2),
+    "augreg/imagenet1k-ti16": augreg("Ti/16", I1K * 0.99, (2, 0), 0.0),
+    "augreg/imagenet1k-s16": augreg("S/16", I1K * 0.99, (2, 15), 0.5),
+    "augreg/imagenet1k-b16": augreg("B/16", I1K * 0.99, (2, 15), 0.5),
     # arXiv:2205.01580 and configs/vit_s16_i1k.py.
     "plain/s16": Row(
         "S/16", I1K * 0.99, 1_000, 90, 1e-3, "cosine", 0.1, loss="softmax", batch=1024, pool="average",
-        position="sincos_2d", randaugment=(2, 10), mixup=0.2,
+        position="sincos_2d", randaugment=(2, 10), mixup=0.2, resize="resize_small_then_crop",
     ),
 }  # fmt: skip
 TABLE_4 = {
-    # Updates, rates to choose from, part of the training images that the choice is made on.
-    "finetune/imagenet": (20_000, (0.003, 0.01, 0.03, 0.06), 0.01),
-    "finetune/cifar10": (10_000, (0.001, 0.003, 0.01, 0.03), 0.02),
-    "finetune/cifar100": (10_000, (0.001, 0.003, 0.01, 0.03), 0.02),
-    "finetune/pets": (500, (0.001, 0.003, 0.01, 0.03), 0.1),
-    "finetune/flowers": (500, (0.001, 0.003, 0.01, 0.03), 0.1),
-    "finetune/vtab": (2_500, (0.01,), 0.2),
+    # Updates, rates to choose from, part of the training images that the choice is made on; then the warm-up of the
+    # paper's code, the other training images, classes.
+    "finetune/imagenet": (20_000, (0.003, 0.01, 0.03, 0.06), 0.01, 500, 1_268_355, 1000),
+    "finetune/cifar10": (10_000, (0.001, 0.003, 0.01, 0.03), 0.02, 500, 49_000, 10),
+    "finetune/cifar100": (10_000, (0.001, 0.003, 0.01, 0.03), 0.02, 500, 49_000, 100),
+    "finetune/pets": (500, (0.001, 0.003, 0.01, 0.03), 0.1, 100, 3_312, 37),
+    "finetune/flowers": (500, (0.001, 0.003, 0.01, 0.03), 0.1, 100, 918, 102),
+    "finetune/vtab": (2_500, (0.01,), 0.2, 500, 800, 102),
 }
 WARMUP = 10_000
+KERNELS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 OWN = {"digits", "families", "fashion", "folder", "masked/fashion", "positions"}
 """Recipes that follow no table."""
 
@@ -143,6 +156,13 @@ def thin(model: ModelConfig | BitConfig) -> ModelConfig | BitConfig:
     return model.model_copy(update={"width": 32, "depth": 2, "mlp_dim": 32, "num_heads": 2})
 
 
+def decayed_names(model: nn.Module, config: PretrainConfig) -> set[str]:
+    """The parameters that the optimizer decays."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = make_optimizer(model, config).param_groups
+    return {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+
+
 def test_every_recipe_is_held_against_its_source():
     assert set(shipped()) - OWN == {*ROWS, *TABLE_4, "masked/b16"}
 
@@ -154,8 +174,7 @@ def test_the_table_s_figures(name):
     # A ResNet has a linear head, and none of the rest.
     own = {"head": row.head, "pool": row.pool, "dropout": row.dropout, "position": row.position}
     given = {} if isinstance(shape, BitConfig) else own
-    bias = -10.0 if row.loss == "sigmoid" else 0.0
-    assert config.model == shape.model_copy(update={**given, "head_bias": bias})
+    assert config.model == shape.model_copy(update={**given, "head_bias": row.bias})
     assert (config.resolution, config.global_batch, config.lr_batch) == (224, row.batch, row.batch)
     assert (config.optimizer, config.betas, config.loss) == ("adamw", (0.9, 0.999), row.loss)
     assert (config.weight_decay, config.clip, config.label_smoothing) == (row.weight_decay, row.clip, 0.0)
@@ -165,6 +184,7 @@ def test_the_table_s_figures(name):
         (augment.layers, augment.magnitude) if augment else None,
         config.input.mixup,
     )
+    assert config.input.evaluation.method == row.resize
     assert (config.input.crop_area, config.input.crop_ratio, config.input.flip) == ((0.05, 1.0), (0.75, 1.3333), True)
 
 
@@ -193,22 +213,19 @@ def test_what_is_decayed_and_the_loss_at_the_start(name):
     row, config = ROWS[name], pretraining(name)
     model = build(thin(config.model), 28 if row.model == "H/14" else 32, row.classes)
     initialize(model, seed=0)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = make_optimizer(model, config).param_groups
-    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
-    assert {group["weight_decay"] for group in groups} == {0.0, row.weight_decay}
-    kernels = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
-    expected = {f"blocks.{block}.{kernel}" for block in range(2) for kernel in kernels} | {"patch_embed.proj.weight"}
+    decayed = decayed_names(model, config)
+    assert {group["weight_decay"] for group in make_optimizer(model, config).param_groups} == {0.0, row.weight_decay}
+    expected = {f"blocks.{block}.{kernel}" for block in range(2) for kernel in KERNELS} | {"patch_embed.proj.weight"}
     expected |= {"pre_logits.fc.weight"} if row.head == "mlp_tanh" else set()
     if isinstance(config.model, BitConfig):
         expected = set()
-    convolutions = {name for name in names.values() if re.search(r"conv\d?\.weight$", name)}
+    convolutions = {name for name, _ in model.named_parameters() if re.search(r"conv\d?\.weight$", name)}
     assert bool(convolutions) == row.model.startswith("R")
     assert decayed == expected | convolutions | {"head.weight"}
     with torch.inference_mode():
         logits = model.eval()(random_images(2, model.resolution))
     loss = cross_entropy(logits, torch.tensor([0, 1]), loss=row.loss).item()
-    sigmoid = row.classes * math.log1p(math.exp(-10)) + 10
+    sigmoid = row.classes * math.log1p(math.exp(row.bias)) - row.bias
     assert loss == pytest.approx(sigmoid if row.loss == "sigmoid" else math.log(row.classes), rel=1e-5)
     if row.classes == 21_843 and row.loss == "sigmoid":
         assert loss == pytest.approx(10.99, abs=0.005)
@@ -224,26 +241,57 @@ def test_masked_patch_prediction_is_that_of_the_appendix(tmp_path):
     assert (config.optimizer, config.global_batch, config.decay) == ("adamw", 4096, "cosine")
     rate = [learning_rate(config, update, 1_000_000) for update in (1, WARMUP + 1, 505_001, 1_000_000)]
     assert rate == pytest.approx([0.0, 2e-4, 1e-4, 0.0], abs=1e-8)
+    assert (config.resolution, config.lr_batch, config.weight_decay, config.clip) == (224, 4096, 0.1, 0.0)
+    model = MaskedVisionTransformer(as_vit(thin(config.model)), 32, config.masked)
+    initialize(model, seed=0)
+    assert decayed_names(model, config) == {
+        *(f"blocks.{block}.{kernel}" for block in range(2) for kernel in KERNELS),
+        *("patch_embed.proj.weight", "prediction.weight"),
+    }
+    images = random_images(2, 32)
+    places = torch.tensor([[0, 1], [2, 3]])
+    with torch.inference_mode():
+        logits = model.eval()(images, places, places)
+    # 512 colours, equally likely.
+    rows = logits.flatten(0, -2)
+    loss = cross_entropy(rows, torch.zeros(len(rows), dtype=torch.int64), loss="softmax")
+    assert loss.item() == pytest.approx(math.log(512), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", TABLE_4)
 def test_fine_tuning_is_that_of_table_4(name):
-    updates, rates, kept = TABLE_4[name]
-    workflow = load_workflow(name)
-    ingest, tuned = workflow.stages["ingest"], [s for s in workflow.stages.values() if isinstance(s, FinetuneConfig)]
+    updates, rates, kept, warmup, images, classes = TABLE_4[name]
+    stages = load_workflow(name).stages
+    ingest = stages["ingest"]
+    trained = {name: stage for name, stage in stages.items() if isinstance(stage, FinetuneConfig)}
+    tuned = [stage for name, stage in trained.items() if name.startswith("finetune")]
+    final = [stage for name, stage in trained.items() if name.startswith("final")]
     assert isinstance(ingest, IngestConfig)
     assert ingest.validation_fraction == kept
+    assert ingest.expected is not None
+    assert (ingest.expected.train_images, ingest.expected.classes) == (images, classes)
     assert tuple(config.lr for config in tuned) == rates
-    choice = workflow.stages["finetune"]
-    assert isinstance(choice, ChoiceConfig if len(rates) > 1 else FinetuneConfig)
-    assert getattr(choice, "metric", "validation/accuracy") == "validation/accuracy"
-    for config in tuned:
+    choice = stages["finetune"]
+    if len(rates) > 1:
+        assert isinstance(choice, ChoiceConfig)
+        assert (choice.metric, choice.mode) == ("validation/accuracy", "max")
+    # The rate is chosen without a look at the test split; then all training images are learned, with three seeds.
+    assert {(config.train_splits, config.evaluate_splits) for config in tuned} == {(("train",), ("validation",))}
+    assert [config.seed for config in final] == [0, 1, 2]
+    assert {config.train_splits for config in final} == {("train", "validation")}
+    assert {config.lr_from for config in final} == ({"finetune"} if len(rates) > 1 else {None})
+    for config in [*tuned, *final]:
+        model = build(thin(model_config("B/16").for_finetuning(config.dropout, 0.0)), 32, classes)
+        optimizer = make_optimizer(model, config)
+        assert isinstance(optimizer, torch.optim.SGD)
+        assert {(group["momentum"], group["weight_decay"]) for group in optimizer.param_groups} == {(0.9, 0.0)}
+        assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+        assert config.warmup(updates) == warmup
         assert (config.optimizer, config.momentum, config.weight_decay) == ("sgd", 0.9, 0.0)
         assert (config.global_batch, config.resolution, config.clip) == (512, 384, 1.0)
         assert (config.resampling, config.loss, config.dropout) == ("scipy_bilinear", "softmax", 0.0)
         total = config.total_updates(1)
         assert total == updates
-        warmup = config.warmup(total)
         rate = [learning_rate(config, update, total) for update in (1, warmup + 1, (warmup + total) // 2 + 1, total)]
         assert rate == pytest.approx([0.0, config.lr, config.lr / 2, 0.0], abs=config.lr * 1e-4)
 

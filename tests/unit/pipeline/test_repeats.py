@@ -78,9 +78,17 @@ def test_a_summary_of_summaries_has_a_row_for_each_of_their_groups():
     assert list(table.groups) == groups
 
 
+def test_summaries_of_summaries_have_all_their_models():
+    text = TUNED + "  all: {kind: summary, from: [table, pretrain]}\n  summary: {from: [finetune]}\n"
+    text += "  both: {kind: summary, from: [summary, '${pretrain}']}\n"
+    stages = parse_workflow(text, "mine.yaml").stages
+    assert stages["all"].models == (*load().stages["table"].models, "pretrain-seed-0", "pretrain-seed-5")
+    assert stages["both"].groups == ("finetune", "finetune", "pretrain", "pretrain")
+
+
 def test_the_rate_of_a_stage_that_takes_anothers_is_no_part_of_what_it_is():
-    given, other = load().stages["finetune-seed-0"], load("finetune.lr=0.5").stages["finetune-seed-0"]
-    assert (given.lr, other.lr) == (0.01, 0.5)
+    given = load().stages["finetune-seed-0"]
+    other = given.model_copy(update={"lr": 0.5})
     assert identity(given, {}) == identity(other, {})
     assert identity(given, {}) != identity(given.model_copy(update={"lr_from": None}), {})
 
@@ -96,6 +104,14 @@ def test_the_rate_of_a_stage_that_takes_anothers_is_no_part_of_what_it_is():
         (["finetune.seeds=[0, 7]"], "stages.finetune-seed-7.from: 'pretrain' is repeated with seeds=[0, 5]: give this"),
         (["tuning.from=pretrain"], "or name one of pretrain-seed-0, pretrain-seed-5"),
         (["swept.choose={metric: validation/loss}"], "stages.swept.choose: with seeds there are means to read"),
+        (["ingest.seeds=[0]"], "stages.ingest.seeds: they are for stages that make a model, and this one makes none"),
+        (["finetune.lr=0.3"], "lr=0.3: lr_from=tuning says what the rate is: take one of them away"),
+        (["finetune.lr_scale=linear", "finetune.lr_batch=8"], "lr_scale=linear: lr_from=tuning says what the rate is"),
+        (
+            ["finetune.evaluate_every=2", "finetune.evaluate_splits=[test]"],
+            "evaluate_every=2 needs the validation",
+        ),
+        (["finetune.train_splits=[validation]"], "expected [train] or [train, validation]"),
         (["finetune.lr_from=table"], "lr_from: stage 'table' makes a summary, expected one that makes a model"),
     ],
 )

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from cluster.errors import UserError
 from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
 from stages.finetune.run import run
@@ -30,6 +31,54 @@ def finetuned(request, ingested_digits):
     kind = f"finetune-{request.param}"
     result = run(config, {"data": dataset, "model": pretrained}, stages.context(kind, seed=9))
     return request.param, model.state_dict(), result, stages.jobs[-1], kind
+
+
+@pytest.fixture(scope="module")
+def made(ingested_digits):
+    """What a fine-tuning of a small model with these fields leaves, and its job."""
+    stages, dataset = ingested_digits
+    pretrained = commit_model(stages.context("to-finetune"), random_model(3, resolution=8, num_classes=7))
+
+    def make(name: str, inputs=(), **fields):
+        body = {**SMALL, "data": "ingest", "from": "pretrain", "resolution": 8, "updates": 2, **fields}
+        given = {"data": dataset, "model": pretrained, **dict(inputs)}
+        return run(FinetuneConfig.model_validate(body), given, stages.context(name)), stages.jobs[-1]
+
+    return make
+
+
+def test_a_rate_is_taken_from_another_models_training(ingested_digits, made):
+    stages, _ = ingested_digits
+    # At twice the batch that its rate is for.
+    source, _ = made("source", lr=0.25, lr_batch=SMALL["global_batch"] // 2, lr_scale="linear")
+    assert source.output.meta["lr"] == source.metrics["lr"] == 0.5
+    taken, job = made("taken", {"lr_from": source.output}, lr_from="source", lr_batch=1)
+    assert (job.config.peak_lr, taken.output.meta["lr"]) == (0.5, 0.5)
+    rates = [p.value for p in MetricReader(stages.storage, "stages/taken/x/attempts/1").new_points()
+             if p.name == "train/lr"]  # fmt: skip
+    assert rates[0] == 0.5
+
+
+def test_a_model_whose_rate_nobody_knows_gives_none(ingested_digits, made):
+    stages, _ = ingested_digits
+    other = commit_model(stages.context("unknown"), random_model(3, resolution=8, num_classes=7))
+    with pytest.raises(UserError, match="lr_from: of the model from 'import' no lr is known: make it anew"):
+        made("none", {"lr_from": other}, lr_from="import")
+
+
+@pytest.mark.parametrize(
+    ("fields", "splits", "evaluation"),
+    [
+        ({}, ("train", "held_out"), {"validation", "test"}),
+        ({"evaluate_splits": ["validation"]}, ("train", "held_out"), {"validation"}),
+        ({"evaluate_splits": []}, ("train", "held_out"), set()),
+        ({"train_splits": ["train", "validation"]}, ("train", "validation", "held_out"), {"test"}),
+    ],
+)
+def test_splits_are_trained_on_or_evaluated_as_asked(made, fields, splits, evaluation):
+    result, job = made("-".join(["splits", *map(str, fields), str(len(evaluation))]), **fields)
+    assert (job.splits, set(job.evaluation)) == (splits, evaluation)
+    assert {name.partition("/")[0] for name in result.metrics if "/" in name} == evaluation
 
 
 def test_it_starts_from_the_pretrained_body(ingested_digits, finetuned):

@@ -26,7 +26,7 @@ def on_meta(config, resolution, num_classes):
         return VisionTransformer(config, resolution, num_classes)
 
 
-@pytest.mark.parametrize("variant", ["Ti", "S", "B", "L", "H"])
+@pytest.mark.parametrize("variant", ["Ti", "S", "B", "L", "H", "g", "G"])
 @pytest.mark.parametrize("patch_size", [14, 16, 32])
 def test_parameters_are_those_of_the_real_network(variant, patch_size):
     for pool, head in (("token", "linear"), ("average", "mlp_tanh")):
@@ -54,9 +54,26 @@ def test_parameters_are_those_of_the_papers_code(variant, patch_size, expected):
     assert parameter_count(of(variant, patch_size), 224, 1000) == expected
 
 
+@pytest.mark.parametrize(("variant", "millions"), [("g", (1011.2, 1012.6, 1044.0)), ("G", (1842.8, 1844.4, 1881.9))])
+def test_parameters_of_the_largest_are_big_visions(variant, millions):
+    # At 14 × 14 pixels a patch: the body, with 1,000 classes, with a hidden layer and 21,843 classes.
+    config, whole = of(variant, 14), of(variant, 14, head="mlp_tanh")
+    found = [parameter_count(config, 224, n) for n in (0, 1000)] + [parameter_count(whole, 224, 21_843)]
+    assert [round(count / 1e6, 1) for count in found] == list(millions)
+
+
 def test_the_hidden_layer_of_the_pretraining_head_is_counted():
     # ViT-B/16 with its hidden layer and the 21,843 classes of ImageNet-21k: counted on `vit_jax`'s own network.
     assert parameter_count(of("B", 16, head="mlp_tanh"), 224, 21_843) == 103_186_515
+
+
+@pytest.mark.parametrize(
+    ("variant", "patch_size", "millions"),
+    [("Ti", 16, 9.78), ("S", 32, 31.05), ("S", 16, 30.22), ("B", 32, 104.84), ("L", 32, 328.95), ("L", 16, 326.74),
+     ("H", 14, 660.39)],
+)  # fmt: skip
+def test_parameters_with_the_head_of_imagenet_21k(variant, patch_size, millions):
+    assert round(parameter_count(of(variant, patch_size, head="mlp_tanh"), 224, 21_843) / 1e6, 2) == millions
 
 
 @pytest.mark.parametrize(("variant", "patch_size", "millions"), [("B", 16, 86), ("L", 16, 307), ("H", 14, 632)])
@@ -95,6 +112,8 @@ def test_multiply_adds_are_those_that_torch_counts(config, resolution):
         ("L", 32, 15.38),
         ("L", 16, 61.55),
         ("H", 14, 167.29),
+        ("g", 14, 267.03),
+        ("G", 14, 483.75),
     ],
 )
 def test_multiply_adds_of_the_variants(variant, patch_size, expected):

@@ -73,6 +73,50 @@ def test_every_parameter_begins_as_in_the_papers_code():
     assert all(not parameter.any() for parameter in left.values())
 
 
+@pytest.mark.parametrize(
+    ("fields", "drawn"),
+    [
+        ({"position": "learned_2d"}, {"positions.x", "positions.y"}),
+        ({"position": "learned_2d", "position_at": "each_layer"}, {"blocks.0.positions.x", "blocks.0.positions.y",
+         "blocks.1.positions.x", "blocks.1.positions.y"}),
+        ({"position": "learned", "position_at": "each_layer"}, {"blocks.0.pos_embed", "blocks.1.pos_embed"}),
+        ({"position": "relative"}, {"blocks.0.attn.relative.keys", "blocks.1.attn.relative.keys"}),
+        ({"position": "sincos_2d"}, set()),
+    ],
+)  # fmt: skip
+def test_position_embeddings_of_all_kinds_begin_as_the_learned_ones(fields, drawn):
+    model = fresh(**fields)
+    plain = dict(fresh(position="none").named_parameters())
+    own = {name: p.detach() for name, p in model.named_parameters() if name not in plain}
+    # The class token's own place beside tables of rows and columns is one of them.
+    assert {name for name in own if not name.endswith("positions.prefix")} == drawn
+    for values in own.values():
+        # Four deviations of the mean, and of the deviation, of so many draws.
+        assert values.std() == pytest.approx(0.02, rel=4 / (2 * values.numel()) ** 0.5)
+        assert abs(values.mean()) < 4 * 0.02 / values.numel() ** 0.5
+
+
+def test_attention_pooling_begins_as_in_big_vision():
+    model = fresh(pool="attention", head="mlp_gelu")
+    left = {name: p.detach() for name, p in model.named_parameters() if name.startswith("attn_pool.")}
+    assert_uniform(left.pop("attn_pool.q.weight"), 64, 64)
+    for part in left.pop("attn_pool.kv.weight").chunk(2):
+        assert_uniform(part, 64, 64)
+    assert_uniform(left.pop("attn_pool.proj.weight"), 64, 64)
+    assert_uniform(left.pop("attn_pool.mlp.fc1.weight"), 64, 256)
+    assert_uniform(left.pop("attn_pool.mlp.fc2.weight"), 256, 64)
+    biases = [left.pop(f"attn_pool.mlp.{layer}.bias") for layer in ("fc1", "fc2")]
+    assert_normal(torch.cat(biases), 1e-6)
+    latent = left.pop("attn_pool.latent")
+    # A query is a kernel from one input to the width.
+    bound = math.sqrt(6 / (1 + 64))
+    assert 0.8 * bound < latent.abs().max() <= bound
+    assert torch.equal(left.pop("attn_pool.norm.weight"), torch.ones(64))
+    assert set(left) == {f"attn_pool.{name}.bias" for name in ("q", "kv", "proj", "norm")}
+    assert all(not values.any() for values in left.values())
+    assert_truncated_normal(model.get_parameter("pre_logits.fc.weight").detach(), 64)
+
+
 def assert_convolutions(left):
     """Those of a ResNet, taken out of what is left to look at."""
     names = [name for name in left if name.split(".")[-2].startswith("conv")]

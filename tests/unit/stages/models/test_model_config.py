@@ -83,14 +83,18 @@ def test_a_hybrids_resolution_has_to_suit_stem_and_patches():
 
 
 def test_a_network_for_finetuning_has_a_fresh_linear_head():
-    hybrid = model_config({"variant": "R50+B/16", "head": "mlp_tanh", "head_bias": -10}).for_finetuning(0.1)
+    hybrid = model_config({"variant": "R50+B/16", "head": "mlp_tanh", "head_bias": -10, "stochastic_depth": 0.2})
+    hybrid = hybrid.for_finetuning(0.1, 0.0)
     assert isinstance(hybrid, ModelConfig)
+    assert (hybrid.stochastic_depth, hybrid.for_finetuning(0.0, 0.3).stochastic_depth) == (0.0, 0.3)
     assert (hybrid.head, hybrid.head_bias, hybrid.dropout, hybrid.title) == ("linear", 0, 0.1, "R50+ViT-B/16")
     bit = model_config({"variant": "R50x1", "head_bias": -10})
     assert isinstance(bit, BitConfig)
-    assert bit.for_finetuning(0.0) == model_config("R50x1")
+    assert bit.for_finetuning(0.0, 0.0) == model_config("R50x1")
     with pytest.raises(UserError, match=r"dropout=0\.1: a ResNet has none"):
-        bit.for_finetuning(0.1)
+        bit.for_finetuning(0.1, 0.0)
+    with pytest.raises(UserError, match=r"stochastic_depth=0\.1: a ResNet has none"):
+        bit.for_finetuning(0.0, 0.1)
 
 
 def test_a_stage_without_blocks_is_refused():

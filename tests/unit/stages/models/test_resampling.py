@@ -6,26 +6,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import zoom
+from torch.nn import functional
 
 from stages.models.resampling import Mode, resample_position_embeddings
+from tests.unit.stages.models.peers import import_timm
 
 MODES: list[Mode] = ["scipy_bilinear", "bicubic", "bicubic_antialias"]
 
 
-def embeddings(grid, prefix_tokens=1, width=3):
-    random = np.random.default_rng(grid)
-    return torch.from_numpy(random.normal(size=(1, prefix_tokens + grid**2, width)).astype(np.float32))
+def embeddings(rows, columns, prefix_tokens=1, width=3):
+    random = np.random.default_rng((rows, columns))
+    return torch.from_numpy(random.normal(size=(1, prefix_tokens + rows * columns, width)).astype(np.float32))
 
 
 def assert_zoomed(old, new, **options):
-    before = embeddings(old)
-    after = resample_position_embeddings(before, (old, old), (new, new))
-    image = before[0, 1:].reshape(old, old, -1).numpy()
-    expected = zoom(image, (new / old, new / old, 1), order=1, **options)
+    """`old` and `new` are rows and columns."""
+    before = embeddings(*old)
+    after = resample_position_embeddings(before, old, new)
+    image = before[0, 1:].reshape(*old, -1).numpy()
+    expected = zoom(image, (new[0] / old[0], new[1] / old[1], 1), order=1, **options)
     assert isinstance(expected, np.ndarray)
     # A place of up to `old` in float32 is off by up to old · 2^-23, and the value by that times the slope.
-    tolerance = old * 2**-23 * float(np.ptp(image)) + 1e-6
-    assert np.abs(after[0, 1:].numpy() - expected.reshape(new * new, -1)).max() <= tolerance
+    tolerance = max(old) * 2**-23 * float(np.ptp(image)) + 1e-6
+    assert np.abs(after[0, 1:].numpy() - expected.reshape(new[0] * new[1], -1)).max() <= tolerance
     assert torch.equal(after[:, :1], before[:, :1])  # The class token's stays.
 
 
@@ -33,10 +36,18 @@ def assert_zoomed(old, new, **options):
     ("old", "new"), [(14, 24), (14, 32), (16, 37), (7, 12), (24, 14), (7, 5), (2, 3), (3, 2), (5, 9), (4, 1), (1, 4)]
 )
 def test_the_papers_mode_is_scipys_zoom_of_order_1(old, new):
-    assert_zoomed(old, new)
+    assert_zoomed((old, old), (new, new))
 
 
-@given(old=st.integers(1, 40), new=st.integers(1, 40))
+@pytest.mark.parametrize(("old", "new"), [((7, 9), (14, 5)), ((3, 5), (6, 11)), ((14, 14), (24, 31)), ((1, 6), (4, 6))])
+def test_rows_and_columns_may_differ(old, new):
+    assert_zoomed(old, new, mode="nearest")
+
+
+SIDES = st.tuples(st.integers(1, 24), st.integers(1, 24))
+
+
+@given(old=SIDES, new=SIDES)
 def test_the_papers_mode_is_scipys_zoom_for_all_grids(old, new):
     # Not in scipy's default mode: where the last place is rounded to beyond the border, as from 8 to 26 or from 28 to
     # 14, that one fills the last row and column with zeros.
@@ -66,14 +77,30 @@ def test_rows_and_columns_keep_their_places(mode):
     assert after[-1, 0] - after[0, 0] > 250 > 10 > after[0, -1] - after[0, 0]
 
 
-def test_the_modes_differ():
-    found = [resample_position_embeddings(embeddings(7), (7, 7), (4, 4), mode=mode) for mode in MODES]
-    assert not torch.allclose(found[0], found[1], atol=1e-2)
-    assert not torch.allclose(found[1], found[2], atol=1e-2)
+@pytest.mark.parametrize("mode", ["bicubic", "bicubic_antialias"])
+@pytest.mark.parametrize(("old", "new"), [((7, 7), (4, 4)), ((14, 14), (24, 24)), ((5, 8), (9, 3)), ((8, 3), (2, 7))])
+def test_the_bicubic_modes_are_torchs(mode, old, new):
+    before = embeddings(*old)
+    image = before[0, 1:].T.reshape(1, -1, *old)
+    expected = functional.interpolate(image, size=new, mode="bicubic", antialias=mode == "bicubic_antialias")
+    after = resample_position_embeddings(before, old, new, mode=mode)
+    torch.testing.assert_close(after[0, 1:], expected[0].reshape(-1, new[0] * new[1]).T, rtol=0, atol=1e-6)
+    plain = functional.interpolate(image, size=new, mode="bicubic")
+    # torch's two have other coefficients even where nothing becomes smaller.
+    assert torch.allclose(expected, plain, atol=1e-2) == (mode == "bicubic")
+
+
+def test_with_antialiasing_they_are_those_of_timm():
+    import_timm()
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
+    before = embeddings(7, 7)
+    after = resample_position_embeddings(before, (7, 7), (4, 12), mode="bicubic_antialias")
+    torch.testing.assert_close(after, resample_abs_pos_embed(before, [4, 12]), rtol=0, atol=1e-6)
 
 
 def test_the_same_grid_gives_the_same_tensor():
-    before = embeddings(5)
+    before = embeddings(5, 5)
     assert resample_position_embeddings(before, (5, 5), (5, 5)) is before
 
 
@@ -81,8 +108,8 @@ def test_the_same_grid_gives_the_same_tensor():
 def test_a_number_of_embeddings_that_is_not_the_grids_is_refused(prefix_tokens):
     expected = 25 + prefix_tokens
     with pytest.raises(ValueError, match=rf"26 position embeddings; a grid of \(5, 5\) has {expected}"):
-        resample_position_embeddings(embeddings(5), (5, 5), (7, 7), prefix_tokens=prefix_tokens)
+        resample_position_embeddings(embeddings(5, 5), (5, 5), (7, 7), prefix_tokens=prefix_tokens)
 
 
 def test_the_type_of_the_numbers_is_kept():
-    assert resample_position_embeddings(embeddings(5).double(), (5, 5), (3, 3)).dtype == torch.float64
+    assert resample_position_embeddings(embeddings(5, 5).double(), (5, 5), (3, 3)).dtype == torch.float64

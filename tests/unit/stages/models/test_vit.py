@@ -200,6 +200,12 @@ def test_dropout_is_at_the_papers_four_places():
     assert torch.equal(seen["head"][0], seen["norm"][1][:, 0])
 
 
+def test_attention_pooling_drops_nothing_out():
+    model = random_model(0, resolution=8, depth=1, pool="attention", dropout=0.5).train()
+    tokens = torch.randn(2, 5, model.config.width, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.attn_pool(tokens), model.attn_pool(tokens))
+
+
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 @pytest.mark.parametrize(("name", "peer"), [("Ti/16", "vit_tiny"), ("S/16", "vit_small"), ("B/16", "vit_base")])
 def test_logits_are_timms(name, peer, activation):

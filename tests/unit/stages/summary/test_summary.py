@@ -48,9 +48,9 @@ def test_each_group_has_the_mean_and_the_standard_error_of_every_figure_of_a_spl
     assert lines[2] == "b,1,0.875,,3.0,"
 
 
-def test_without_groups_each_model_is_its_own_and_named_figures_are_shown_alone(tmp_path):
+def test_without_groups_models_of_other_seeds_are_one_and_named_figures_are_shown_alone(tmp_path):
     _, found = summary(tmp_path, metrics=["seconds"])
-    assert [row["group"] for row in found.tables["summary"]] == ["a-seed-0", "a-seed-1", "a-seed-2", "b"]
+    assert [(row["group"], row["models"]) for row in found.tables["summary"]] == [("a", 3), ("b", 1)]
     assert {key for row in found.tables["summary"] for key in row} == {"group", "models", "seconds", "seconds ±"}
 
 

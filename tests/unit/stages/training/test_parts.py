@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -74,6 +75,20 @@ def test_kernels_alone_are_decayed():
     }
 
 
+@pytest.mark.parametrize("position", ["learned", "learned_2d", "relative", "none"])
+@pytest.mark.parametrize("position_at", ["stem", "each_layer"])
+def test_of_other_networks_too_kernels_alone_are_decayed(position, position_at):
+    at = position_at if position.startswith("learned") else "stem"
+    fields = {"position": position, "position_at": at, "pool": "attention", "head": "mlp_gelu"}
+    shape = ModelConfig(width=8, depth=1, mlp_dim=16, num_heads=2, patch_size=4, **fields)
+    model = VisionTransformer(shape, 8, 3)
+    names = {name for name, parameter in model.named_parameters() if decayed(name, parameter)}
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    pool = {f"attn_pool.{layer}.weight" for layer in ("q", "kv", "proj", "mlp.fc1", "mlp.fc2")}
+    others = {"patch_embed.proj.weight", "pre_logits.fc.weight", "head.weight"}
+    assert names == {f"blocks.0.{layer}.weight" for layer in layers} | pool | others
+
+
 def test_the_sigmoid_loss_is_summed_over_classes_and_averaged_over_images():
     logits = torch.full((4, 21843), -10.0)
     labels = torch.tensor([0, 1, 2, 3])
@@ -86,6 +101,20 @@ def test_the_softmax_loss_is_the_mean_of_the_images_losses():
     logits, labels = torch.randn(16, 5, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 5
     mean = float(per_image_loss(logits, labels, loss="softmax").mean())
     assert float(cross_entropy(logits, labels, loss="softmax")) == pytest.approx(mean, abs=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_label_smoothing_gives_a_part_of_each_target_to_all_classes(smoothing, mixed):
+    random = np.random.default_rng(5)
+    logits, positions = random.normal(size=(6, 5)), np.arange(6) % 5
+    targets = random.dirichlet(np.ones(5), size=6) if mixed else np.eye(5)[positions]
+    smooth = (1 - smoothing) * targets + smoothing / 5
+    log_softmax = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    expected = -(smooth * log_softmax).sum(axis=1).mean()
+    given = torch.from_numpy(targets).float() if mixed else torch.from_numpy(positions)
+    found = cross_entropy(torch.from_numpy(logits), given, loss="softmax", label_smoothing=smoothing)
+    assert float(found) == pytest.approx(expected, abs=1e-6)
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=200), st.integers(1, 32))
