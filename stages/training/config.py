@@ -6,6 +6,7 @@ at once.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -31,6 +32,18 @@ def _labels(given: object) -> object:
         raise ValueError(f"got '{given}', expected key=value, or a mapping of keys to values")
     return {key: value for key, _, value in pairs}
 
+
+def _ratio(given: object) -> object:
+    """`30/90` as a number. Raises ValueError."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return float(Fraction(given))
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"got '{given}', expected a number or a fraction such as 30/90") from error
+
+
+Ratio = Annotated[float, Field(gt=0), BeforeValidator(_ratio, json_schema_input_type=float | str)]
 
 Labels = Annotated[
     dict[str, Annotated[str, Field(pattern=f"^{PLAIN}$")]],
@@ -59,7 +72,9 @@ class TrainingConfig(StageConfig):
     updates: int | None = Field(None, gt=0, description="optimizer steps, in place of epochs")
     global_batch: int = Field(128, gt=0, description="images per update, over all workers")
 
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Adam with decoupled decay, or SGD with momentum")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="Adam or SGD with momentum, both with decoupled decay"
+    )
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     lr_from: str | None = reference(
         "model", "stage, such as a sweep, whose model's peak learning rate is this one's", default=None
@@ -75,9 +90,15 @@ class TrainingConfig(StageConfig):
     betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.999), description="Adam's decay rates")
     epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
-    decay: Literal["cosine", "linear", "constant", "rsqrt"] = Field(
-        "cosine", description="shape after the warm-up; rsqrt is the reciprocal square root, which knows of no end"
+    decay: Literal["cosine", "linear", "constant", "rsqrt", "steps"] = Field(
+        "cosine",
+        description="shape after the warm-up; rsqrt is the reciprocal square root, which knows of no end; steps is "
+        "constant between decay_at",
     )
+    decay_at: tuple[Ratio, ...] = added(
+        (), "of steps: where the rate falls, as parts of the run (0.5, 30/90) or as the updates made until then"
+    )
+    decay_factor: float = added(0.1, "of steps: what each of them multiplies the rate by", gt=0, lt=1)
     timescale: int = added(10_000, "of rsqrt: updates in which the rate falls to 1/√2 of its peak", gt=0)
     shift: int = added(0, "of rsqrt: updates that the curve is ahead, so that the peak is below lr", ge=0)
     cooldown_updates: int = added(
@@ -150,6 +171,8 @@ class TrainingConfig(StageConfig):
         if self.updates is not None:
             self.warmup(self.updates)
         self._check_workers()
+        self._check_choice()
+        self._check_schedule()
         self._check_numerics()
         return self
 
@@ -174,10 +197,7 @@ class TrainingConfig(StageConfig):
                 f"workers={self.workers}: try micro_batch={self.micro_batch_for(ranks)}"
             )
 
-    def _check_numerics(self) -> None:
-        for name, default in (("timescale", 10_000), ("shift", 0)):
-            if self.decay != "rsqrt" and getattr(self, name) != default:
-                raise ValueError(f"{name}={getattr(self, name)} is for decay=rsqrt; decay is {self.decay}")
+    def _check_choice(self) -> None:
         if self.evaluate_every and "validation" not in self.evaluate_splits:
             raise ValueError(
                 f"evaluate_every={self.evaluate_every} needs the validation split: set it to 0, or name validation in "
@@ -187,8 +207,28 @@ class TrainingConfig(StageConfig):
         if self.lr_from and (self.lr != default or self.lr_scale != "none"):
             given = f"lr={self.lr}" if self.lr != default else f"lr_scale={self.lr_scale}"
             raise ValueError(f"{given}: lr_from={self.lr_from} says what the rate is: take one of them away")
+
+    def _check_schedule(self) -> None:
+        own = (("timescale", 10_000, "rsqrt"), ("shift", 0, "rsqrt"), ("decay_at", (), "steps"))
+        for name, default, decay in (*own, ("decay_factor", 0.1, "steps")):
+            if self.decay != decay and getattr(self, name) != default:
+                raise ValueError(f"{name}={getattr(self, name)} is for decay={decay}; decay is {self.decay}")
+        if self.decay == "steps":
+            self._check_steps()
         if self.lr_scale != "none" and self.lr_batch is None:
             raise ValueError(f"lr_scale={self.lr_scale} needs lr_batch, the global batch that lr={self.lr} is for")
+
+    def _check_steps(self) -> None:
+        places = self.decay_at
+        if not places:
+            raise ValueError("decay=steps needs decay_at, where the rate falls: for example [30/90, 60/90, 80/90]")
+        parts = all(place < 1 for place in places)
+        whole = all(place >= 1 and place == int(place) for place in places)
+        if not (parts or whole) or list(places) != sorted(set(places)):
+            shown = ", ".join(f"{place:g}" for place in places)
+            raise ValueError(f"decay_at=[{shown}]: expected rising parts of the run below 1, or rising whole updates")
+
+    def _check_numerics(self) -> None:
         if self.zero_stage == 0 and self.precision != "fp32":
             raise ValueError(f"zero_stage=0 keeps no fp32 masters for precision={self.precision}: use zero_stage=1")
         if self.precision == "fp16" and not self.gpus_per_worker:
@@ -197,9 +237,6 @@ class TrainingConfig(StageConfig):
             raise ValueError(f"offload=parameters needs zero_stage=3, got {self.zero_stage}")
         if self.offload == "optimizer" and self.zero_stage == 0:
             raise ValueError("offload=optimizer needs zero_stage=1, 2 or 3, got 0")
-        for name in ("weight_decay", "head_weight_decay"):
-            if self.optimizer == "sgd" and getattr(self, name):
-                raise ValueError(f"{name}={getattr(self, name)} is for adamw; optimizer is sgd: set it to 0")
         if self.loss == "sigmoid" and self.label_smoothing:
             raise ValueError(f"label_smoothing={self.label_smoothing} is for the softmax loss; loss is sigmoid")
 
@@ -253,10 +290,18 @@ class TrainingConfig(StageConfig):
         self.warmup(total)
         return total
 
+    def steps(self, total: int) -> list[int]:
+        """Of decay=steps, the updates made before each fall of the rate, in a run of `total`."""
+        return [round(place * total) if place < 1 else int(place) for place in self.decay_at]
+
     def warmup(self, total: int) -> int:
         """Updates of the warm-up in a run of `total` updates. Raises UserError where the run has no room for it."""
         if self.warmup_updates >= total:
             raise UserError(f"warmup_updates={self.warmup_updates} is not below the run's {total} updates: lower it")
+        if self.decay_at and self.decay_at[-1] >= total:
+            raise UserError(
+                f"decay_at={self.decay_at[-1]:g} is not below the run's {total} updates: lower it, or take it away"
+            )
         warmup = self.warmup_updates or int(self.warmup_fraction * total)
         if warmup + self.cooldown_updates > total:
             raise UserError(

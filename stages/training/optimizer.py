@@ -34,7 +34,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     decays = ((body, config.weight_decay), (rest, 0.0), (head, config.head_weight_decay or 0.0))
     groups = [{"params": parameters, "weight_decay": decay} for parameters, decay in decays if parameters]
     if config.optimizer == "sgd":
-        kind = AveragedSGD if config.polyak_decay else torch.optim.SGD
+        kind = AveragedSGD if config.polyak_decay else DecayedSGD
         optimizer = kind(groups, lr=config.peak_lr, momentum=config.momentum, fused=True)
     else:
         # The paper's Adam is this one: its reference code adds the decay after Adam's scaling.
@@ -49,6 +49,26 @@ def state_names(config: TrainingConfig) -> tuple[str, ...]:
     """The optimizer's tensors for each parameter, of its shape."""
     moments = ("momentum_buffer",) if config.optimizer == "sgd" else ("exp_avg", "exp_avg_sq")
     return (*moments, "average") if config.polyak_decay else moments
+
+
+class DecayedSGD(torch.optim.SGD):
+    """SGD with momentum whose weight decay is decoupled: w ← w - rate · (momentum's step + decay · w).
+
+    torch's own adds the decay to the gradient, so that momentum carries it on. big_vision's (`optax.py`) does not.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            stepped = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if decay and stepped:
+                torch._foreach_mul_(stepped, 1.0 - group["lr"] * decay)  # type: ignore[reportPrivateImportUsage]
+            group["weight_decay"] = 0.0
+        outcome = super().step(closure)
+        for group, decay in zip(self.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        return outcome
 
 
 class Averaging(torch.optim.Optimizer):
@@ -74,5 +94,5 @@ class AveragedAdamW(Averaging, torch.optim.AdamW):
     """AdamW that also averages."""
 
 
-class AveragedSGD(Averaging, torch.optim.SGD):
+class AveragedSGD(Averaging, DecayedSGD):
     """SGD that also averages."""

@@ -50,8 +50,7 @@ def plain_losses(stage, job) -> list[float]:
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_losses_are_those_of_a_plain_loop(make_stage, zero_stage, optimizer):
     stage = make_stage("plain")
-    decay = 0.1 if optimizer == "adamw" else 0.0
-    fields = {"updates": 60, "save_every": 1000, "weight_decay": decay, "warmup_updates": 5}
+    fields = {"updates": 60, "save_every": 1000, "weight_decay": 0.1, "warmup_updates": 5}
     job = stage.job(zero_stage=zero_stage, optimizer=optimizer, **fields)
     train(job, stage.rank())
     found = stage.losses(1)
@@ -132,10 +131,17 @@ def test_compiling_without_a_compiler_is_refused_and_names_it(make_stage, monkey
         {"zero_stage": 1, "precision": "bf16"},
         {"zero_stage": 3, "precision": "bf16"},
         {"zero_stage": 2, "optimizer": "sgd"},
+        *(
+            {
+                "zero_stage": zero, "optimizer": "sgd", "weight_decay": 0.5, "head_weight_decay": 2.0,
+                "decay": "steps", "decay_at": (4, 6), "polyak_decay": polyak,
+            }
+            for zero, polyak in ((0, 0.0), (2, 0.0), (3, 0.9))
+        ),
         {"zero_stage": 2, "activation_checkpointing": True, "model": {"dropout": 0.2}},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_stop_at_any_update_and_a_resume_give_the_same_bits(make_stage, fields):
     whole = make_stage("whole")
     train(whole.job(**fields), whole.rank())

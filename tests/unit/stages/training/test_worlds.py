@@ -96,7 +96,8 @@ WALK = [
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_checkpoints_go_from_each_zero_stage_and_world_size_to_each(make_stage, tmp_path, optimizer, polyak_decay):
     assert set(WALK) == {(stage, ranks) for stage in range(4) for ranks in range(1, 5)}
-    fields = {"optimizer": optimizer, "polyak_decay": polyak_decay, "updates": len(WALK)}
+    decays = {"weight_decay": 0.5, "head_weight_decay": 2.0}
+    fields = {"optimizer": optimizer, "polyak_decay": polyak_decay, "updates": len(WALK), **decays}
     whole = make_stage("whole")
     train(whole.job(global_batch=BATCH, zero_stage=0, **fields), whole.rank())
     walking = Run(make_stage("walking"), tmp_path / "notes", **fields)
