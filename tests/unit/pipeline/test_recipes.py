@@ -137,6 +137,11 @@ TABLE_4 = {
     "finetune/flowers": (500, (0.001, 0.003, 0.01, 0.03), 0.1, 100, 918, 102),
     "finetune/vtab": (2_500, (0.01,), 0.2, 500, 800, 102),
 }
+BIT = {
+    # Section 3.2 of arXiv:1912.11370: training images, classes, loss, first bias of the head.
+    "bit/imagenet21k-r50x1": (I21K, 21_843, "sigmoid", -10.0),
+    "bit/imagenet1k-r50x1": (I1K * 0.99, 1_000, "softmax", 0.0),
+}
 WARMUP = 10_000
 KERNELS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 OWN = {"digits", "families", "fashion", "folder", "masked/fashion", "positions"}
@@ -164,7 +169,7 @@ def decayed_names(model: nn.Module, config: PretrainConfig) -> set[str]:
 
 
 def test_every_recipe_is_held_against_its_source():
-    assert set(shipped()) - OWN == {*ROWS, *TABLE_4, "masked/b16"}
+    assert set(shipped()) - OWN == {*ROWS, *TABLE_4, *BIT, "masked/b16"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -229,6 +234,36 @@ def test_what_is_decayed_and_the_loss_at_the_start(name):
     assert loss == pytest.approx(sigmoid if row.loss == "sigmoid" else math.log(row.classes), rel=1e-5)
     if row.classes == 21_843 and row.loss == "sigmoid":
         assert loss == pytest.approx(10.99, abs=0.005)
+
+
+@pytest.mark.parametrize("name", BIT)
+def test_big_transfer_is_that_of_its_paper(name, tmp_path):
+    images, classes, loss, bias = BIT[name]
+    config = pretraining(name)
+    assert config.model == BitConfig.model_validate({**model_config("R50x1").model_dump(), "head_bias": bias})
+    assert (config.optimizer, config.momentum, config.resolution, config.loss) == ("sgd", 0.9, 224, loss)
+    (work,) = (s.work for s in plan(file_storage(tmp_path), load_workflow(name)) if s.name == "pretrain")
+    assert work["classes"] == classes
+    total = int(work["updates"])
+    assert total == pytest.approx(90 * images / 4096, rel=1e-4)
+    # 0.03 for 256 images, in proportion; a tenth of it from epochs 30, 60 and 80 on.
+    rates = [learning_rate(config, 1, total), learning_rate(config, 2501, total), learning_rate(config, 5001, total)]
+    assert rates == pytest.approx([0.0, 0.24, 0.48])
+    for epoch, before in ((30, 0.48), (60, 0.048), (80, 0.0048)):
+        fall = round(epoch / 90 * total)
+        assert learning_rate(config, fall, total) == pytest.approx(before)
+        assert learning_rate(config, fall + 1, total) == pytest.approx(before / 10)
+    assert learning_rate(config, total, total) == pytest.approx(0.00048)
+    model = build(thin(config.model), 32, classes)
+    initialize(model, seed=0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = make_optimizer(model, config).param_groups
+    # Added to the gradient it would be 0.0001: momentum makes 1 / (1 - 0.9) times as much of it.
+    assert sorted({group["weight_decay"] for group in groups}) == pytest.approx([0.0, 0.0001 / (1 - config.momentum)])
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    convolutions = {name for name in names.values() if re.search(r"conv\d?\.weight$", name)}
+    assert len(convolutions) > 8
+    assert decayed == convolutions | {"head.weight"}
 
 
 def test_masked_patch_prediction_is_that_of_the_appendix(tmp_path):
