@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cluster.errors import UserError
-from stages.choice.config import ChoiceConfig
+from stages.choice.config import ChoiceConfig, other_metric
 from stages.config import StageConfig
 from stages.fewshot.config import FewshotConfig
 from stages.finetune.config import FinetuneConfig
@@ -46,6 +46,8 @@ def check_stages(stages: Stages) -> None:
             _check_branch(name, config, stages[config.trunk])
         elif isinstance(config, FewshotConfig) and has_known_model(stages, config.model):
             _check_fewshot(stages, name, config)
+        elif isinstance(config, ChoiceConfig):
+            _check_choice(stages, name, config)
         if isinstance(config, TrainingConfig) and config.lr_from:
             _check_rate(name, config.lr_from, stages)
 
@@ -128,6 +130,29 @@ def _check_branch(name: str, config: PretrainConfig, trunk: StageConfig) -> None
             f"stages.{name}: '{config.trunk}' keeps no checkpoint of update {at:,}, at which this one branches off: "
             f"set its keep_every, now {trunk.keep_every}, to {at} or a divisor of it"
         )
+
+
+def _check_choice(stages: Stages, name: str, config: ChoiceConfig) -> None:
+    """A choice is made after hours of training: what it will lack is told before."""
+    for candidate in config.models:
+        own = stages[candidate]
+        # Of a stage of somebody's own nobody knows what it measures.
+        if type(own) not in (PretrainConfig, FinetuneConfig):
+            continue
+        figures = _validated(own)
+        if config.metric not in figures:
+            raise UserError(
+                f"stages.{name}.metric: got {config.metric}, and the figures of '{candidate}' will be "
+                f"{', '.join(figures)}: {other_metric(figures)}"
+            )
+
+
+def _validated(config: StageConfig) -> list[str]:
+    """Figures of the validation split that a training stage ends with, where its data set has one."""
+    assert isinstance(config, TrainingConfig)
+    has_accuracy = not isinstance(config, PretrainConfig) or config.masked is None or config.masked.has_classes
+    kinds = ["loss", "accuracy"] if has_accuracy else ["loss"]
+    return [f"{raw}validation/{kind}" for raw in ("", "raw/")[: 2 if config.polyak_decay else 1] for kind in kinds]
 
 
 def has_known_model(stages: Stages, name: str) -> bool:

@@ -47,7 +47,9 @@ def expand(name: str, body: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         found[variant] = own
     choose = body.get("choose") or {}
     if not isinstance(choose, dict):
-        raise UserError(f"stages.{name}.choose: got {choose!r}, expected a mapping such as {{metric: validation/loss}}")
+        raise UserError(
+            f"stages.{name}.choose: got {choose!r}, expected a mapping such as {{metric: validation/loss, mode: min}}"
+        )
     return {**found, name: {"kind": "choice", "from": list(found), **choose}}
 
 

@@ -17,6 +17,10 @@ def headline(metrics: dict[str, float]) -> str:
             value = metrics[name]
             text = f"{value:.1%}" if name.endswith("accuracy") else f"{value:,.0f}"
             shown.append(f"{name.replace('/', ' ')} {text}")
+    for split in ("validation", "test"):
+        # What predicts pixels is never right or wrong.
+        if f"{split}/loss" in metrics and f"{split}/accuracy" not in metrics:
+            shown.append(f"{split} loss {metrics[f'{split}/loss']:.4g}")
     for name, value in metrics.items():
         if name.startswith("features/all/"):
             shown.append(f"{name.rsplit('/', 1)[1].replace('_', '-')} {value:.1%}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from cluster.errors import UserError
-from stages.choice.config import ChoiceConfig
+from stages.choice.config import ChoiceConfig, other_metric
 from stages.context import Context, Inputs, Output, Result
 
 
@@ -26,7 +26,10 @@ def _figure(config: ChoiceConfig, name: str, model: Output) -> float:
     figures = model.meta.get("metrics", {})
     if config.metric not in figures:
         known = ", ".join(figures) or "none"
-        raise UserError(f"metric={config.metric}: the model from '{name}' has no such figure; it has {known}")
+        raise UserError(
+            f"metric={config.metric}: the model from '{name}' has no such figure; it has {known}: "
+            f"{other_metric(figures)}"
+        )
     return figures[config.metric]
 
 

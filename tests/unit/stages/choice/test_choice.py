@@ -1,6 +1,7 @@
 """The choice among models."""
 
 import math
+import re
 
 import pytest
 
@@ -38,8 +39,30 @@ def test_the_best_model_is_the_result_and_no_byte_is_copied(tmp_path, fields, lo
     assert list(context.storage.list("")) == []
 
 
-def test_a_figure_that_a_model_has_not_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("figures", "message"),
+    [
+        (
+            {"validation/loss": 1.0, "test/loss": 1.0},
+            r"it has validation/loss, test/loss: try choose: \{metric: validation/loss, mode: min\}",
+        ),
+        ({"own/score": 1.0}, r"it has own/score: try choose: \{metric: own/score, mode: max\}"),
+        ({"test/accuracy": 1.0}, "it has test/accuracy: .* set validation_fraction of the ingestion"),
+        ({}, "it has none: .* set validation_fraction of the ingestion"),
+    ],
+)
+def test_a_figure_that_a_model_has_not_is_named_with_what_to_do(tmp_path, figures, message):
     config = ChoiceConfig.model_validate({"from": ["a"]})
     context = stage_context(file_storage(tmp_path), "stages/choice/x")
-    with pytest.raises(UserError, match="the model from 'a' has no such figure; it has loss"):
-        run(config, {"models.0": model(0, loss=1.0)}, context)
+    with pytest.raises(
+        UserError, match=f"metric=validation/accuracy: the model from 'a' has no such figure; {message}"
+    ) as error:
+        run(config, {"models.0": Output(prefix="a", manifest={"kind": "model", "meta": {"metrics": figures}})}, context)
+    if advised := re.search(r"\{metric: (.*), mode: (.*)\}", str(error.value)):
+        # The advice is one that a config takes.
+        ChoiceConfig.model_validate({"from": ["a"], "metric": advised[1], "mode": advised[2]})
+
+
+def test_the_highest_loss_is_not_chosen():
+    with pytest.raises(ValueError, match="metric=validation/loss: mode=max would choose the highest loss: set mode to"):
+        ChoiceConfig.model_validate({"from": ["a"], "metric": "validation/loss"})
