@@ -35,6 +35,11 @@ def budget_table(stage: str, exaflops: float, found: Sequence[Choice], *, price:
         "error in %, by a law fitted to the paper's Table 6 (JFT-300M, fine-tuned at a higher resolution); "
         "~ outside of what it was fitted to",
     ]
+    if found[0].masked:
+        notes.append(
+            "it is a law of pretraining on class labels: masked patch prediction comes out worse (of B/16, by 4 points "
+            "in the paper), and that the order is the same is an assumption"
+        )
     if epochs and any(choice.epochs is not None and choice.epochs > 10 for choice in found):
         notes.append(
             "seeing the same images again is worth less than new ones: where epochs are many, it promises too much"

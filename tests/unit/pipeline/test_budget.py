@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from cluster.errors import UserError
 from cluster.shapes import parse_shape
@@ -16,10 +19,12 @@ from pipeline.budget import (
     expected_error,
     parse_budget,
 )
-from pipeline.config import parse_workflow
+from pipeline.config import load_workflow, parse_workflow
+from pipeline.display_budget import budget_table
 from pipeline.plan import Question
-from stages.models.config import ModelConfig
-from stages.models.flops import forward_macs
+from stages.models.config import VARIANTS, ModelConfig
+from stages.models.flops import forward_macs, parameter_count
+from stages.models.masked_config import MaskedConfig
 from stages.pretrain.config import PretrainConfig
 
 MODEL = {"variant": "B", "patch_size": 16}
@@ -70,6 +75,53 @@ def test_what_would_end_in_its_warm_up_is_left_out():
     assert "ViT-G/14" not in names
     with pytest.raises(UserError, match=r"--budget: 1e-05 exaFLOPs are too few for any"):
         choices(config(), 1e-5)
+
+
+@pytest.mark.parametrize("target", ["mean_colour", "downsized", "pixels"])
+def test_predicting_masked_patches_costs_its_own_head_and_no_classes(target):
+    masked = MaskedConfig(target=target)
+    found = choices(config(objective=masked), 1000.0, classes=18_291, images=1_000_000, shape=parse_shape("h100x8"))
+    labelled = {choice.name: choice for choice in choices(config(), 1000.0)}
+    assert {choice.name for choice in found} == set(labelled)
+    for choice in found:
+        model = ModelConfig.model_validate(
+            {"variant": choice.variant, "patch_size": choice.patch_size, **VARIANTS[choice.variant]}
+        )
+        # The body without a head, and what is predicted of half of the patches.
+        patches, outputs = (224 // choice.patch_size) ** 2, {
+            "mean_colour": 512, "downsized": 16 * 512, "pixels": 3 * choice.patch_size**2
+        }[target]  # fmt: skip
+        corrupted = {49: 24, 196: 98, 256: 128}[patches]
+        assert choice.macs == forward_macs(model, 224, 0) + corrupted * model.width * outputs
+        assert choice.parameters == parameter_count(model, 224, 0) + model.width + (model.width + 1) * outputs
+        assert choice.updates == int(1e21 / (6 * choice.macs * 4096))
+        assert (choice.masked, choice.extrapolated) == (True, True)
+        assert choice.macs != labelled[choice.name].macs
+        assert choice.estimate is not None
+
+
+def test_networks_with_one_patch_alone_are_no_choice_for_masked_patches():
+    small = {"resolution": 32, "warmup_updates": 0}
+    assert {choice.patch_size for choice in choices(config(**small), 0.1)} == {16, 32}
+    assert {choice.patch_size for choice in choices(config(objective="masked", **small), 0.1)} == {16}
+
+
+def test_a_masked_stage_of_a_workflow_has_its_table(tmp_path):
+    workflow = load_workflow("masked/b16")
+    found = budgeted(open_storage(f"file://{tmp_path}"), workflow, 432.6)["pretrain"]
+    mine = next(choice for choice in found if choice.name == "ViT-B/16")
+    # What the recipe itself costs buys its own million updates.
+    assert mine.updates == pytest.approx(1_000_000, rel=1e-4)
+    assert mine.epochs == pytest.approx(13.5, rel=0.01)
+    stage = load_workflow("masked/b16", found[0].overrides("pretrain")).stages["pretrain"]
+    assert isinstance(stage, PretrainConfig)
+    assert stage.masked == MaskedConfig()
+    assert stage.updates == found[0].updates
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(budget_table("pretrain", 432.6, found, price=None))
+    assert (
+        "it is a law of pretraining on class labels: masked patch prediction comes out worse" in console.export_text()
+    )
 
 
 def test_its_overrides_make_a_workflow_of_it(tmp_path):
