@@ -2,7 +2,7 @@
 
 A larger model sees fewer images for the same compute. Choices are ranked by the error on ImageNet that a law in both
 leads to expect, which is fitted to what the paper's Table 6 reports of its Vision Transformers. Of masked patch
-prediction the paper reports one model alone: there the same law gives the order, and its errors are marked as carried on.
+prediction the paper reports one model alone: there the same law gives the order, and errors are marked as carried on.
 """
 
 from __future__ import annotations
