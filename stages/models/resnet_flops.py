@@ -102,7 +102,7 @@ def bit_macs(config: BitConfig, resolution: int, num_classes: int) -> int:
 
     At 224 pixels and six operations for each (`flops.forward_macs`), 303 million images an epoch and JFT's classes,
     these make 3.5 to 5 % more exaFLOPs than the paper's Table 6 has for its ResNets. How it counts them it does not
-    say; its hybrids, whose stems are alike, come out exactly.
+    say; without the products with padding they come out within 1.4 % (docs/recipes.md has what else was tried).
     """
     root = root_kernels(config, config.in_channels) * half(resolution) ** 2
     return root + sum(unit.macs for unit in _units(config, resolution)) + config.features * num_classes
