@@ -140,6 +140,11 @@ def _check_choice(stages: Stages, name: str, config: ChoiceConfig) -> None:
         if type(own) not in (PretrainConfig, FinetuneConfig):
             continue
         figures = _validated(own)
+        if not figures:
+            raise UserError(
+                f"stages.{name}.metric: '{candidate}' is not evaluated on the validation split, by which is chosen: "
+                "name it in evaluate_splits, and not in train_splits"
+            )
         if config.metric not in figures:
             raise UserError(
                 f"stages.{name}.metric: got {config.metric}, and the figures of '{candidate}' will be "
@@ -150,6 +155,9 @@ def _check_choice(stages: Stages, name: str, config: ChoiceConfig) -> None:
 def _validated(config: StageConfig) -> list[str]:
     """Figures of the validation split that a training stage ends with, where its data set has one."""
     assert isinstance(config, TrainingConfig)
+    trained = isinstance(config, FinetuneConfig) and "validation" in config.train_splits
+    if trained or "validation" not in config.evaluate_splits:
+        return []
     has_accuracy = not isinstance(config, PretrainConfig) or config.masked is None or config.masked.has_classes
     kinds = ["loss", "accuracy"] if has_accuracy else ["loss"]
     return [f"{raw}validation/{kind}" for raw in ("", "raw/")[: 2 if config.polyak_decay else 1] for kind in kinds]

@@ -114,6 +114,11 @@ def test_what_is_overridden_holds_for_all_of_a_sweep():
         ),
         (["finetune.choose.metric=raw/validation/loss"], "will be validation/loss, validation/accuracy: try"),
         (["finetune.choose.metrics=x"], "stages.finetune.metrics: unknown field; did you mean 'metric'?"),
+        (
+            ["finetune.evaluate_splits=[test]"],
+            "stages.finetune.metric: 'finetune-lr-0_003-",
+        ),
+        (["finetune.train_splits=[train, validation]"], "is not evaluated on the validation split, by which is chosen"),
         (["pretrain.choose={}"], "stages.pretrain.choose: there is no sweep to choose from"),
     ],
 )
