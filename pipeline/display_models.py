@@ -38,8 +38,12 @@ TABLES = {"choice": choice_table, "summary": summary_table}
 
 
 def _cell(metric: str, row: Mapping[str, Any]) -> str:
-    error = row[f"{metric} ±"]
-    return _figure(metric, row[metric]) + (f" ± {_figure(metric, error)}" if error is not None else "")
+    shown, error = _figure(metric, row[metric]), row[f"{metric} ±"]
+    if error is None:
+        return shown
+    # To as many decimals as the mean.
+    scale = 100 if metric.endswith("accuracy") else 1
+    return f"{shown} ± {scale * error:.{len(shown.partition('.')[2])}f}"
 
 
 def _column(metric: str) -> str:

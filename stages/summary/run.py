@@ -40,11 +40,10 @@ def mean_and_error(values: list[float]) -> tuple[float, float | None]:
 
 
 def _common(models: list[Output]) -> tuple[str, ...]:
-    """The figures of splits that all models have, in the first one's order."""
+    """The figures of splits that all models have: validation first, accuracy before loss."""
     known = [model.meta.get("metrics", {}) for model in models]
-    return tuple(
-        name for name in known[0] if name.partition("/")[0] in SPLITS and all(name in other for other in known)
-    )
+    found = [name for name in known[0] if name.partition("/")[0] in SPLITS and all(name in other for other in known)]
+    return tuple(sorted(found, key=lambda name: (SPLITS.index(name.partition("/")[0]), name)))
 
 
 def _figures(stage: str, model: Output, metrics: tuple[str, ...]) -> dict[str, float]:
