@@ -29,6 +29,8 @@ UNPACKED_BYTES = 256 * 2**20
 UNPACKED_TIMES = 20
 """An archive may unpack to so many bytes, and to so many times its size more: a last layer of zeros packs well, and
 weights do not."""
+MEMBERS = 20_000
+"""Most arrays of an archive: ViT-G has 800, and two or three times as many with its optimizer."""
 HEADER_BYTES = 2**16
 """Most that is read of an array to find its shape."""
 _BROKEN = (
@@ -43,8 +45,10 @@ class NpzFile:
 
     def __init__(self, path: Path) -> None:
         self.where, self._path = path.name, path
-        with self._reading("it is no whole archive of arrays"), zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
+        # Opened once: to open it takes as long as it has members.
+        with self._reading("it is no whole archive of arrays"):
+            self._archive = zipfile.ZipFile(path)
+            members = self._archive.infolist()
         self._members = self._named(members)
         self._check_sizes(members)
         self._headers = {name: self._header(name) for name in self._members}
@@ -53,7 +57,7 @@ class NpzFile:
     def read(self, name: str) -> Tensor:
         with self._reading(f"{name} of shape {self.shapes[name]} cannot be read"):
             shape, fortran, dtype = self._headers[name]
-            with zipfile.ZipFile(self._path) as archive, archive.open(self._members[name]) as file:
+            with self._archive.open(self._members[name]) as file:
                 _read_header(file)
                 data = file.read()
             flat = np.frombuffer(data, dtype=dtype)
@@ -62,6 +66,8 @@ class NpzFile:
         return finite(self.where, name, tensor)
 
     def _named(self, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+        if len(members) > MEMBERS:
+            raise UserError(f"{self.where}: has {len(members):,} arrays, and at most {MEMBERS:,} are read")
         found: dict[str, zipfile.ZipInfo] = {}
         for member in members:
             name = member.filename.removesuffix(".npy")
@@ -83,11 +89,7 @@ class NpzFile:
 
     def _header(self, name: str) -> tuple[Shape, bool, np.dtype]:
         member = self._members[name]
-        with (
-            self._reading(f"{name} cannot be read"),
-            zipfile.ZipFile(self._path) as archive,
-            archive.open(member) as file,
-        ):
+        with self._reading(f"{name} cannot be read"), self._archive.open(member) as file:
             shape, fortran, dtype = _read_header(file)
             begin = file.tell()
         if dtype.hasobject:

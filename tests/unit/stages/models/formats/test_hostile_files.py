@@ -153,6 +153,21 @@ def claiming(shape):
     return buffer.getvalue() + bytes(16)
 
 
+def test_an_archive_of_very_many_arrays_is_refused_and_others_are_opened_once(tmp_path, monkeypatch):
+    small = npy(np.zeros(1, np.float32))
+    zipped(tmp_path / "many.npz", [(f"{number}.npy", small) for number in range(npz_file.MEMBERS + 1)])
+    with pytest.raises(UserError, match=r"many\.npz: has 20,001 arrays, and at most 20,000 are read"):
+        npz_file.NpzFile(tmp_path / "many.npz")
+    zipped(tmp_path / "few.npz", [(f"{number}.npy", small) for number in range(50)])
+    opened = []
+    whole = npz_file.zipfile.ZipFile
+    monkeypatch.setattr(npz_file.zipfile, "ZipFile", lambda path: opened.append(path) or whole(path))
+    file = npz_file.NpzFile(tmp_path / "few.npz")
+    assert [float(file.read(name)) for name in file.shapes] == [0.0] * 50
+    # Each time its whole directory is read.
+    assert len(opened) == 1
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_forged_archive_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = tmp_path / "bad.npz"
