@@ -15,10 +15,12 @@ from pipeline.outputs import read_recorded
 from stages.models.formats.known import FOLDERS, FORMATS, SUFFIXES, Format
 
 if TYPE_CHECKING:
-    from stages.models.config import ModelConfig
     from stages.models.formats.network import Network
 
-ABOUT = ("update", "images_seen", "averaged", "seed", "trained_on", "class_ids", "resampling", "imported")
+ABOUT = (
+    *("update", "images_seen", "averaged", "seed", "trained_on", "class_ids"),
+    *("resampling", "imported", "objective"),
+)
 """What travels with the weights beside the network's own description; addresses stay here."""
 
 
@@ -99,26 +101,27 @@ def _stage(storage: Storage, workflow_id: str, workflow: Workflow, stage: str | 
     return makers[-1] if makers else None
 
 
-def _vit(model: Any) -> ModelConfig:
-    """The config of a Vision Transformer. Raises UserError for a ResNet, of which no format is written yet."""
-    from stages.models.config import model_config
-    from stages.models.resnet_config import BitConfig
-
-    config = model_config(model)
-    if isinstance(config, BitConfig):
-        raise UserError(f"{config.title} is exported as safetensors alone: use --format safetensors")
-    return config
-
-
 def _network_of_file(path: Path, about: dict[str, Any]) -> Network:
-    from stages.models.formats.assemble import write_settings
-    from stages.models.formats.files import read_network
+    """The network of a checkpoint's weights, as `pipeline.checkpoints.export` has just written them."""
+    import safetensors.torch
 
-    _vit(about["model"])
-    described = {name: about[name] for name in ("format", "model", "resolution", "num_classes", "classes", *ABOUT)
-                 if name in about}  # fmt: skip
-    write_settings(path.with_suffix(".json"), described)
-    return read_network(path, format="safetensors").network
+    return _network(about, safetensors.torch.load_file(path))
+
+
+def _network(about: dict[str, Any], state: dict[str, Any]) -> Network:
+    from stages.models.config import model_config
+    from stages.models.formats.network import Network
+
+    # A network that predicts masked patches tells no classes apart, though its data set has some.
+    classes = tuple(map(str, about["classes"])) if about["num_classes"] else None
+    return Network(
+        config=model_config(about["model"]),
+        resolution=about["resolution"],
+        num_classes=about["num_classes"],
+        state=state,
+        classes=classes,
+        about={name: about[name] for name in ABOUT if name in about},
+    )
 
 
 def _with_resampling(about: dict[str, Any], workflow: Workflow, stage: str | None) -> dict[str, Any]:
@@ -130,19 +133,11 @@ def _with_resampling(about: dict[str, Any], workflow: Workflow, stage: str | Non
 def _network_of_output(
     storage: Storage, workflow_id: str, workflow: Workflow, stage: str
 ) -> tuple[Network, dict[str, Any]]:
-    from stages.models.formats.network import Network
     from stages.models.store import read_state
 
     output = read_recorded(storage, workflow_id, workflow, stage)
     meta = output.meta
-    network = Network(
-        config=_vit(meta["model"]),
-        resolution=meta["resolution"],
-        num_classes=meta["num_classes"],
-        state=read_state(storage, output),
-        classes=tuple(meta["classes"]),
-        about={name: meta[name] for name in ABOUT if name in meta},
-    )
+    network = _network(meta, read_state(storage, output))
     about = {name: value for name, value in meta.items() if name not in ("metrics", "left_out")}
     return network, {**about, "checkpoint": f"{storage.url}/{output.prefix}"}
 

@@ -21,7 +21,7 @@ from stages.context import Output
 STAGE = "import"
 SHOWN = (
     *("file", "format", "sha256", "arrays", "network", "resolution", "classes", "pool", "head", "activation"),
-    *("layer_norm_epsilon", "left_out", "notes"),
+    *("layer_norm_epsilon", "kernel_epsilon", "group_norm_epsilon", "left_out", "notes"),
 )
 """What is told of an imported model, in this order."""
 

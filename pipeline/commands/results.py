@@ -225,6 +225,12 @@ def export(
             f"the greatest is {parity['greatest_logit']:.2f}",
             soft_wrap=True,
         )
+        if parity["epsilon_difference"] is not None:
+            console.print(
+                f"the library has {parity['epsilons']}, for which the format has no place: with these, which were "
+                f"compared, logits are up to {parity['epsilon_difference']:.1e} from the model's",
+                soft_wrap=True,
+            )
         print_note(parity["note"] and f"the format's own library did not load it: {parity['note']}")
 
 

@@ -6,13 +6,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cluster.storage.base import file_digest
 from stages.context import Context, Inputs, Result
 from stages.importing.config import ImportConfig
-from stages.importing.files import fetch
+from stages.importing.files import fetch, weights_digest
+from stages.models.config import ModelConfig
 from stages.models.formats.arrays import shown
-from stages.models.formats.assemble import Found, Overrides
+from stages.models.formats.assemble import Found
+from stages.models.formats.beside import Overrides
 from stages.models.formats.files import read_network, recognise
+from stages.models.resnet_config import BitConfig, StemConfig
 from stages.models.store import WEIGHTS, model_bytes
 
 
@@ -30,7 +32,7 @@ def run(config: ImportConfig, inputs: Inputs, context: Context) -> Result:
     with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
         path = fetch(config.path, Path(folder))
         found = read_network(path, overrides)
-        digest = file_digest(recognise(path)[1]).sha256
+        digest = weights_digest(recognise(path)[1])
         name = path.name
     row = describe(found, name)
     print(f"imported {row['file']}: {row['network']}, {row['arrays']} arrays; {row['notes'] or 'nothing assumed'}")
@@ -63,20 +65,35 @@ def run(config: ImportConfig, inputs: Inputs, context: Context) -> Result:
 def describe(found: Found, name: str) -> dict[str, Any]:
     """What was found, to be shown."""
     network = found.network
-    config = network.config
-    sizes = f"width {config.width}, depth {config.depth}, MLP {config.mlp_dim}, {config.num_heads} heads"
     return {
         "file": name,
         "format": found.format,
         "arrays": found.arrays,
-        "network": f"ViT-{config.variant}/{config.patch_size}" if config.variant else f"{sizes}, patches of "
-        f"{config.patch_size}",
         "resolution": network.resolution,
         "classes": network.num_classes,
+        **(_resnet(network.config) if isinstance(network.config, BitConfig) else _vit(network.config)),
+        "left_out": shown(list(found.left_out)),
+        "notes": "; ".join(found.notes),
+    }
+
+
+def _vit(config: ModelConfig) -> dict[str, Any]:
+    sizes = f"width {config.width}, depth {config.depth}, MLP {config.mlp_dim}, {config.num_heads} heads"
+    before = f"R{list(config.stem.blocks)} before " if config.stem is not None else ""
+    return {
+        "network": config.title if config.variant else f"{before}{sizes}, patches of {config.patch_size}",
         "pool": config.pool,
         "head": config.head,
         "activation": config.activation,
         "layer_norm_epsilon": config.layer_norm_epsilon,
-        "left_out": shown(list(found.left_out)),
-        "notes": "; ".join(found.notes),
-    }  # fmt: skip
+        **(_epsilons(config.stem, config.stem.epsilon_of) if config.stem is not None else {}),
+    }
+
+
+def _resnet(config: BitConfig) -> dict[str, Any]:
+    return {"network": config.title, "pool": "average", "head": "linear", **_epsilons(config, "variance")}
+
+
+def _epsilons(config: BitConfig | StemConfig, of: str) -> dict[str, Any]:
+    """Those of a ResNet."""
+    return {"kernel_epsilon": f"{config.epsilon:g} of the {of}", "group_norm_epsilon": config.group_norm_epsilon}

@@ -51,6 +51,12 @@ class DeviationConv(StandardConv):
         return (torch.sqrt(variance) + self.epsilon).reciprocal()
 
 
+def stem_conv(config: StemConfig, inputs: int, outputs: int, size: int, stride: int = 1) -> StandardConv:
+    """A convolution of a hybrid's stem, with "SAME" padding."""
+    kind = DeviationConv if config.epsilon_of == "deviation" else StandardConv
+    return kind(inputs, outputs, size, stride=stride, epsilon=config.epsilon, same=True)
+
+
 def pad_same(x: Tensor, size: int, stride: int, value: float = 0.0) -> tuple[Tensor, tuple[int, int]]:
     """What a window of `size` has to be given, and how much of it is left to add all around, for "SAME" padding.
 
@@ -74,7 +80,7 @@ class StemRoot(nn.Module):
     def __init__(self, config: StemConfig, in_channels: int) -> None:
         super().__init__()
         channels = 64 * config.width_factor
-        self.conv = DeviationConv(in_channels, channels, 7, stride=2, epsilon=config.epsilon, same=True)
+        self.conv = stem_conv(config, in_channels, channels, 7, stride=2)
         self.norm = group_norm(channels, config.group_norm_epsilon)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,7 +93,7 @@ class Projection(nn.Module):
 
     def __init__(self, config: StemConfig, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv = DeviationConv(inputs, outputs, 1, stride=stride, epsilon=config.epsilon, same=True)
+        self.conv = stem_conv(config, inputs, outputs, 1, stride)
         self.norm = group_norm(outputs, config.group_norm_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,11 +108,11 @@ class StemUnit(nn.Module):
         outputs, epsilon = 4 * width, config.group_norm_epsilon
         projected = inputs != outputs or stride != 1
         self.downsample = Projection(config, inputs, outputs, stride) if projected else None
-        self.conv1 = DeviationConv(inputs, width, 1, epsilon=config.epsilon, same=True)
+        self.conv1 = stem_conv(config, inputs, width, 1)
         self.norm1 = group_norm(width, epsilon)
-        self.conv2 = DeviationConv(width, width, 3, stride=stride, epsilon=config.epsilon, same=True)
+        self.conv2 = stem_conv(config, width, width, 3, stride)
         self.norm2 = group_norm(width, epsilon)
-        self.conv3 = DeviationConv(width, outputs, 1, epsilon=config.epsilon, same=True)
+        self.conv3 = stem_conv(config, width, outputs, 1)
         self.norm3 = group_norm(outputs, epsilon)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from cluster.errors import UserError
-from stages.config import Config
+from stages.config import Config, added
 
 BLOCKS: dict[int, tuple[int, ...]] = {
     # By the number of layers: big_vision `models/bit.py`.
@@ -37,7 +37,10 @@ class StemConfig(Config):
         (), max_length=4, description="bottlenecks of each stage; none leaves the root alone"
     )
     width_factor: int = Field(1, ge=1, description="times 64 channels in the root")
-    epsilon: float = Field(1e-5, gt=0, description="added to the deviation of a kernel's weights")
+    epsilon: float = Field(1e-5, gt=0, description="added to the deviation of a kernel's weights, or their variance")
+    epsilon_of: Literal["deviation", "variance"] = added(
+        "deviation", "what epsilon is added to: the paper's code has the deviation, timm and transformers the variance"
+    )
     group_norm_epsilon: float = Field(1e-6, gt=0, description="of every GroupNorm")
 
     @field_validator("blocks")

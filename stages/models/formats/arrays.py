@@ -99,13 +99,13 @@ def choose(where: str, names: Iterable[str], patterns: Iterable[str]) -> tuple[s
     return tuple(found)
 
 
-def check(file: View, expected: Mapping[str, Shape]) -> None:
+def check(file: View, expected: Mapping[str, Shape], family: str) -> None:
     """Raise UserError where a file's arrays are not those of a network: each by its name and both shapes."""
     unknown = [name for name in file.shapes if name not in expected]
     if unknown:
         named = [f"{file.own_name(name)} {file.shapes[name]}" for name in unknown]
         raise UserError(
-            f"{file.where}: no Vision Transformer of ours has {shown(named)}: leave them out with drop where the "
+            f"{file.where}: no {family} of ours has {shown(named)}: leave them out with drop where the "
             "network is the same without them"
         )
     for name, shape in expected.items():
@@ -114,6 +114,16 @@ def check(file: View, expected: Mapping[str, Shape]) -> None:
         if file.shapes[name] != shape:
             found = file.shapes[name]
             raise UserError(f"{file.where}: {file.own_name(name)} has shape {found}, expected {shape}")
+
+
+def shape_of(view: View, name: str, axes: int, family: str = "Vision Transformer") -> Shape:
+    """An array's shape. Raises UserError where it is not there, or has another number of axes."""
+    if name not in view.shapes:
+        raise UserError(f"{view.where}: has no array {name}, so it is no {family} in this format")
+    shape = view.shapes[name]
+    if len(shape) != axes:
+        raise UserError(f"{view.where}: {view.own_name(name)} has shape {shape}, expected {axes} axes")
+    return shape
 
 
 def finite(where: str, name: str, tensor: Tensor) -> Tensor:

@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from cluster.errors import UserError
 from stages.models.config import VARIANTS, ModelConfig
-from stages.models.formats.arrays import View
+from stages.models.formats.arrays import View, shape_of
+from stages.models.formats.beside import Beside, Overrides
 from stages.models.formats.network import MOST_PIXELS, variant_of
-from stages.models.formats.rules import Shape
+from stages.models.formats.resnet_detect import ResNetTelltales, resnet_fields
+from stages.models.resnet_config import BitConfig
 
 MOST_BLOCKS = 1000
 """A file of small arrays can claim any number."""
@@ -28,7 +30,7 @@ class Telltales:
 
     patch: str
     patch_axes: str
-    """Of that kernel: P side of a patch, C channels, D width."""
+    """Of that kernel: P side of a patch, C channels of the image or of a stem's map, D width."""
     block: str
     """Pattern of the names of a block's arrays, whose first group is the block's number."""
     hidden: str
@@ -40,6 +42,8 @@ class Telltales:
     """Bias of the last layer, [classes]."""
     hidden_head: str
     """Bias of the head's hidden layer."""
+    stem: ResNetTelltales
+    """Of a hybrid's ResNet."""
     query: str | None = None
     """Bias of the first block's queries, [H, K], where heads stand apart."""
 
@@ -58,9 +62,46 @@ class Detected:
     """None without a last layer."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recognised:
+    """The network that a file is of."""
+
+    view: View
+    """Its arrays, under the names of one layout."""
+    config: ModelConfig | BitConfig
+    heads: int
+    """Attention heads."""
+    resolution: int
+    classes: int | None
+    """None without a last layer."""
+    assumed: dict[str, Any]
+    """What nothing says, and is usual for the format."""
+
+
+def recognise_vit(view: View, telltales: Telltales, beside: Beside, overrides: Overrides) -> Recognised:
+    """The Vision Transformer, or hybrid, of a file. Raises UserError where it is none, or contradicts what is said."""
+    detected = detect(view, telltales)
+    stem = settle_stem(view, detected.fields.get("stem"), beside)
+    if stem is not None:
+        detected.fields["stem"] = stem
+    config = settle(view, detected, beside.said, beside.usual, overrides.fields())
+    if detected.patches is not None and config.pool == "token" and not detected.class_row:
+        view = view.with_row_before(telltales.positions)
+    stated = beside.resolution if overrides.resolution is None else overrides.resolution
+    given = {**beside.said, **overrides.fields()}
+    assumed = {name: value for name, value in beside.usual.items() if name not in given}
+    if stem is not None:
+        known = beside.said.get("stem") or {}
+        assumed |= {f"stem.{name}": value for name, value in beside.usual_stem.items() if name not in known}
+    return Recognised(
+        view=view, config=config, heads=config.num_heads, resolution=resolution_of(view, detected, config, stated),
+        classes=detected.classes, assumed=assumed,
+    )  # fmt: skip
+
+
 def detect(view: View, telltales: Telltales) -> Detected:
     """What a file's shapes say. Raises UserError where it has no patches or no blocks, or some shape is impossible."""
-    patch = _shape(view, telltales.patch, len(telltales.patch_axes))
+    patch = shape_of(view, telltales.patch, len(telltales.patch_axes))
     found = dict(zip(telltales.patch_axes, patch, strict=True))
     if patch[telltales.patch_axes.index("P")] != patch[telltales.patch_axes.rindex("P")]:
         raise UserError(f"{view.where}: {telltales.patch} has shape {patch}, expected square patches")
@@ -72,18 +113,21 @@ def detect(view: View, telltales: Telltales) -> Detected:
         "in_channels": found["C"],
         "patch_size": found["P"],
         "depth": len(numbers),
-        "mlp_dim": _shape(view, telltales.hidden, 1)[0],
+        "mlp_dim": shape_of(view, telltales.hidden, 1)[0],
         "pool": _pool(view, telltales),
     }
+    if telltales.stem.has(view):
+        stem = resnet_fields(view, telltales.stem, "hybrid")
+        fields |= {"in_channels": stem.pop("in_channels"), "stem": stem}
     if telltales.query is not None:
-        fields["num_heads"] = _shape(view, telltales.query, 2)[0]
+        fields["num_heads"] = shape_of(view, telltales.query, 2)[0]
     if telltales.hidden_head in view.shapes:
         fields["head"] = "mlp_tanh"
     patches, class_row = None, fields["pool"] == "token"
     if telltales.positions in view.shapes:
         fields["position"] = "learned"
         patches, class_row = _patches(view, telltales.positions, class_row)
-    classes = _shape(view, telltales.head, 1)[0] if telltales.head in view.shapes else None
+    classes = shape_of(view, telltales.head, 1)[0] if telltales.head in view.shapes else None
     return Detected(fields=fields, patches=patches, class_row=class_row, classes=classes)
 
 
@@ -98,7 +142,7 @@ def _patches(view: View, name: str, with_class_token: bool) -> tuple[int, bool]:
 
     big_vision's have none; a square number plus one is never a square, so that it shows.
     """
-    rows = _shape(view, name, 3)[1]
+    rows = shape_of(view, name, 3)[1]
     class_row = with_class_token and math.isqrt(rows) ** 2 != rows
     patches = rows - class_row
     if math.isqrt(patches) ** 2 != patches:
@@ -106,13 +150,21 @@ def _patches(view: View, name: str, with_class_token: bool) -> tuple[int, bool]:
     return patches, class_row
 
 
-def _shape(view: View, name: str, axes: int) -> Shape:
-    if name not in view.shapes:
-        raise UserError(f"{view.where}: has no array {name}, so it is no Vision Transformer in this format")
-    shape = view.shapes[name]
-    if len(shape) != axes:
-        raise UserError(f"{view.where}: {view.own_name(name)} has shape {shape}, expected {axes} axes")
-    return shape
+def settle_stem(view: View, found: dict[str, Any] | None, beside: Beside) -> dict[str, Any] | None:
+    """Fields of `StemConfig`: what the arrays show, what is said and what is usual. Raises UserError."""
+    said = beside.said.get("stem")
+    if said is not None and not isinstance(said, Mapping):
+        raise UserError(f"{view.where}: stem: got {said!r}, expected a mapping")
+    if found is None or (said is None and "stem" in beside.said):
+        if found is not None or said is not None:
+            which = ("a ResNet before its patches", "none") if said is not None else ("none", "one")
+            raise UserError(f"{view.where}: is said to have {which[0]}, and its arrays have {which[1]}")
+        return None
+    for name, own in found.items():
+        stated = (said or {}).get(name, own)
+        if (tuple(stated) if isinstance(stated, list | tuple) else stated) != own:
+            raise UserError(f"{view.where}: is said to have stem.{name}={stated}, and its arrays have {own}")
+    return {**beside.usual_stem, **(said or {}), **found}
 
 
 def settle(
@@ -145,9 +197,14 @@ def settle(
     try:
         return ModelConfig.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "network"
-        raise UserError(f"{view.where}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise UserError(f"{view.where}: {first_error(error)}") from error
+
+
+def first_error(error: ValidationError) -> str:
+    """What is wrong with a network's config, in a line."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "network"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _usual_heads(view: View, fields: Mapping[str, Any]) -> int:
@@ -164,10 +221,15 @@ def resolution_of(view: View, detected: Detected, config: ModelConfig, stated: A
     found = None if detected.patches is None else math.isqrt(detected.patches) * config.stride
     if found is None and stated is None:
         raise UserError(f"{view.where}: nothing says for what resolution it is: say it with resolution")
-    if stated is not None and (not isinstance(stated, int) or not 0 < stated <= MOST_PIXELS):
-        raise UserError(f"{view.where}: resolution: got {stated!r}, expected a number of pixels up to {MOST_PIXELS}")
+    check_resolution(view.where, stated)
     if found is not None and stated is not None and found != stated:
         raise UserError(f"{view.where}: is said to be for {stated} pixels, and its position embeddings are for {found}")
     side = stated if found is None else found
     assert side is not None
     return side
+
+
+def check_resolution(where: str, stated: Any) -> None:
+    """Raise UserError where what is said is no number of pixels."""
+    if stated is not None and (not isinstance(stated, int) or not 0 < stated <= MOST_PIXELS):
+        raise UserError(f"{where}: resolution: got {stated!r}, expected a number of pixels up to {MOST_PIXELS}")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from stages.models.formats import google, hugging_face, own, timm
-from stages.models.formats.assemble import Found, Overrides, read_settings
+from stages.models.formats.assemble import Found
+from stages.models.formats.beside import Overrides, read_settings
 from stages.models.formats.known import Format
 from stages.models.formats.network import Network
-from stages.models.formats.safetensors_file import SafetensorsFile
+from stages.models.formats.shard_index import INDEX
+from stages.models.formats.sharded_file import open_arrays
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 """Suffixes of files that run what stands in them when they are read."""
@@ -18,8 +20,8 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".tar")
 def recognise(path: Path) -> tuple[Format, Path]:
     """The format of a local file or folder, and the file with its arrays. Raises UserError for what is none."""
     if path.is_dir():
-        file = path / "model.safetensors"
-        if not file.is_file():
+        file = next((path / name for name in ("model.safetensors", INDEX) if (path / name).is_file()), None)
+        if file is None:
             there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
             raise UserError(
                 f"{path.name}: expected model.safetensors in this folder, with a config.json; found {there}"
@@ -46,8 +48,8 @@ def _of_safetensors(folder: Path, file: Path) -> Format:
         return "timm"
     if "model_type" in settings:
         return "hf"
-    names = SafetensorsFile(file).shapes
-    return "hf" if any(name.removeprefix("vit.").startswith("embeddings.") for name in names) else "timm"
+    begins = ("embeddings.", "vit.embeddings.", "embedder.", "bit.embedder.")
+    return "hf" if any(name.startswith(begins) for name in open_arrays(file).shapes) else "timm"
 
 
 def read_network(path: Path, overrides: Overrides | None = None, *, format: Format | None = None) -> Found:

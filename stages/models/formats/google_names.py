@@ -8,13 +8,13 @@ them. Newer ones (vision_transformer `vit_jax/models_vit.py`, big_vision `models
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from cluster.errors import UserError
 from stages.models.config import ModelConfig
 from stages.models.formats.arrays import ArrayFile, Part, View
 from stages.models.formats.detect import MOST_BLOCKS, Telltales
-from stages.models.formats.resnet_names import stem_rules
+from stages.models.formats.resnet_names import BIT_ROOT, STEM_TELLTALES, stem_rules, without_numbers
 from stages.models.formats.rules import Rule
 
 PREFIXES = ("", "opt/target/", "params/", "params/img/")
@@ -39,6 +39,7 @@ TELLTALES = Telltales(
     head="head/bias",
     hidden_head="pre_logits/bias",
     query="Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/bias",
+    stem=STEM_TELLTALES,
 )
 
 
@@ -109,7 +110,7 @@ def _norm(ours: str, theirs: str) -> Iterator[Rule]:
 
 def as_published(file: ArrayFile) -> tuple[View, tuple[str, ...]]:
     """A file under the published names, and the optimizer's arrays that were left out. Raises UserError."""
-    prefix = _prefix(file)
+    prefix = _prefix(file.where, file.shapes.keys(), "embedding/kernel")
     optimizer = tuple(name for name in file.shapes if OPTIMIZER.fullmatch(name))
     wanted = [name for name in file.shapes if name not in optimizer]
     linen = not any("/MlpBlock_3/" in name or "/MultiHeadDotProductAttention_1/" in name for name in wanted)
@@ -122,13 +123,32 @@ def as_published(file: ArrayFile) -> tuple[View, tuple[str, ...]]:
     return View(file, parts), optimizer
 
 
-def _prefix(file: ArrayFile) -> str:
-    there = [prefix for prefix in PREFIXES if f"{prefix}embedding/kernel" in file.shapes]
+def is_bit(file: ArrayFile) -> bool:
+    """Whether an archive is of a BiT's ResNet."""
+    return any(without_numbers(name).endswith(BIT_ROOT) for name in file.shapes)
+
+
+def as_published_bit(file: ArrayFile) -> tuple[View, tuple[str, ...]]:
+    """A BiT's file under the published names, and the optimizer's arrays that were left out. Raises UserError."""
+    plain = {name: without_numbers(name) for name in file.shapes}
+    prefix = _prefix(file.where, plain.values(), BIT_ROOT)
+    optimizer = tuple(name for name in file.shapes if OPTIMIZER.fullmatch(name))
+    parts: dict[str, Part] = {}
+    for name in file.shapes:
+        if name not in optimizer:
+            new = plain[name].removeprefix(prefix)
+            if new in parts:
+                raise UserError(f"{file.where}: {name} and {parts[new].name} are both {new}")
+            parts[new] = Part(name)
+    return View(file, parts), optimizer
+
+
+def _prefix(where: str, names: Collection[str], telling: str) -> str:
+    there = [prefix for prefix in PREFIXES if f"{prefix}{telling}" in names]
     if len(there) != 1:
-        found = ", ".join(f"{prefix}embedding/kernel" for prefix in there) or "none"
+        found = ", ".join(f"{prefix}{telling}" for prefix in there) or "none"
         raise UserError(
-            f"{file.where}: expected one array embedding/kernel, by itself or below {', '.join(PREFIXES[1:])}; "
-            f"found {found}"
+            f"{where}: expected one array {telling}, by itself or below {', '.join(PREFIXES[1:])}; found {found}"
         )
     return there[0]
 

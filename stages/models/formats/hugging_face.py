@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
-from stages.models.formats.arrays import Part, View
-from stages.models.formats.assemble import Beside, Found, Overrides, assemble, read_settings, write_settings
-from stages.models.formats.hugging_face_names import BODY, TELLTALES, rules
+from stages.models.config import AnyModel, ModelConfig
+from stages.models.formats.arrays import ArrayFile, Part, View
+from stages.models.formats.assemble import Found, Layout, assemble
+from stages.models.formats.beside import Beside, Overrides, read_settings, write_settings
+from stages.models.formats.hugging_face_names import BIT, BIT_BODY, BIT_TELLTALES, BODY, TELLTALES, rules_of
+from stages.models.formats.hugging_face_resnets import (
+    USUAL_BIT,
+    USUAL_STEM,
+    bit_settings,
+    hybrid_settings,
+    read_bit,
+    read_stem,
+)
 from stages.models.formats.network import OWN_KEY, Network
 from stages.models.formats.rules import outward
-from stages.models.formats.safetensors_file import SafetensorsFile, write_safetensors
+from stages.models.formats.safetensors_file import write_safetensors
+from stages.models.formats.sharded_file import open_arrays
+from stages.models.resnet_config import BitConfig
 
 USUAL = {"activation": "gelu", "layer_norm_epsilon": 1e-12}
 """What their library makes of a config.json that does not say (transformers `configuration_vit.py`)."""
@@ -26,21 +39,34 @@ _SAME = {
 
 def read(folder: Path, file: Path, overrides: Overrides) -> Found:
     """A network from a file of arrays and from `config.json` in its folder, where there is one. Raises UserError."""
-    opened = SafetensorsFile(file)
-    body_alone = not any(name.startswith(BODY) for name in opened.shapes)
-    view = View(
-        opened,
-        {f"{BODY}{name}" if body_alone and not name.startswith("classifier.") else name: Part(name)
-         for name in opened.shapes},
-    )  # fmt: skip
+    view = _view(open_arrays(file))
     settings = read_settings(folder / CONFIG) or {}
-    beside = _beside(settings).with_own(CONFIG, settings.get(OWN_KEY))
-    return assemble("hf", view, TELLTALES, lambda config, head: rules(config, head=head), beside, overrides)
+    bit = BIT.has(view)
+    beside = _bit_beside(folder, settings) if bit else _beside(settings)
+    beside = beside.with_own(CONFIG, settings.get(OWN_KEY))
+    layout = Layout(telltales=BIT_TELLTALES if bit else TELLTALES, rules=rules_of)
+    return assemble("hf", view, layout, beside, overrides)
+
+
+def _view(opened: ArrayFile) -> View:
+    """A file under the names of one with a last layer: those of a body alone begin later."""
+    body = BIT_BODY if any(name.removeprefix(BIT_BODY).startswith("embedder.") for name in opened.shapes) else BODY
+    alone = not any(name.startswith(body) for name in opened.shapes)
+    longer = {name: f"{body}{name}" if alone and not name.startswith("classifier.") else name for name in opened.shapes}
+    return View(opened, {longer[name]: Part(name) for name in opened.shapes})
+
+
+def _bit_beside(folder: Path, settings: dict[str, Any]) -> Beside:
+    if settings.get("model_type", "bit") != "bit":
+        raise UserError(f"{CONFIG}: model_type: got {settings['model_type']!r}, and the arrays are those of 'bit'")
+    found = read_bit(CONFIG, settings, read_settings(folder / PREPROCESSOR) or {})
+    return replace(found, usual=USUAL_BIT, classes=_labels(settings))
 
 
 def _beside(settings: dict[str, Any]) -> Beside:
-    if settings.get("model_type", "vit") != "vit":
-        raise UserError(f"{CONFIG}: model_type: got {settings['model_type']!r}, expected 'vit'")
+    kind = settings.get("model_type", "vit")
+    if kind not in ("vit", "vit-hybrid"):
+        raise UserError(f"{CONFIG}: model_type: got {kind!r}, expected 'vit', or 'vit-hybrid' or 'bit'")
     if settings.get("qkv_bias", True) is not True:
         raise UserError(f"{CONFIG}: qkv_bias: got {settings['qkv_bias']!r}, expected true: ours has biases there")
     if settings.get("pooler_act", "tanh") != "tanh":
@@ -51,7 +77,11 @@ def _beside(settings: dict[str, Any]) -> Beside:
             known = ", ".join(ACTIVATIONS)
             raise UserError(f"{CONFIG}: hidden_act: got {settings['hidden_act']!r}, expected one of {known}")
         said["activation"] = ACTIVATIONS[settings["hidden_act"]]
-    return Beside(usual=USUAL, said=said, resolution=settings.get("image_size"), classes=_labels(settings))
+    if "model_type" in settings:
+        said["stem"] = read_stem(CONFIG, settings) if kind == "vit-hybrid" else None
+    return Beside(
+        usual=USUAL, usual_stem=USUAL_STEM, said=said, resolution=settings.get("image_size"), classes=_labels(settings)
+    )
 
 
 def _labels(settings: dict[str, Any]) -> tuple[str, ...] | None:
@@ -65,8 +95,9 @@ def _labels(settings: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def write(network: Network, folder: Path) -> list[Path]:
-    """A folder that `ViTForImageClassification.from_pretrained` loads; returns its files."""
-    arrays = outward(rules(network.config), network.state, network.config.num_heads)
+    """A folder that `from_pretrained` of the class in `architectures` loads; returns its files."""
+    # None of these rules takes heads apart.
+    arrays = outward(rules_of(network.config, bool(network.num_classes)), network.state, 1)
     write_safetensors(folder / WEIGHTS, arrays)
     write_settings(folder / CONFIG, config(network))
     write_settings(folder / PREPROCESSOR, preprocessor(network))
@@ -78,7 +109,24 @@ def config(network: Network) -> dict[str, Any]:
     own = network.config
     names = network.classes or tuple(f"LABEL_{number}" for number in range(network.num_classes))
     return {
-        "architectures": ["ViTForImageClassification"],
+        "architectures": [architecture(own)],
+        **(bit_settings(own) if isinstance(own, BitConfig) else _vit(own, network)),
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+        "torch_dtype": "float32",
+        OWN_KEY: network.description(),
+    }
+
+
+def architecture(config: AnyModel) -> str:
+    """Their class of such networks."""
+    if isinstance(config, BitConfig):
+        return "BitForImageClassification"
+    return "ViTForImageClassification" if config.stem is None else "ViTHybridForImageClassification"
+
+
+def _vit(own: ModelConfig, network: Network) -> dict[str, Any]:
+    return {
         "model_type": "vit",
         "hidden_size": own.width,
         "num_hidden_layers": own.depth,
@@ -96,10 +144,7 @@ def config(network: Network) -> dict[str, Any]:
         "encoder_stride": own.patch_size,
         "pooler_act": "tanh",
         "pooler_output_size": own.width,
-        "id2label": {str(number): name for number, name in enumerate(names)},
-        "label2id": {name: number for number, name in enumerate(names)},
-        "torch_dtype": "float32",
-        OWN_KEY: network.description(),
+        **(hybrid_settings(own, own.stem, network) if own.stem is not None else {}),
     }
 
 

@@ -10,5 +10,6 @@ FOLDERS: tuple[Format, ...] = ("timm", "hf")
 """Those of several files, in a folder."""
 SUFFIXES: dict[str, Format] = {".npz": "npz", ".safetensors": "safetensors"}
 """Those of one file with arrays, and a description beside it."""
-FILES = ("model.safetensors", "config.json", "preprocessor_config.json")
-"""What there may be in a folder."""
+SETTINGS = ("config.json", "preprocessor_config.json")
+FILES = ("model.safetensors", *SETTINGS)
+"""What there may be in a folder; in place of the first, an index and the files that it names (`shard_index.py`)."""

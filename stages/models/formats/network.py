@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError, check_format
-from stages.models.config import VARIANTS, ModelConfig
-from stages.models.vit import VisionTransformer
+from stages.models import build
+from stages.models.config import VARIANTS, AnyModel
+from stages.models.masked import ARRAYS
 
 FORMAT = 1
 """Of what we say of a network beside its weights."""
@@ -23,26 +24,30 @@ MOST_PIXELS = 2**14
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A Vision Transformer with its weights by our names."""
+    """A Vision Transformer, a hybrid or a ResNet with its weights by our names."""
 
-    config: ModelConfig
+    config: AnyModel
     resolution: int
     num_classes: int
+    """0 of one without a last layer: what it gives are features."""
     state: dict[str, Tensor]
+    """What predicts masked patches may be among it (`stages.models.masked`)."""
     classes: tuple[str, ...] | None = None
     """Their names, where they are known."""
     about: dict[str, Any] = field(default_factory=dict)
     """What else travels with it, such as `resampling`, the mode in which position embeddings go to another grid."""
 
-    def module(self) -> VisionTransformer:
-        """The network itself, in evaluation mode."""
+    def module(self, config: AnyModel | None = None) -> build.Network:
+        """The network itself, or another one with its weights, in evaluation mode."""
+        own = config or self.config
         with torch.device("meta"):
-            module = VisionTransformer(self.config, self.resolution, self.num_classes)
+            module = build.build(own, self.resolution, self.num_classes)
         fixed = {name for name, buffer in module.named_buffers() if buffer.is_meta}
         if fixed:
             # They are computed, not stored, so that they cannot come from the file.
-            module = VisionTransformer(self.config, self.resolution, self.num_classes)
-        module.load_state_dict(self.state, assign=True)
+            module = build.build(own, self.resolution, self.num_classes)
+        state = {name: value for name, value in self.state.items() if not name.startswith(ARRAYS)}
+        module.load_state_dict(state, assign=True)
         return module.eval()
 
     def description(self) -> dict[str, Any]:
@@ -57,10 +62,10 @@ class Network:
         }
 
 
-def blank(config: ModelConfig, resolution: int, num_classes: int) -> dict[str, Tensor]:
+def blank(config: AnyModel, resolution: int, num_classes: int) -> dict[str, Tensor]:
     """The arrays of a network without their numbers: names and shapes alone, on torch's `meta` device."""
     with torch.device("meta"):
-        return VisionTransformer(config, resolution, num_classes).state_dict()
+        return build.build(config, resolution, num_classes).state_dict()
 
 
 def own_description(where: str, found: Any) -> dict[str, Any]:

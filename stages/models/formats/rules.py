@@ -13,7 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Form = Literal["same", "dense", "kernel", "heads", "heads_bias", "from_heads", "stacked"]
+Form = Literal[
+    "same", "dense", "kernel", "dense_kernel", "dense_convolution", "heads", "heads_bias", "from_heads", "stacked"
+]
 Shape = tuple[int, ...]
 
 
@@ -32,6 +34,14 @@ def _dense(ours: Tensor, count: int, heads: int) -> list[Tensor]:
 
 def _kernel(ours: Tensor, count: int, heads: int) -> list[Tensor]:
     return [ours.permute(2, 3, 1, 0)]  # [D, C, P, P] → [P, P, C, D]
+
+
+def _dense_kernel(ours: Tensor, count: int, heads: int) -> list[Tensor]:
+    return [ours.T[None, None]]  # [O, I] → [1, 1, I, O]
+
+
+def _dense_convolution(ours: Tensor, count: int, heads: int) -> list[Tensor]:
+    return [ours[:, :, None, None]]  # [O, I] → [O, I, 1, 1]
 
 
 def _heads(ours: Tensor, count: int, heads: int) -> list[Tensor]:
@@ -54,6 +64,8 @@ _OUTWARD: dict[Form, Callable[[Tensor, int, int], list[Tensor]]] = {
     "same": lambda ours, count, heads: [ours],
     "dense": _dense,
     "kernel": _kernel,
+    "dense_kernel": _dense_kernel,
+    "dense_convolution": _dense_convolution,
     "heads": _heads,
     "heads_bias": _heads_bias,
     "from_heads": _from_heads,
@@ -63,6 +75,8 @@ _INWARD: dict[Form, Callable[[Sequence[Tensor]], Tensor]] = {
     "same": lambda theirs: theirs[0],
     "dense": lambda theirs: theirs[0].T,
     "kernel": lambda theirs: theirs[0].permute(3, 2, 0, 1),
+    "dense_kernel": lambda theirs: theirs[0][0, 0].T,
+    "dense_convolution": lambda theirs: theirs[0][:, :, 0, 0],
     "heads": lambda theirs: torch.cat([part.reshape(part.shape[0], -1).T for part in theirs]),
     "heads_bias": lambda theirs: torch.cat([part.reshape(-1) for part in theirs]),
     "from_heads": lambda theirs: theirs[0].reshape(-1, theirs[0].shape[-1]).T,

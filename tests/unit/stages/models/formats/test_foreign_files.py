@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from cluster.errors import UserError
-from stages.models.formats.assemble import Overrides
+from stages.models.formats.beside import Overrides
 from stages.models.formats.files import read_network
 from stages.models.formats.google_names import POSITIONS
 from tests.unit.stages.models.formats.networks import (
