@@ -8,22 +8,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.models.config import ModelConfig
+from stages.models.build import build
+from stages.models.config import model_config
 from stages.models.formats.files import write_network
-from stages.models.formats.google_names import rules
+from stages.models.formats.google import rules_of
 from stages.models.formats.known import FOLDERS, Format
 from stages.models.formats.network import Network
 from stages.models.formats.rules import outward
-from stages.models.vit import VisionTransformer
+from stages.models.resnet_config import BitConfig
 from tests.unit.stages.models.outputs import random_images, small_config
 from tests.unit.stages.models.peers import randomize
 
 
 def random_network(resolution: int = 12, num_classes: int = 7, **fields: Any) -> Network:
-    """A small one by its fields, or one by its `variant`; every tensor random."""
-    config = ModelConfig.model_validate(fields) if "variant" in fields else small_config(**fields)
-    model = VisionTransformer(config, resolution, num_classes)
+    """A small one by its fields, or one by its `variant` or `blocks`; every tensor random."""
+    named = "variant" in fields or "blocks" in fields
+    config = model_config(fields) if named else small_config(**fields)
+    model = build(config, resolution, num_classes)
     randomize(model)
+    if isinstance(config, BitConfig):
+        # The mean over a map of many numbers is near to their mean: its logits would hardly differ.
+        with torch.no_grad():
+            model.head.weight.mul_(6)
     return Network(config=config, resolution=resolution, num_classes=num_classes, state=dict(model.state_dict()))
 
 
@@ -51,7 +57,7 @@ def logits(network: Network) -> torch.Tensor:
 
 def google_arrays(network: Network) -> dict[str, np.ndarray]:
     """A network's arrays as the published files have them."""
-    arrays = outward(rules(network.config), network.state, network.config.num_heads)
+    arrays = outward(rules_of(network.config), network.state, getattr(network.config, "num_heads", 1))
     return {name: value.numpy() for name, value in arrays.items()}
 
 

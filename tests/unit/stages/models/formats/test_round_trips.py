@@ -14,7 +14,6 @@ from stages.models.formats.known import FORMATS
 from stages.models.formats.network import Network, blank
 from stages.models.formats.places import fitted
 from stages.models.formats.rules import shapes
-from stages.models.resnet_config import StemConfig
 from tests.unit.stages.models.formats.networks import assert_same, logits, random_network, written
 
 EPSILON = {"layer_norm_epsilon": 1e-3}
@@ -128,14 +127,6 @@ def test_what_a_format_has_no_place_for_is_refused_by_name_or_dropped(tmp_path, 
     assert dropped
     # Embeddings of zeros are the same as none; all else that was dropped is missed.
     assert torch.equal(logits(found), logits(network)) == (fields == {"position": "none"})
-
-
-def test_hybrids_are_refused_where_nothing_reads_them_back():
-    network = random_network()
-    config = network.config.model_copy(update={"stem": StemConfig()})
-    for format in ("npz", "timm", "hf"):
-        with pytest.raises(UserError, match="hybrids are exported as safetensors alone"):
-            fitted(Network(**{**vars(network), "config": config}), format, drop=True)
 
 
 def test_files_for_others_have_their_names_and_settings(tmp_path):
