@@ -79,9 +79,8 @@ def describe(found: Found, name: str) -> dict[str, Any]:
 
 def _vit(config: ModelConfig) -> dict[str, Any]:
     sizes = f"width {config.width}, depth {config.depth}, MLP {config.mlp_dim}, {config.num_heads} heads"
-    before = f"R{list(config.stem.blocks)} before " if config.stem is not None else ""
     return {
-        "network": config.title if config.variant else f"{before}{sizes}, patches of {config.patch_size}",
+        "network": config.title if config.variant or config.stem else f"{sizes}, patches of {config.patch_size}",
         "pool": config.pool,
         "head": config.head,
         "activation": config.activation,

@@ -52,7 +52,7 @@ def assert_same(found: Network, expected: Network) -> None:
 
 def logits(network: Network) -> torch.Tensor:
     with torch.inference_mode():
-        return network.module()(random_images(2, network.resolution))
+        return network.module()(random_images(2, network.resolution)[:, : network.config.in_channels])
 
 
 def google_arrays(network: Network) -> dict[str, np.ndarray]:

@@ -77,7 +77,7 @@ def test_with_an_epsilon_for_each_kernel_timm_reproduces_googles(tmp_path):
     peer = timm.create_model(f"local-dir:{written(network, 'timm', tmp_path)}", pretrained=True).eval()
     for module in peer.modules():
         if type(module).__name__ == "StdConv2dSame":
-            deviation = float(module.weight.std(dim=(1, 2, 3), correction=0).mean())
+            deviation = float(module.weight.detach().std(dim=(1, 2, 3), correction=0).mean())
             module.eps = (deviation + 1e-5) ** 2 - deviation**2
         elif isinstance(module, torch.nn.GroupNorm):
             module.eps = 1e-6

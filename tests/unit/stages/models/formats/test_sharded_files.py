@@ -10,6 +10,7 @@ from cluster.errors import UserError
 from cluster.storage import open_storage
 from stages.importing.files import digest, fetch, locate, weights_digest
 from stages.models.formats import shard_index
+from stages.models.formats.beside import Overrides
 from stages.models.formats.files import read_network
 from stages.models.formats.shard_index import INDEX
 from tests.unit.stages.models.formats.networks import assert_same, random_network, written
@@ -50,7 +51,7 @@ def test_a_network_in_several_files_is_the_same(tmp_path, format):
     assert found.format == format
     assert_same(found.network, network)
     (folder / "config.json").unlink()
-    assert read_network(folder).format == format
+    assert read_network(folder, Overrides(num_heads=2)).format == format
 
 
 def test_a_folder_is_known_by_all_its_files_and_all_are_fetched(folder, tmp_path):
@@ -68,8 +69,9 @@ def test_a_folder_is_known_by_all_its_files_and_all_are_fetched(folder, tmp_path
     shard.unlink()
     with pytest.raises(UserError, match=f"there is no {re.escape(shard.name)}"):
         digest(str(folder))
+    (tmp_path / "again").mkdir()
     with pytest.raises(UserError, match=f"there is no {re.escape(shard.name)}"):
-        fetch(str(folder), tmp_path)
+        fetch(str(folder), tmp_path / "again")
 
 
 def test_one_file_goes_before_an_index(folder):
