@@ -27,7 +27,7 @@ from tests.unit.stages.models.peers import import_timm
 
 Finished = tuple[Storage, str, Workflow, dict[str, Network]]
 TRAINING = {
-    "updates": 2, "global_batch": 16, "lr": 0.003, "workers": 0, "log_every": 1,
+    "updates": 3, "global_batch": 16, "lr": 0.01, "workers": 0, "log_every": 1,
     "input": {"streams": 2, "window": 64, "crop_area": [0.5, 1.0], "flip": False, "loader_threads": 0},
 }  # fmt: skip
 SMALL = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 64}
@@ -64,7 +64,7 @@ def test_an_imported_resnet_is_fine_tuned_at_another_resolution(finished, name, 
     before = read_state(storage, model)
     assert all(torch.equal(before[key], value) for key, value in network.state.items())
     tuned = read_recorded(storage, workflow_id, flow, f"tuned-{name}")
-    assert (tuned.meta["resolution"], tuned.meta["num_classes"], tuned.meta["update"]) == (resolution, 10, 2)
+    assert (tuned.meta["resolution"], tuned.meta["num_classes"], tuned.meta["update"]) == (resolution, 10, 3)
     after = read_state(storage, tuned)
     assert after.keys() == before.keys()
     assert after["head.weight"].any()
