@@ -155,10 +155,11 @@ def settle_stem(view: View, found: dict[str, Any] | None, beside: Beside) -> dic
     said = beside.said.get("stem")
     if said is not None and not isinstance(said, Mapping):
         raise UserError(f"{view.where}: stem: got {said!r}, expected a mapping")
-    if found is None or (said is None and "stem" in beside.said):
-        if found is not None or said is not None:
-            which = ("a ResNet before its patches", "none") if said is not None else ("none", "one")
-            raise UserError(f"{view.where}: is said to have {which[0]}, and its arrays have {which[1]}")
+    if found is None and said is not None:
+        raise UserError(f"{view.where}: is said to have a ResNet before its patches, and its arrays have none")
+    if found is not None and said is None and "stem" in beside.said:
+        raise UserError(f"{view.where}: is said to have no ResNet before its patches, and its arrays have one")
+    if found is None:
         return None
     for name, own in found.items():
         stated = (said or {}).get(name, own)

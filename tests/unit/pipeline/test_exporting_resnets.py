@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import yaml
 
 from cluster.errors import UserError
 from cluster.storage import Storage, open_storage
+from pipeline import cli
+from pipeline.commands.base import console
 from pipeline.config import Workflow, parse_workflow
 from pipeline.exporting import export_model
 from pipeline.importing import import_model, told
@@ -156,6 +159,20 @@ def test_a_network_that_has_predicted_masked_patches_is_imported_without_what_di
     assert (output.meta["num_classes"], output.meta["classes"]) == (0, [])
     assert output.meta["imported"]["left_out"] == ", ".join(MASKED)
     assert not set(MASKED) & read_state(settings.storage(), output).keys()
+
+
+def test_the_command_says_how_far_the_librarys_epsilons_move_logits(finished, tmp_path, monkeypatch, capsys):
+    import_timm()
+    storage, workflow_id, _, _ = finished
+    monkeypatch.setattr(console, "width", 200)
+    words = ("export", str(tmp_path / "vit"), "--format", "timm", "--stage", "tuned-hybrid", "--workflow", workflow_id)
+    monkeypatch.setattr(sys, "argv", ["patchline", *words, "--root", storage.url])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    out = capsys.readouterr().out
+    assert not end.value.code
+    assert "logits of our own reader and timm" in out
+    assert "the library has 1e-08 added to the variance of kernels and 1e-05 in GroupNorm, for which the format" in out
 
 
 def test_an_imported_resnet_has_the_librarys_epsilons_where_nothing_else_is_said(tmp_path):

@@ -212,7 +212,7 @@ def test_an_archive_that_is_no_network_says_which_array(tmp_path, fields, own, m
 @pytest.mark.parametrize(
     ("fields", "own", "message"),
     [
-        (HYBRID, {"model": {"stem": None}}, "is said to have none, and its arrays have one"),
+        (HYBRID, {"model": {"stem": None}}, "is said to have no ResNet before its patches, and its arrays have one"),
         (HYBRID, {"model": {"stem": {"blocks": [1, 1]}}}, "is said to have stem.blocks=[1, 1], and its arrays have "),
         (HYBRID, {"model": {"stem": {"epsilon_of": "mean"}}}, "stem.epsilon_of: Input should be 'deviation' or 'varia"),
         (HYBRID, {"model": {"stem": 3}}, "stem: got 3, expected a mapping"),
@@ -234,6 +234,20 @@ def test_settings_that_contradict_the_arrays_are_refused(tmp_path, fields, own, 
         read_network(path)
 
 
+@pytest.mark.parametrize("fields", [HYBRID, BIT])
+def test_an_archive_that_is_cut_or_damaged_is_refused(tmp_path, fields):
+    path = save(tmp_path / "bad.npz", arrays_of(json.dumps(fields)))
+    body = path.read_bytes()
+    for part in (0.0, 0.1, 0.5, 0.99):
+        path.write_bytes(body[: int(part * len(body))])
+        with pytest.raises(UserError, match=r"bad\.npz: it is no whole archive of arrays"):
+            read_network(path)
+    place = len(body) // 2
+    path.write_bytes(body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :])
+    with pytest.raises(UserError, match=r"bad\.npz: \S+ of shape .* cannot be read: BadZipFile: Bad CRC-32"):
+        read_network(path)
+
+
 def test_fields_of_vision_transformers_are_none_of_a_resnets(tmp_path):
     path = written(random_network(**BIT), "npz", tmp_path)
     with pytest.raises(UserError, match="it is a ResNet, which has no activation, num_heads: leave it out"):
@@ -248,7 +262,7 @@ def test_fields_of_vision_transformers_are_none_of_a_resnets(tmp_path):
         (BIT, {"global_padding": "same"}, "config.json: global_padding: got 'same', expected None"),
         (BIT, {"model_type": "vit"}, "model_type: got 'vit', and the arrays are those of 'bit'"),
         (BIT, {"depths": [1, 1, 1, 1]}, "is said to have blocks=[1, 1, 1, 1], and its arrays have (1, 1, 2, 1)"),
-        (HYBRID, {"model_type": "vit"}, "is said to have none, and its arrays have one"),
+        (HYBRID, {"model_type": "vit"}, "is said to have no ResNet before its patches, and its arrays have one"),
         (HYBRID, {"backbone_config": 3}, "backbone_config: got 3, expected a mapping"),
         (HYBRID, {"backbone_config": {}}, "backbone_config: layer_type: got 'preactivation', expected 'bottleneck'"),
         (HYBRID, {"backbone_config": {"model_type": "resnet"}}, "backbone_config: model_type: got 'resnet', expecte"),
