@@ -13,11 +13,18 @@ AHEAD = 4
 
 
 def map_tasks(
-    function: Callable[[Any], Any], items: Iterable[Any], *, label: str, ray: bool = False, retries: int = 3
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    *,
+    label: str,
+    cpus: float = 1,
+    gpus: float = 0,
+    ray: bool = False,
+    retries: int = 3,
 ) -> Iterator[Any]:
     """`function` over `items`, which are taken as they are needed; yields results in order.
 
-    With `ray`, each item is a task with one CPU, tried again elsewhere `retries` times when its worker
+    With `ray`, each item is a task with these `cpus` and `gpus`, tried again elsewhere `retries` times when its worker
     dies. `label` names the tasks on Ray's page. A UserError of a task is raised as such, and no further
     task is submitted.
     """
@@ -27,7 +34,7 @@ def map_tasks(
     from cluster.connect import connect
 
     handle = connect()
-    task = handle.remote(_run).options(num_cpus=1, max_retries=retries, name=label)
+    task = handle.remote(_run).options(num_cpus=cpus, num_gpus=gpus, max_retries=retries, name=label)
     ahead = max(AHEAD, AHEAD * int(handle.cluster_resources().get("CPU", 1)))
     pending: deque[Any] = deque()
     remaining = iter(items)

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from cluster.errors import UserError
 from stages.choice.config import ChoiceConfig, other_metric
 from stages.config import StageConfig
+from stages.features.config import FeaturesConfig
 from stages.fewshot.config import FewshotConfig
 from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import IngestConfig
@@ -44,8 +45,8 @@ def check_stages(stages: Stages) -> None:
             _check_start(name, config, trained_model(stages, config.init_from))
         elif isinstance(config, PretrainConfig) and config.trunk:
             _check_branch(name, config, stages[config.trunk])
-        elif isinstance(config, FewshotConfig) and has_known_model(stages, config.model):
-            _check_fewshot(stages, name, config)
+        elif isinstance(config, FewshotConfig | FeaturesConfig):
+            _check_frozen(stages, name, config)
         elif isinstance(config, ChoiceConfig):
             _check_choice(stages, name, config)
         if isinstance(config, TrainingConfig) and config.lr_from:
@@ -173,8 +174,18 @@ def has_known_model(stages: Stages, name: str) -> bool:
     )
 
 
-def _check_fewshot(stages: Stages, name: str, config: FewshotConfig) -> None:
-    source = stages[config.model]
+def _check_frozen(stages: Stages, name: str, config: FewshotConfig | FeaturesConfig) -> None:
+    if config.data is not None and config.model is not None and has_known_model(stages, config.model):
+        _check_resolution(name, config, stages[config.model])
+    if isinstance(config, FeaturesConfig):
+        return
+    for source in [stages[stage] for stage in config.features] or [config]:
+        # Those of features of another kind, that cannot be known here, are looked at when they are there.
+        if isinstance(source, FewshotConfig | FeaturesConfig):
+            _check_class_sets(stages, name, config, source)
+
+
+def _check_resolution(name: str, config: FewshotConfig | FeaturesConfig, source: StageConfig) -> None:
     if not isinstance(source, PretrainConfig | FinetuneConfig):
         return
     if config.resolution not in (None, source.resolution):
@@ -182,11 +193,20 @@ def _check_fewshot(stages: Stages, name: str, config: FewshotConfig) -> None:
             f"stages.{name}.resolution: got {config.resolution}, expected {source.resolution}, that of the model from "
             f"'{config.model}': fine-tune it to change it"
         )
+
+
+def _check_class_sets(stages: Stages, name: str, config: FewshotConfig, source: FewshotConfig | FeaturesConfig) -> None:
+    """`source` says which data set and which model: the stage itself, or one that it takes features from."""
+    if source.data is None or source.model is None or not has_known_model(stages, source.model):
+        return
+    model = stages[source.model]
+    if not isinstance(model, PretrainConfig | FinetuneConfig):
+        return
     apart = [item for item in config.class_sets or () if item != "all"]
-    if apart and (not isinstance(source, PretrainConfig) or _never_holds_out(stages, config.data)):
+    if apart and (not isinstance(model, PretrainConfig) or _never_holds_out(stages, source.data)):
         raise UserError(
-            f"stages.{name}.class_sets: got {', '.join(apart)}, expected 'all' alone: '{config.model}' and "
-            f"'{config.data}' leave no class out of the training"
+            f"stages.{name}.class_sets: got {', '.join(apart)}, expected 'all' alone: '{source.model}' and "
+            f"'{source.data}' leave no class out of the training"
         )
 
 

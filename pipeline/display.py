@@ -234,19 +234,25 @@ def _work_cell(stage: PlannedStage) -> Text:
 
 
 def fewshot_table(rows: list[dict[str, object]]) -> Table:
-    """Accuracy by number of shots: one line per class set and kind of features."""
+    """Accuracy by number of shots: one line per data set, class set, kind of features and classifier.
+
+    Data sets and classifiers are named where there are several.
+    """
     shots = sorted({int(str(row["shots"])) for row in rows})
     title = "few-shot test accuracy in %: mean ± standard error over draws"
     table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("classes")
-    table.add_column("features")
+    varied = [name for name in ("data", "classifier") if len({row.get(name) for row in rows}) > 1]
+    for name in ("classes", "features", *varied):
+        table.add_column(name)
     for count in shots:
         table.add_column(f"{count} shot" + ("s" if count > 1 else ""), justify="right")
-    lines: dict[tuple[str, str], dict[int, str]] = {}
+    lines: dict[tuple[str, ...], dict[int, str]] = {}
     for row in rows:
         cell = f"{100 * float(str(row['accuracy'])):.1f} ± {100 * float(str(row['standard_error'])):.1f}"
-        lines.setdefault((str(row["class_set"]), str(row["features"])), {})[int(str(row["shots"]))] = cell
-    for (classes, features), cells in lines.items():
+        key = tuple(str(row.get(name)) for name in ("class_set", "features", *varied))
+        lines.setdefault(key, {})[int(str(row["shots"]))] = cell
+    for (classes, features, *others), cells in lines.items():
         shown = {"features": "pretrained", "pixels": "raw pixels"}.get(features, features)
-        table.add_row(classes.replace("_", " "), shown, *(cells.get(count, "") for count in shots))
+        said = [classes.replace("_", " "), shown, *(name.replace("_", " ") for name in others)]
+        table.add_row(*said, *(cells.get(count, "") for count in shots))
     return table

@@ -155,8 +155,19 @@ class Rank:
 
 
 class MapTasks(Protocol):
-    def __call__(self, function: Callable[[Any], Any], items: Iterable[Any], *, label: str) -> Iterable[Any]:
-        """`function` over `items`, each one a task that may be retried elsewhere; results in order, as they come."""
+    def __call__(
+        self,
+        function: Callable[[Any], Any],
+        items: Iterable[Any],
+        *,
+        label: str,
+        cpus: float = 1,
+        gpus: float = 0,
+    ) -> Iterable[Any]:
+        """`function` over `items`, each one a task that may be retried elsewhere; results in order, as they come.
+
+        Each reserves `cpus` and `gpus` on its machine.
+        """
         ...
 
 

@@ -260,8 +260,11 @@ def evaluation_batches(
     world_size: int,
     classes: Sequence[int],
     config: DataConfig,
+    span: tuple[int, int] | None = None,
 ) -> Iterator[EvaluationBatch]:
     """All samples of the splits, each once over all ranks, in up to `batch` rows a rank and step.
+
+    With a `span` they are those whose places, the splits laid end to end, lie in [start, stop).
 
     A sample that cannot be decoded is told and masked like padding, the same one on any number of ranks; more than
     `max_bad` of them raise UnreadableImage. Every rank gets the same number of batches of the same shape: a forward
@@ -269,8 +272,8 @@ def evaluation_batches(
     """
     cache = open_cache(storage, dataset, config)
     shards = open_shards(cache, dataset, splits)
-    total = int(shards.counts.sum())
-    rows = min(batch, -(-total // world_size))
+    first, last = span or (0, int(shards.counts.sum()))
+    rows = min(batch, -(-(last - first) // world_size))
     reader = _reader(cache, shards, config, classes)
     unreadable: set[int] = set()
 
@@ -285,13 +288,15 @@ def evaluation_batches(
             _write_labels([sample], labels[row : row + 1])
 
     workers = _Workers(config.loader_threads, fill, resolution, _label_shape(dataset, classes))
-    starts = deque(range(rank * rows, total + rank * rows, rows * world_size)) if total else deque[int]()
+    starts = deque[int]()
+    if first < last:
+        starts.extend(range(first + rank * rows, last + rank * rows, rows * world_size))
     pending: deque[tuple[int, NDArray[np.int64], Callable[[], tuple[Tensor, Tensor]]]] = deque()
     try:
         while starts or pending:
             while starts and len(pending) <= config.read_ahead:
                 start = starts.popleft()
-                numbers = np.arange(start, max(start, min(start + rows, total)))
+                numbers = np.arange(start, max(start, min(start + rows, last)))
                 pending.append((start, numbers, workers.submit(numbers, rows)))
             start, numbers, wait = pending.popleft()
             images, labels = wait()

@@ -11,35 +11,26 @@ STYLES = {
     "untrained": ("#D55E00", "s", "untrained"),
     "pixels": ("#009E73", "^", "raw pixels"),
 }
+LINES = {"least_squares": ("-", ""), "neighbours": ("--", ", neighbours"), "linear_probe": (":", ", linear probe")}
 
 
 def accuracy_figure(rows: list[dict[str, Any]]) -> bytes:
-    """A PNG with one panel per set of classes; bars are one standard error each way."""
+    """A PNG with one panel per data set and set of classes; bars are one standard error each way."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    class_sets = list(dict.fromkeys(row["class_set"] for row in rows))
-    figure = Figure(figsize=(4.2 * len(class_sets), 3.6), layout="constrained", dpi=150)
+    wanted = list(dict.fromkeys((row["data"], row["class_set"]) for row in rows))
+    several = len({data for data, _ in wanted}) > 1
+    figure = Figure(figsize=(4.2 * len(wanted), 3.6), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(class_sets), squeeze=False, sharey=True)[0]
+    panels = figure.subplots(1, len(wanted), squeeze=False, sharey=True)[0]
     shots = sorted({row["shots"] for row in rows})
-    for panel, class_set in zip(panels, class_sets, strict=True):
-        for kind, (colour, marker, label) in STYLES.items():
-            line = [row for row in rows if row["class_set"] == class_set and row["features"] == kind]
-            if line:
-                panel.errorbar(
-                    [row["shots"] for row in line],
-                    [100 * row["accuracy"] for row in line],
-                    yerr=[100 * row["standard_error"] for row in line],
-                    color=colour,
-                    marker=marker,
-                    capsize=3,
-                    label=label,
-                )
+    for panel, (data, class_set) in zip(panels, wanted, strict=True):
+        _draw(panel, [row for row in rows if (row["data"], row["class_set"]) == (data, class_set)])
         panel.set_xscale("log")
         panel.set_xticks(shots, [str(count) for count in shots])
         panel.minorticks_off()
-        panel.set_title(f"{class_set.replace('_', '-')} classes")
+        panel.set_title(f"{data + ', ' if several else ''}{class_set.replace('_', '-')} classes")
         panel.set_xlabel("images per class")
         panel.grid(alpha=0.25)
     panels[0].set_ylabel("test accuracy (%)")
@@ -47,3 +38,20 @@ def accuracy_figure(rows: list[dict[str, Any]]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _draw(panel: Any, rows: list[dict[str, Any]]) -> None:
+    for kind, (colour, marker, label) in STYLES.items():
+        for classifier, (line, suffix) in LINES.items():
+            points = [row for row in rows if row["features"] == kind and row["classifier"] == classifier]
+            if points:
+                panel.errorbar(
+                    [row["shots"] for row in points],
+                    [100 * row["accuracy"] for row in points],
+                    yerr=[100 * row["standard_error"] for row in points],
+                    color=colour,
+                    marker=marker,
+                    linestyle=line,
+                    capsize=3,
+                    label=label + suffix,
+                )

@@ -2,78 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-import safetensors.numpy
-import torch
-from numpy.typing import NDArray
 
 from cluster.errors import UserError
-from stages.context import Context, Inputs, Output, Result, canonical_json
-from stages.data.manifest import DatasetMeta, dataset_meta
+from stages.context import Context, Inputs, Result, canonical_json
 from stages.fewshot.config import FewshotConfig
-from stages.fewshot.draws import draw
-from stages.fewshot.features import Features, extract, extractors
+from stages.fewshot.evaluate import Problem, Scores, evaluate
 from stages.fewshot.figure import accuracy_figure
-from stages.fewshot.least_squares import fit
-from stages.models.store import load_model
+from stages.fewshot.selection import best_by_rank
+from stages.fewshot.tables import Count, Key, accuracy_rows, comparison_rows, metrics
+from stages.frozen.extract import extract
+from stages.frozen.store import FeatureSet, Images, read_features
 
-POOL = ("train", "held_out")
-TEST = ("test", "held_out_test")
+CLASS_SETS = ("all", "seen", "held_out")
 
 
 def run(config: FewshotConfig, inputs: Inputs, context: Context) -> Result:
     """Accuracy by class set, kind of features and number of shots: mean and standard error over draws."""
-    torch.set_num_threads(config.threads)
-    dataset = dataset_meta(inputs["data"])
-    class_sets = choose_class_sets(config, dataset, inputs["data"], inputs["model"])
-    pool, test = _features(config, inputs, context, dataset)
-    _check_images(class_sets, dataset, pool, test)
-    accuracies = {
-        (class_set, kind, shots): _accuracies(config, pool, test, kind, members, shots)
-        for class_set, members in class_sets.items()
-        for kind in pool.by_kind
-        for shots in sorted(config.shots)
-    }
-    rows = [
-        {
-            "class_set": class_set,
-            "features": kind,
-            "shots": shots,
-            "accuracy": float(values.mean()),
-            "standard_error": _standard_error(values),
-            "draws": config.draws,
-            "classes": len(class_sets[class_set]),
-            "test_images": int(np.isin(test.labels, class_sets[class_set]).sum()),
-        }
-        for (class_set, kind, shots), values in accuracies.items()
-    ]
-    comparison = _comparison(accuracies)
-    tables = {"fewshot": rows, "comparison": comparison}
-    stored = {f"{name}/{kind}": part.by_kind[kind] for name, part in _parts(pool, test) for kind in part.by_kind}
-    stored |= {f"{name}/labels": part.labels for name, part in _parts(pool, test)}
-    files = [
-        context.write("features.safetensors", safetensors.numpy.save(dict(sorted(stored.items())))),
-        context.write("table.json", canonical_json(tables)),
-        context.write("fewshot.png", accuracy_figure(rows)),
-    ]
-    skipped = [name for name in ("all", "seen", "held_out") if name not in class_sets]
-    output = context.commit("evaluation", files, {"format": 1, **tables, "skipped_class_sets": skipped})
-    metrics = {f"{r['features']}/{r['class_set']}/{r['shots']}_shot": r["accuracy"] for r in rows}
-    return Result(output=output, metrics=metrics, tables=tables)
+    sets = _feature_sets(config, inputs, context)
+    class_sets = {name: choose_class_sets(config, own) for name, own in sets.items()}
+    found: dict[Key, Scores] = {}
+    counts: dict[tuple[str, str], Count] = {}
+    for name, features in sets.items():
+        for kind in features.kinds:
+            pool, test = features.load(kind)
+            _check_images(class_sets[name], features, pool, test)
+            for class_set, members in class_sets[name].items():
+                problem = Problem(pool, test, members)
+                counts[name, class_set] = Count(classes=len(members), test_images=len(problem.truth))
+                for (classifier, shots), scores in evaluate(config, problem).items():
+                    key = Key(data=name, class_set=class_set, features=kind, classifier=classifier, shots=shots)
+                    found[key] = scores
+    if config.regularisation_by == "global_rank":
+        found = _ranked(config, found)
+    found = dict(sorted(found.items(), key=lambda item: _place(item[0], sets)))
+    return _commit(context, found, counts, sets, class_sets)
 
 
-def choose_class_sets(
-    config: FewshotConfig, dataset: DatasetMeta, data: Output, model: Output
-) -> dict[str, tuple[int, ...]]:
+def choose_class_sets(config: FewshotConfig, features: FeatureSet) -> dict[str, tuple[int, ...]]:
     """The classes of each set. `seen` and `held_out` are there where the model was trained without the latter."""
-    everything = tuple(range(len(dataset.classes)))
+    everything = tuple(range(len(features.classes)))
     known = {"all": everything}
-    trained = set(model.meta["class_ids"]) if model.meta["trained_on"] == data.digest else set(everything)
-    if dataset.held_out and not trained & set(dataset.held_out):
-        known["seen"] = tuple(i for i in everything if i not in dataset.held_out)
-        known["held_out"] = tuple(sorted(dataset.held_out))
+    if features.never_trained_on:
+        known["seen"] = tuple(i for i in everything if i not in features.held_out)
+        known["held_out"] = tuple(sorted(features.held_out))
     wanted = config.class_sets or tuple(known)
     missing = [name for name in wanted if name not in known]
     if missing:
@@ -84,82 +58,65 @@ def choose_class_sets(
     return {name: known[name] for name in wanted}
 
 
-def _check_images(class_sets: dict[str, tuple[int, ...]], dataset: DatasetMeta, pool: Features, test: Features) -> None:
+def _feature_sets(config: FewshotConfig, inputs: Inputs, context: Context) -> dict[str, FeatureSet]:
+    """By the data sets' names; by the stages' where two have the same."""
+    if not config.features:
+        own = extract(config, inputs["data"], inputs["model"], context)
+        return {own.name: own}
+    found = [read_features(context.storage, inputs[f"features.{i}"]) for i in range(len(config.features))]
+    names = [own.name for own in found]
+    if len(set(names)) < len(names):
+        names = list(config.features)
+    return dict(zip(names, found, strict=True))
+
+
+def _check_images(class_sets: Mapping[str, tuple[int, ...]], features: FeatureSet, pool: Images, test: Images) -> None:
     """Every set needs images to test on, and every class one to learn from. Raises UserError."""
     for class_set, members in class_sets.items():
+        if not members:
+            raise UserError(f"data set {features.name!r} has no classes to tell apart: look at its ingestion")
         if not np.isin(test.labels, members).any():
             raise UserError(f"no test images of the {class_set} classes: raise test_fraction of the ingestion")
-        empty = [dataset.classes[i] for i in members if i not in pool.labels]
+        there = set(np.unique(pool.labels).tolist())
+        empty = [features.classes[i] for i in members if i not in there]
         if empty:
             raise UserError(f"no images to draw shots from for the classes {', '.join(empty)}: lower test_fraction")
 
 
-def _features(
-    config: FewshotConfig, inputs: Inputs, context: Context, dataset: DatasetMeta
-) -> tuple[Features, Features]:
-    model = load_model(context.storage, inputs["model"])
-    resolution = config.resolution or model.resolution
-    if resolution != model.resolution:
-        raise UserError(f"resolution={resolution}: the model has {model.resolution}; fine-tune it to change it")
-    by_kind = extractors(model, config.baselines, int(inputs["model"].meta["seed"]))
-    found = []
-    for splits in (POOL, TEST):
-        present = [name for name in splits if name in dataset.splits]
-        if not present:
-            raise UserError(f"data set {dataset.name!r} has none of the splits {', '.join(splits)}")
-        found.append(
-            extract(
-                context.storage,
-                inputs["data"],
-                present,
-                by_kind,
-                resolution=resolution,
-                batch=config.batch,
-                classes=range(len(dataset.classes)),
-                config=config.input,
-            )
-        )
-    return found[0], found[1]
-
-
-def _accuracies(
-    config: FewshotConfig, pool: Features, test: Features, kind: str, classes: tuple[int, ...], shots: int
-) -> NDArray[np.float64]:
-    """Test accuracy of every draw."""
-    inside = np.isin(test.labels, classes)
-    position = {label: i for i, label in enumerate(classes)}
-    truth = np.array([position[label] for label in test.labels[inside].tolist()])
-    features = test.by_kind[kind][inside].astype(np.float64)
-    found = []
-    for seed in range(config.draws):
-        chosen = draw(pool.labels, classes, seed, shots)
-        labels = np.array([position[label] for label in pool.labels[chosen].tolist()])
-        classifier = fit(pool.by_kind[kind][chosen].astype(np.float64), labels, len(classes), config.regularisation)
-        found.append(np.mean(classifier.predict(features) == truth))
-    return np.array(found)
-
-
-def _comparison(accuracies: dict[tuple[str, str, int], NDArray[np.float64]]) -> list[dict[str, Any]]:
-    """Trained features minus each baseline, draw by draw: mean difference, its standard error, their ratio."""
-    rows = []
-    for (class_set, kind, shots), values in accuracies.items():
-        if kind == "features":
+def _ranked(config: FewshotConfig, found: Mapping[Key, Scores]) -> dict[Key, Scores]:
+    """Least squares with one λ for all data sets, for each number of shots, set of classes and kind of features."""
+    chosen = dict(found)
+    for key, scores in found.items():
+        if key.classifier != "least_squares":
             continue
-        difference = accuracies[class_set, "features", shots] - values
-        error = _standard_error(difference)
-        mean = float(difference.mean())
-        # Differences that are all the same leave a deviation of rounding alone.
-        ratio = mean / error if error > 1e-12 else None
-        rows.append(
-            {"class_set": class_set, "baseline": kind, "shots": shots, "difference": mean, "standard_error": error,
-             "standard_errors": ratio}
-        )  # fmt: skip
-    return rows
+        alike = [own for other, own in found.items() if {**vars(other), "data": key.data} == vars(key)]
+        value = best_by_rank(config.candidates, [own.values.mean(axis=0) for own in alike])
+        column = [config.candidates.index(value)]
+        chosen[key] = Scores(values=scores.values[:, column], regularisation=scores.regularisation[:, column])
+    return chosen
 
 
-def _standard_error(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
+def _place(key: Key, sets: Mapping[str, FeatureSet]) -> tuple[int, int, int, int]:
+    """Where a row stands: by data set, set of classes, kind of features, shots; classifiers in the order given."""
+    own = sets[key.data]
+    return (list(sets).index(key.data), CLASS_SETS.index(key.class_set), own.kinds.index(key.features), key.shots)
 
 
-def _parts(pool: Features, test: Features) -> tuple[tuple[str, Features], ...]:
-    return (("pool", pool), ("test", test))
+def _commit(
+    context: Context,
+    found: Mapping[Key, Scores],
+    counts: Mapping[tuple[str, str], Count],
+    sets: Mapping[str, FeatureSet],
+    class_sets: Mapping[str, Mapping[str, tuple[int, ...]]],
+) -> Result:
+    rows = accuracy_rows(found, counts)
+    tables = {"fewshot": rows, "comparison": comparison_rows(found)}
+    files = [
+        # Addresses in it are meant of the folder of the stage that computed the features: this one's, or another's.
+        context.write("features.json", canonical_json({name: own.meta for name, own in sets.items()})),
+        context.write("table.json", canonical_json(tables)),
+        context.write("fewshot.png", accuracy_figure(rows)),
+    ]
+    skipped = [name for name in CLASS_SETS if not any(name in own for own in class_sets.values())]
+    output = context.commit("evaluation", files, {"format": 1, **tables, "skipped_class_sets": skipped})
+    return Result(output=output, metrics=metrics(rows), tables=tables)

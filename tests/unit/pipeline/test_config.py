@@ -26,6 +26,11 @@ WHOLE = f"""{DIGITS}
   fewshot: {{data: ingest, from: pretrain}}
 """
 
+SHARED = f"""{DIGITS}
+  features: {{data: ingest, from: pretrain}}
+  fewshot: {{features: features}}
+"""
+
 LONGER = f"""{DIGITS}
   more:
     kind: pretrain
@@ -83,6 +88,10 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
         (WHOLE, ["finetune.resolution=18"], "stages.finetune: resolution=18 is not a multiple of patch_size=4: try 16"),
         (WHOLE, ["fewshot.resolution=24"], "stages.fewshot.resolution: got 24, expected 16, that of the model from"),
         (WHOLE, ["fewshot.class_sets=[seen]"], "stages.fewshot.class_sets: got seen, expected 'all' alone"),
+        (SHARED, ["features.resolution=24"], "stages.features.resolution: got 24, expected 16, that of the model"),
+        (SHARED, ["fewshot.class_sets=[seen]"], "stages.fewshot.class_sets: got seen, expected 'all' alone"),
+        (SHARED, ["fewshot.features=ingest"], "stage 'ingest' makes a dataset, expected one that makes a features"),
+        (SHARED, ["fewshot.data=ingest"], "says data already: leave it out here"),
         (
             LONGER,
             ["more.model.depth=6"],

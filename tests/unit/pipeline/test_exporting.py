@@ -54,6 +54,9 @@ def finished(tmp_path_factory) -> Finished:
         "digits": {"kind": "import", "path": str(written(digits, "hf", folder / "digits"))},
         "continued": {"kind": "pretrain", "data": "ingest", "init_from": "digits", **continued},
         "fewshot": {"data": "ingest", "from": "import", "shots": [1, 5], "draws": 3, "baselines": ["untrained"]},
+        # In whole batches, which round as those of a single task.
+        "features": {"data": "ingest", "from": "import", "baselines": ["untrained"], "images_per_task": 768},
+        "shared": {"kind": "fewshot", "features": "features", "shots": [1, 5], "draws": 3},
     }
     flow = parse_workflow(yaml.safe_dump({"name": "imported", "seed": 3, "stages": stages}), "imported.yaml")
     _, workflow_id = run_to_its_end(folder / "root", flow)
@@ -77,6 +80,14 @@ def test_an_imported_model_is_fine_tuned_and_evaluated(finished):
     assert [(row["features"], row["shots"]) for row in rows] == [
         ("features", 1), ("features", 5), ("untrained", 1), ("untrained", 5),
     ]  # fmt: skip
+
+
+def test_a_stage_of_features_stands_for_the_data_and_the_model(finished):
+    storage, workflow_id, flow, _ = finished
+    one, other = (read_recorded(storage, workflow_id, flow, name).meta["fewshot"] for name in ("fewshot", "shared"))
+    assert one == other
+    assert len(read_recorded(storage, workflow_id, flow, "features").meta["parts"]) > 1
+    assert {stage.name: stage.action for stage in plan(storage, flow)}["features"] == "reuse"
 
 
 def test_pretraining_goes_on_from_an_imported_model_head_and_all(finished):

@@ -31,7 +31,7 @@ class Stages:
     def context(self, kind: str, *, seed: int = 0) -> Context:
         return Context(
             storage=self.storage, folder=f"stages/{kind}/x", attempt=1, seed=seed, gang=self._gang(f"stages/{kind}/x"),
-            tasks=lambda function, items, label: [function(item) for item in items],
+            tasks=lambda function, items, label, **place: [function(item) for item in items],
         )  # fmt: skip
 
     def ingested(self) -> Output:

@@ -244,6 +244,23 @@ def test_evaluation_leaves_out_what_cannot_be_decoded(digits, tmp_path, monkeypa
         evaluated(1, loader_threads=0)
 
 
+def test_spans_of_an_evaluation_are_its_parts(digits, tmp_path):
+    storage, output = digits
+
+    def evaluated(span):
+        batches = evaluation_batches(
+            storage, output, ["validation", "test"], resolution=8, batch=32, rank=0, world_size=1, span=span,
+            classes=seen_classes(output), config=DataConfig(cache=str(tmp_path / "cache")),
+        )  # fmt: skip
+        found = [(batch.samples[batch.mask.numpy()], batch.labels[batch.mask]) for batch in batches]
+        return [np.concatenate([own[part] for own in found] or [[]]).tolist() for part in (0, 1)]
+
+    total = sum(class_counts(output, "validation", "test"))
+    parts = [evaluated(span) for span in ((0, 50), (50, 51), (51, 51), (51, total))]
+    assert [[*a, *b, *c, *d] for a, b, c, d in zip(*parts, strict=True)] == evaluated(None)
+    assert evaluated(None)[0] == list(range(total))
+
+
 def test_evaluation_can_be_left_early(digits, tmp_path):
     storage, output = digits
     batches = evaluation_batches(

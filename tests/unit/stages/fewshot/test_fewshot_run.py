@@ -6,7 +6,6 @@ import statistics
 
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
 from PIL import Image
 from pydantic import ValidationError
@@ -15,10 +14,11 @@ from sklearn.linear_model import Ridge
 
 from cluster.errors import UserError
 from stages.context import read_output
-from stages.data.manifest import dataset_meta
+from stages.data.manifest import base_folder, dataset_meta
 from stages.fewshot.config import FewshotConfig
 from stages.fewshot.figure import STYLES
 from stages.fewshot.run import choose_class_sets
+from stages.frozen.store import FeatureSet
 from stages.models.initialize import initialize
 from stages.models.vit import VisionTransformer
 from tests.unit.stages.models.outputs import random_model
@@ -26,7 +26,10 @@ from tests.unit.stages.shards import samples
 
 SHOTS, DRAWS = (1, 2, 10), 3
 KINDS = ("features", "untrained", "pixels")
-ROW_KEYS = {"class_set", "features", "shots", "accuracy", "standard_error", "draws", "classes", "test_images"}
+ROW_KEYS = {
+    *("data", "class_set", "features", "classifier", "shots", "accuracy", "standard_error", "regularisation"),
+    *("draws", "classes", "test_images"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,12 @@ def result(evaluation, model):
 def stored(evaluation, result):
     """What the stage left in storage: arrays and tables."""
     output = result.output
-    arrays = safetensors.numpy.load(evaluation.storage.read(output.key("features.safetensors")))
+    (meta,) = json.loads(evaluation.storage.read(output.key("features.json"))).values()
+    features = FeatureSet(storage=evaluation.storage, folder=base_folder(output), meta=meta)
+    arrays = {}
+    for kind in KINDS:
+        for part, images in zip(("pool", "test"), features.load(kind), strict=True):
+            arrays |= {f"{part}/{kind}": images.features, f"{part}/labels": images.labels}
     return arrays, json.loads(evaluation.storage.read(output.key("table.json")))
 
 
@@ -176,7 +184,7 @@ def test_the_output_is_committed_with_its_tables(evaluation, result):
     assert output.meta["fewshot"] == result.tables["fewshot"]
     assert output.meta["skipped_class_sets"] == []
     assert [entry["path"] for entry in output.manifest["files"]] == [
-        "features.safetensors",
+        "features.json",
         "fewshot.png",
         "table.json",
     ]
@@ -198,16 +206,21 @@ def test_the_figure_is_a_png_with_a_panel_for_each_set_of_classes(evaluation, re
     assert alone.output.meta["skipped_class_sets"] == ["all", "held_out"]
 
 
+def described(evaluation, model):
+    """What features of the data set by a model say of themselves, as far as sets of classes depend on it."""
+    data = {"name": "digits", "classes": list(range(10)), "held_out": list(dataset_meta(evaluation.dataset).held_out)}
+    own = {"trained_on": model.meta["trained_on"], "class_ids": model.meta["class_ids"]}
+    meta = {"data": data, "dataset": evaluation.dataset.digest, **own}
+    return FeatureSet(storage=evaluation.storage, folder="", meta=meta)
+
+
 def test_sets_of_classes_depend_on_what_the_model_was_trained_on(evaluation, model):
-    data, meta = evaluation.dataset, dataset_meta(evaluation.dataset)
-    own, foreign = evaluation.committed(model), evaluation.committed(model, trained_on="0" * 64)
-    found = choose_class_sets(evaluation.config(), meta, data, own)
+    foreign = evaluation.committed(model, trained_on="0" * 64)
+    own, others = described(evaluation, evaluation.committed(model)), described(evaluation, foreign)
+    found = choose_class_sets(evaluation.config(), own)
     assert {name: list(labels) for name, labels in found.items()} == members(evaluation)
-    assert list(choose_class_sets(evaluation.config(class_sets=("held_out", "all")), meta, data, own)) == [
-        "held_out",
-        "all",
-    ]
-    assert list(choose_class_sets(evaluation.config(), meta, data, foreign)) == ["all"]
+    assert list(choose_class_sets(evaluation.config(class_sets=("held_out", "all")), own)) == ["held_out", "all"]
+    assert list(choose_class_sets(evaluation.config(), others)) == ["all"]
     with pytest.raises(
         UserError, match=r"class_sets=\['all', 'held_out'\]: held_out needs a model .* possible here: all"
     ):
@@ -217,9 +230,7 @@ def test_sets_of_classes_depend_on_what_the_model_was_trained_on(evaluation, mod
 def test_a_model_that_was_trained_on_the_held_out_classes_has_only_all(evaluation, model):
     """As fine-tuning leaves it: on the same data set, with every class."""
     tuned = evaluation.committed(model, class_ids=list(range(10)), num_classes=7)
-    assert list(
-        choose_class_sets(evaluation.config(), dataset_meta(evaluation.dataset), evaluation.dataset, tuned)
-    ) == ["all"]
+    assert list(choose_class_sets(evaluation.config(), described(evaluation, tuned))) == ["all"]
 
 
 def test_a_set_without_test_images_is_refused_by_name(evaluation, model):

@@ -40,7 +40,7 @@ def file_storage(folder: Path) -> Storage:
 
 
 def stage_context(storage: Storage, folder: str, attempt: int = 1) -> Context:
-    def in_place(function, items, *, label):
+    def in_place(function, items, *, label, **place):
         return [function(item) for item in items]
 
     def no_gang(function, argument, *, workers, cpus, gpus, **_):

@@ -1,0 +1,127 @@
+"""One task of the extraction: the features of a range of images, stored once whoever asks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+
+from cluster.errors import check_format
+from cluster.storage import Storage
+from stages.context import Output, canonical_json, sha256
+from stages.data.config import DataConfig
+from stages.data.loader import evaluation_batches
+from stages.data.pixels import normalise
+from stages.data.table import File
+from stages.frozen.networks import extractors
+from stages.models.store import load_model
+
+FORMAT = 1
+LABELS = "labels"
+"""Beside the kinds of features: labels [n], and the images' places in the splits, `samples` [n]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one task stored: a file for each kind of features, and one with the labels."""
+
+    files: dict[str, File]
+    """Addresses are relative to the stage's folder."""
+    count: int
+    """Images; fewer than the range has where some could not be decoded."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored form, which `from_json` reads back."""
+        return {"files": {name: asdict(file) for name, file in self.files.items()}, "count": self.count}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Part:
+        return cls(files={k: File(**file) for k, file in document["files"].items()}, count=document["count"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractTask:
+    """A range of a data set's images, laid end to end over `splits`. Picklable."""
+
+    storage: Storage
+    folder: str
+    """Key prefix of the stage's folder."""
+    dataset: Output
+    model: Output
+    splits: tuple[str, ...]
+    kinds: tuple[str, ...]
+    resolution: int
+    stored_as: str
+    input: DataConfig
+    start: int
+    stop: int
+    batch: int
+    threads: int
+    device: str
+
+    @property
+    def prefix(self) -> str:
+        """Where its files lie: named by what determines them, so that no other model's are taken for this one's."""
+        evaluation = self.input.evaluation.model_dump(mode="json")
+        inputs = [self.dataset.digest, self.model.digest, list(self.splits), list(self.kinds)]
+        content = sha256(canonical_json([*inputs, self.resolution, self.stored_as, evaluation]))
+        return f"features/{content[:20]}/{self.start:010d}-{self.stop:010d}"
+
+
+def extract_part(task: ExtractTask) -> Part:
+    """Compute and store the features of the range, or find those that an earlier attempt has stored."""
+    note = f"{task.folder}/{task.prefix}.json"
+    if task.storage.stat(note) is not None:
+        document = json.loads(task.storage.read(note))
+        check_format(document["format"], FORMAT, note)
+        return Part.from_json(document)
+    arrays = _compute(task)
+    files = {name: _write(task, name, own) for name, own in arrays.items()}
+    part = Part(files=files, count=len(arrays[LABELS]["labels"]))
+    # Last of all: it alone says that the others are there.
+    task.storage.write(note, canonical_json({"format": FORMAT, **part.to_json()}))
+    return part
+
+
+def _compute(task: ExtractTask) -> dict[str, dict[str, NDArray[Any]]]:
+    """Arrays by the file that they go into."""
+    model = load_model(task.storage, task.model)
+    by_kind = extractors(model, task.kinds, int(task.model.meta["seed"]), task.device)
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in (*task.kinds, "labels", "samples")}
+    before = torch.get_num_threads()
+    torch.set_num_threads(task.threads)
+    try:
+        for batch in evaluation_batches(
+            task.storage, task.dataset, task.splits, resolution=task.resolution, batch=task.batch, rank=0,
+            world_size=1, classes=range(len(task.dataset.meta["classes"])), config=task.input,
+            span=(task.start, task.stop),
+        ):  # fmt: skip
+            images = normalise(batch.images[batch.mask].to(task.device))
+            found["labels"].append(batch.labels[batch.mask].numpy())
+            found["samples"].append(batch.samples[batch.mask.numpy()])
+            for kind, extractor in by_kind.items():
+                with torch.inference_mode():
+                    found[kind].append(_narrowed(extractor(images).float().cpu().numpy(), task.stored_as))
+    finally:
+        torch.set_num_threads(before)
+    whole = {name: np.concatenate(parts) for name, parts in found.items()}
+    labels = {"labels": whole["labels"], "samples": whole["samples"]}
+    return {LABELS: labels, **{kind: {"features": whole[kind]} for kind in task.kinds}}
+
+
+def _narrowed(features: NDArray[np.float32], stored_as: str) -> NDArray[Any]:
+    # What half precision cannot hold becomes infinite, and is told when it is read.
+    with np.errstate(over="ignore"):
+        return features.astype(stored_as)
+
+
+def _write(task: ExtractTask, name: str, arrays: dict[str, NDArray[Any]]) -> File:
+    body = safetensors.numpy.save(arrays)
+    address = f"{task.prefix}-{name}.safetensors"
+    task.storage.write(f"{task.folder}/{address}", body)
+    return File(address=address, bytes=len(body), sha256=sha256(body))
