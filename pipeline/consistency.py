@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from cluster.errors import UserError
 from stages.choice.config import ChoiceConfig, other_metric
 from stages.config import StageConfig
+from stages.evaluate.config import EvaluateConfig
 from stages.features.config import FeaturesConfig
 from stages.fewshot.config import FewshotConfig
 from stages.finetune.config import FinetuneConfig
@@ -47,6 +48,8 @@ def check_stages(stages: Stages) -> None:
             _check_branch(name, config, stages[config.trunk])
         elif isinstance(config, FewshotConfig | FeaturesConfig):
             _check_frozen(stages, name, config)
+        elif isinstance(config, EvaluateConfig):
+            _check_has_classes(stages, name, config.model)
         elif isinstance(config, ChoiceConfig):
             _check_choice(stages, name, config)
         if isinstance(config, TrainingConfig) and config.lr_from:
@@ -131,6 +134,12 @@ def _check_branch(name: str, config: PretrainConfig, trunk: StageConfig) -> None
             f"stages.{name}: '{config.trunk}' keeps no checkpoint of update {at:,}, at which this one branches off: "
             f"set its keep_every, now {trunk.keep_every}, to {at} or a divisor of it"
         )
+
+
+def _check_has_classes(stages: Stages, name: str, source: str) -> None:
+    config = stages[source]
+    if isinstance(config, PretrainConfig) and config.masked is not None:
+        raise UserError(f"stages.{name}.from: '{source}' learns from masked patches and has no classes: fine-tune it")
 
 
 def _check_choice(stages: Stages, name: str, config: ChoiceConfig) -> None:

@@ -25,10 +25,10 @@ def summary_table(rows: Rows) -> Table:
     """Means with standard errors, one line for each group of models."""
     metrics = [key for key in rows[0] if f"{key} ±" in rows[0]]
     table = Table(title="mean ± standard error over seeds", title_justify="left", title_style="bold")
-    table.add_column("models")
+    table.add_column("models", overflow="fold")
     table.add_column("seeds", justify="right")
     for metric in metrics:
-        table.add_column(_column(metric), justify="right")
+        table.add_column(_column(metric), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row["group"], str(row["models"]), *(_cell(metric, row) for metric in metrics))
     return table
@@ -47,7 +47,7 @@ def _cell(metric: str, row: Mapping[str, Any]) -> str:
 
 
 def _column(metric: str) -> str:
-    return metric.replace("/", " ") + (", %" if metric.endswith("accuracy") else "")
+    return metric.replace("/", "\n") + (", %" if metric.endswith("accuracy") else "")
 
 
 def _figure(metric: str, value: float) -> str:

@@ -16,6 +16,7 @@ from pipeline.opaque import OpaqueConfig
 from pipeline.record import builds, code_digest
 from stages.choice.config import ChoiceConfig
 from stages.config import StageConfig
+from stages.evaluate.config import EvaluateConfig
 from stages.features.config import FeaturesConfig
 from stages.fewshot.config import FewshotConfig
 from stages.finetune.config import FinetuneConfig
@@ -28,7 +29,7 @@ from stages.summary.config import SummaryConfig
 
 SHIPPED: tuple[type[StageConfig], ...] = (
     *(IngestConfig, MixtureConfig, SubsetConfig, PretrainConfig, FinetuneConfig, FewshotConfig, ChoiceConfig),
-    *(ImportConfig, SummaryConfig, FeaturesConfig),
+    *(ImportConfig, SummaryConfig, FeaturesConfig, EvaluateConfig),
 )
 KINDS: dict[str, type[StageConfig]] = {config.kind: config for config in SHIPPED}
 

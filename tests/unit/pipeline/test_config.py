@@ -87,6 +87,11 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
         (DIGITS.replace("ingest: {", "workflow: {kind: ingest, "), [], "not 'workflow'"),
         (WHOLE, ["finetune.resolution=18"], "stages.finetune: resolution=18 is not a multiple of patch_size=4: try 16"),
         (WHOLE, ["fewshot.resolution=24"], "stages.fewshot.resolution: got 24, expected 16, that of the model from"),
+        (
+            WHOLE + "\n  scores: {kind: evaluate, data: ingest, from: pretrain}",
+            ["pretrain.objective=masked"],
+            "stages.scores.from: 'pretrain' learns from masked patches and has no classes: fine-tune it",
+        ),
         (WHOLE, ["fewshot.class_sets=[seen]"], "stages.fewshot.class_sets: got seen, expected 'all' alone"),
         (SHARED, ["features.resolution=24"], "stages.features.resolution: got 24, expected 16, that of the model"),
         (SHARED, ["fewshot.class_sets=[seen]"], "stages.fewshot.class_sets: got seen, expected 'all' alone"),

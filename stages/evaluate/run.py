@@ -1,0 +1,91 @@
+"""The evaluation of a classifier on whole splits: each image counted once, by however many tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.errors import UserError
+from stages.context import Context, Inputs, Result
+from stages.data.dataset import open_cache, open_shards
+from stages.data.manifest import dataset_meta
+from stages.evaluate.classes import outputs_of_classes, splits_to_count
+from stages.evaluate.config import EvaluateConfig
+from stages.evaluate.figures import calibration_figure, confusion_figure
+from stages.evaluate.tables import as_csv, calibration_rows, class_rows, confusion_rows
+from stages.evaluate.tally import TOP, Tally
+from stages.evaluate.task import EvaluateTask, tally_part
+
+MOST_DRAWN = 50
+"""Classes that a picture of the confusions has room for."""
+WORST = 20
+"""Classes of the lowest accuracy that the table shows; the file has all."""
+
+
+def run(config: EvaluateConfig, inputs: Inputs, context: Context) -> Result:
+    """Count, and commit figures and tables. Raises UserError where model and data set do not belong together."""
+    dataset, model = inputs["data"], inputs["model"]
+    meta = dataset_meta(dataset)
+    outputs, matched = outputs_of_classes(dataset, model)
+    splits = splits_to_count(config.splits, meta, outputs)
+    tally = Tally(config.calibration_bins).merge(_tallies(config, inputs, context, splits, outputs))
+    if not tally.images:
+        raise UserError(f"splits={list(splits)} of {meta.name!r}: no image has a label, so nothing can be right")
+    figures = _figures(tally, splits[0], int(model.meta["num_classes"]))
+    names = [str(name) for name in model.meta["classes"]]
+    calibration, classes = calibration_rows(tally), class_rows(tally, names)
+    files = [
+        context.write("calibration.csv", as_csv(calibration)),
+        context.write("calibration.png", calibration_figure(calibration, tally.calibration_error)),
+    ]
+    if classes:
+        files.append(context.write("classes.csv", as_csv(classes)))
+        files.append(context.write("confusions.csv", as_csv(confusion_rows(tally, names))))
+    if classes and len(names) <= MOST_DRAWN:
+        files.append(context.write("confusions.png", confusion_figure(tally, names)))
+    about = {"splits": list(splits), "classes_matched": matched, "metrics": figures, "unlabelled": tally.unlabelled}
+    output = context.commit("evaluation", files, {"data": meta.name, **about})
+    row: dict[str, Any] = {"data": meta.name, "splits": " + ".join(splits), "classes": matched, **figures}
+    worst = sorted(classes, key=lambda one: one["accuracy"])[:WORST]
+    return Result(output=output, metrics=figures, tables={"evaluation": [row], "worst_classes": worst})
+
+
+def _tallies(
+    config: EvaluateConfig, inputs: Inputs, context: Context, splits: tuple[str, ...], outputs: tuple[int, ...]
+) -> list[Tally]:
+    dataset = inputs["data"]
+    shards = open_shards(open_cache(context.storage, dataset, config.input), dataset, splits)
+    total = int(shards.counts.sum())
+    tasks = [
+        EvaluateTask(
+            storage=context.storage,
+            dataset=dataset,
+            model=inputs["model"],
+            splits=splits,
+            outputs=outputs,
+            input=config.input,
+            start=start,
+            stop=min(start + config.images_per_task, total),
+            batch=config.batch,
+            threads=config.threads,
+            device="cuda" if config.gpus_per_task else "cpu",
+            bins=config.calibration_bins,
+        )
+        for start in range(0, total, config.images_per_task)
+    ]
+    if len(tasks) == 1 and not config.gpus_per_task:
+        # Starting a process elsewhere would take longer, and might wait for room beside a gang that trains.
+        return [tally_part(tasks[0])]
+    place = {"cpus": config.cpus_per_task, "gpus": float(config.gpus_per_task)}
+    return list(context.tasks(tally_part, tasks, label="evaluate", **place))
+
+
+def _figures(tally: Tally, split: str, classes: int) -> dict[str, float]:
+    top = {"accuracy_top5": tally.top_hits / tally.images} if classes > TOP else {}
+    found = {
+        "accuracy": tally.hits / tally.images,
+        **top,
+        "loss": tally.loss / tally.images,
+        "calibration_error": tally.calibration_error,
+        "images": float(tally.images),
+    }
+    return {f"{split}/{name}": value for name, value in found.items()}
