@@ -40,7 +40,12 @@ class WithPositions(nn.Module):
         """[1, L, D], or None where it has none."""
         if self.pos_embed is not None:
             return self.pos_embed
-        return self.positions() if self.positions is not None else self.fixed_positions
+        if self.positions is not None:
+            return self.positions()
+        if self.fixed_positions is None:
+            return None
+        # In training, weights may be bf16 while buffers stay as they were.
+        return self.fixed_positions.to(next(self.parameters()).dtype)
 
 
 class Attention(nn.Module):

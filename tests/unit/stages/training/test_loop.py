@@ -98,6 +98,30 @@ def test_what_changes_rounding_alone(make_stage, fields):
     np.testing.assert_allclose(list(whole.losses(1).values()), list(other.losses(1).values()), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("zero_stage", [1, 3])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"position": "sincos_1d"},
+        {"position": "sincos_2d", "pool": "attention"},
+        {"position": "sincos_2d", "position_at": "each_layer"},
+        {"position": "sincos_1d", "position_at": "each_layer_shared"},
+        {"position": "learned_2d", "position_at": "each_layer"},
+        {"position": "relative"},
+        {"position": "none", "pool": "average", "head": "mlp_gelu", "stochastic_depth": 0.1},
+        {"patch_size": 1, "stem": {"blocks": (1,)}},
+    ],
+    ids=str,
+)
+def test_networks_of_all_kinds_are_trained_in_bf16(make_stage, zero_stage, model):
+    exact, rounded = make_stage("exact"), make_stage("rounded")
+    for stage, precision in ((exact, "fp32"), (rounded, "bf16")):
+        job = stage.job(updates=3, precision=precision, zero_stage=zero_stage, model=model)
+        train(replace(job, evaluation={}), stage.rank())
+    assert list(rounded.losses(1)) == [1, 2, 3]
+    np.testing.assert_allclose(list(rounded.losses(1).values()), list(exact.losses(1).values()), rtol=0.05)
+
+
 @pytest.mark.skipif(
     not any(shutil.which(name) for name in engine.COMPILERS), reason="compiling on a CPU needs a C++ compiler"
 )
