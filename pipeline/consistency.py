@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cluster.errors import UserError
+from stages.analyze.config import AnalyzeConfig, no_attention
 from stages.choice.config import ChoiceConfig, other_metric
 from stages.config import StageConfig
 from stages.evaluate.config import EvaluateConfig
@@ -50,6 +51,8 @@ def check_stages(stages: Stages) -> None:
             _check_frozen(stages, name, config)
         elif isinstance(config, EvaluateConfig):
             _check_has_classes(stages, name, config.model)
+        elif isinstance(config, AnalyzeConfig) and has_known_model(stages, config.model):
+            _check_attention(name, config, trained_model(stages, config.model))
         elif isinstance(config, ChoiceConfig):
             _check_choice(stages, name, config)
         if isinstance(config, TrainingConfig) and config.lr_from:
@@ -103,6 +106,11 @@ def _check_start(name: str, config: PretrainConfig, source: AnyModel) -> None:
         own, theirs = (_told(getattr(model, field)) for model in (config.model, source))
         if own != theirs:
             raise UserError(f"stages.{name}.model.{field}: got {own}, expected {theirs}, {source_name}")
+
+
+def _check_attention(name: str, config: AnalyzeConfig, model: AnyModel) -> None:
+    if isinstance(model, BitConfig):
+        raise UserError(f"stages.{name}.from: {no_attention(model.title, config.model)}")
 
 
 def _check_rate(name: str, source: str, stages: Stages) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from pipeline.opaque import OpaqueConfig
 from pipeline.record import builds, code_digest
+from stages.analyze.config import AnalyzeConfig
 from stages.choice.config import ChoiceConfig
 from stages.config import StageConfig
 from stages.evaluate.config import EvaluateConfig
@@ -29,7 +30,7 @@ from stages.summary.config import SummaryConfig
 
 SHIPPED: tuple[type[StageConfig], ...] = (
     *(IngestConfig, MixtureConfig, SubsetConfig, PretrainConfig, FinetuneConfig, FewshotConfig, ChoiceConfig),
-    *(ImportConfig, SummaryConfig, FeaturesConfig, EvaluateConfig),
+    *(ImportConfig, SummaryConfig, FeaturesConfig, EvaluateConfig, AnalyzeConfig),
 )
 KINDS: dict[str, type[StageConfig]] = {config.kind: config for config in SHIPPED}
 

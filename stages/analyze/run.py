@@ -1,0 +1,109 @@
+"""The figures of a trained network: each as a picture, its numbers beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cluster.errors import UserError
+from stages.analyze import figures, tables
+from stages.analyze.config import AnalyzeConfig, no_attention
+from stages.analyze.images import Drawn, draw_images
+from stages.analyze.measured import Measured, measure
+from stages.analyze.measures import patch_distances
+from stages.analyze.weights import about_positions, embedding_filters, position_similarity
+from stages.context import Context, Inputs, Result
+from stages.models.build import build
+from stages.models.initialize import initialize
+from stages.models.store import load_model
+from stages.models.vit import VisionTransformer
+
+Files = dict[str, bytes]
+
+
+def run(config: AnalyzeConfig, inputs: Inputs, context: Context) -> Result:
+    """Measure the network, and the same one untrained, on images of the data set; look at its weights."""
+    model = load_model(context.storage, inputs["model"])
+    if not isinstance(model, VisionTransformer):
+        raise UserError(no_attention(model.config.title, config.model))
+    drawn = draw_images(config, inputs["data"], model.resolution, context)
+    networks = {"trained": model}
+    if config.untrained:
+        networks["untrained"] = untrained(model, int(inputs["model"].meta["seed"]))
+    found = _measured(config, networks, drawn)
+    tokens = model.config.tokens(model.resolution)
+    rows = tables.layer_rows(found, tokens)
+    pictures, sentences = _figures(config, model, found, drawn)
+    shown = {"analysis": rows, "figures": tables.about(sentences)}
+    files = [context.write(name, body) for name, body in pictures.items()]
+    output = context.commit("analysis", files, {"format": 1, "images": list(drawn.places), **shown})
+    return Result(output=output, metrics=tables.metrics(rows, len(drawn.places)), tables=shown)
+
+
+def untrained(model: VisionTransformer, seed: int) -> VisionTransformer:
+    """The same network with the weights that training from `seed` begins with."""
+    fresh = build(model.config, model.resolution, model.num_classes)
+    assert isinstance(fresh, VisionTransformer)
+    initialize(fresh, seed)
+    return fresh.eval()
+
+
+def _measured(config: AnalyzeConfig, networks: dict[str, VisionTransformer], drawn: Drawn) -> dict[str, Measured]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    settings: dict[str, Any] = {"batch": config.batch, "renormalise": config.renormalise}
+    try:
+        return {
+            which: measure(network, drawn.images, examples=config.examples if which == "trained" else 0, **settings)
+            for which, network in networks.items()
+        }
+    finally:
+        torch.set_num_threads(before)
+
+
+def _figures(
+    config: AnalyzeConfig, model: VisionTransformer, found: dict[str, Measured], drawn: Drawn
+) -> tuple[Files, list[tuple[str, str]]]:
+    """Pictures and their numbers by file name, and a sentence about each picture."""
+    count, tokens = len(drawn.places), model.config.tokens(model.resolution)
+    # Attention to all alike, as the network would have it on its own grid.
+    far = float(patch_distances(model.grid, model.config.stride).mean())
+    distances, entropies = tables.head_rows(found, tokens)
+    files: Files = {
+        "attention_distance.png": figures.heads_figure(
+            {which: own.distance for which, own in found.items()},
+            uniform=far,
+            axis="mean attention distance (pixels)",
+            title=f"a dot for each head, {model.config.title} at {model.resolution}, mean of {count} images",
+        ),
+        "attention_distance.csv": tables.csv_bytes(distances),
+        "attention_entropy.png": figures.heads_figure(
+            {which: own.entropy for which, own in found.items()},
+            uniform=float(torch.tensor(float(tokens)).log()),
+            axis="entropy of attention (nats)",
+            title=f"a dot for each head, {model.config.title} at {model.resolution}, mean of {count} images",
+        ),
+        "attention_entropy.csv": tables.csv_bytes(entropies),
+    }
+    examples = len(found["trained"].rollout)
+    of = "the class token's row" if model.config.prefix_tokens else "no class token: the mean of all patches' rows"
+    files["rollout.png"] = figures.rollout_figure(
+        drawn.images[:examples].numpy(), found["trained"].rollout, f"attention rollout, dark to bright ({of})"
+    )
+    files["rollout.csv"] = tables.csv_bytes(tables.rollout_rows(found["trained"].rollout, drawn.places[:examples]))
+    filters = embedding_filters(model)
+    files["filters.png"] = figures.filters_figure(filters)
+    files["filters.csv"] = tables.csv_bytes(tables.filter_rows(filters))
+    similarity, positions = position_similarity(model), about_positions(model)
+    if similarity is not None:
+        files["positions.png"] = figures.positions_figure(similarity, model.grid, "similarity of position embeddings")
+        files["positions.csv"] = tables.csv_bytes(tables.position_rows(similarity, model.grid))
+    dropped = "renormalised over patches" if config.renormalise else "what goes to the class token counts as none"
+    return files, [
+        ("attention_distance.png", f"{count} images, in pixels, {dropped}; to all alike it is {far:.2f}"),
+        ("attention_entropy.png", f"{count} images, in nats, all {tokens} tokens"),
+        ("rollout.png", f"{examples} images: {of}"),
+        ("filters.png", f"{filters.what}: {len(filters.components)} components"),
+        ("positions.png", positions),
+    ]
