@@ -22,6 +22,12 @@ STYLES = {
 }
 TILES = 14
 """Position embeddings are shown for at most as many patches along each side."""
+MARGIN = 0.02
+"""Around a picture, as a part of its place."""
+TALL = 1.24
+"""Height of a filter's place, with the line below it."""
+LEAST = 3
+"""Few pictures are not made larger than so many beside each other."""
 
 
 def heads_figure(values: Mapping[str, Array], *, uniform: float, axis: str, title: str) -> bytes:
@@ -52,35 +58,27 @@ def rollout_figure(images: NDArray[np.uint8], rollout: Array, title: str) -> byt
     """Each image [n, R, R, 3], and below it what its output is made of, [n, rows, columns], from least to most."""
     columns = min(4, len(images))
     rows = -(-len(images) // columns)
-    figure = _figure(0.5 + 2 * rows * INCHES / columns)
-    panels = figure.subplots(2 * rows, columns, squeeze=False)
-    for panel in panels.ravel():
-        panel.set_axis_off()
+    figure, panel = _sheet(columns, 2 * rows, title)
     for number, (image, own) in enumerate(zip(images, rollout, strict=True)):
         row, column = divmod(number, columns)
-        whole = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
-        panels[2 * row, column].imshow(image, extent=whole)
-        grey = image.mean(axis=-1)
-        below = panels[2 * row + 1, column]
-        below.imshow(grey, extent=whole, cmap="gray", vmin=0, vmax=255)
-        below.imshow(own, extent=whole, cmap="inferno", interpolation="bilinear", alpha=0.65)
-    figure.suptitle(title, fontsize=11)
+        panel.imshow(image, extent=_place(column, 2 * row))
+        below = _place(column, 2 * row + 1)
+        panel.imshow(image.mean(axis=-1), extent=below, cmap="gray", vmin=0, vmax=255)
+        panel.imshow(own, extent=below, cmap="inferno", interpolation="bilinear", alpha=0.65)
+    _bounds(panel, columns, 2 * rows)
     return _png(figure)
 
 
 def filters_figure(filters: Filters) -> bytes:
-    """The components as tiles in the order of their part of the variance, which stands above each; grey is zero."""
-    count = len(filters.components)
-    columns = min(7, count)
-    rows = -(-count // columns)
-    figure = _figure(0.5 + rows * (INCHES / columns + 0.22))
-    panels = figure.subplots(rows, columns, squeeze=False)
-    for panel in panels.ravel():
-        panel.set_axis_off()
-    for panel, own, part in zip(panels.ravel(), filters.components, filters.explained, strict=False):
-        panel.imshow(_tile(own), interpolation="nearest")
-        panel.set_title(f"{100 * part:.1f} %", fontsize=9, pad=3)
-    figure.suptitle(f"principal components of the filters: {filters.what}", fontsize=11)
+    """The components as tiles in the order of their part of the variance, which stands below each; grey is zero."""
+    columns = min(7, len(filters.components))
+    rows = -(-len(filters.components) // columns)
+    figure, panel = _sheet(columns, rows * TALL, f"principal components of the filters: {filters.what}")
+    for number, (own, part) in enumerate(zip(filters.components, filters.explained, strict=True)):
+        row, column = divmod(number, columns)
+        panel.imshow(_tile(own), extent=_place(column, row * TALL), interpolation="nearest")
+        panel.text(column + 0.5, row * TALL + 1.02, f"{100 * part:.1f} %", ha="center", va="top", fontsize=9)
+    _bounds(panel, columns, rows * TALL)
     return _png(figure)
 
 
@@ -115,6 +113,27 @@ def _tile(component: Array) -> Array:
     """A component [C, S, S] as colours [S, S, 3], zero in the middle; grey where it has no three channels."""
     colours = component if len(component) == 3 else np.repeat(component.mean(axis=0, keepdims=True), 3, axis=0)
     return 0.5 + 0.5 * colours.transpose(1, 2, 0) / max(float(np.abs(colours).max()), 1e-12)
+
+
+def _sheet(columns: int, rows: float, title: str) -> tuple[Any, Any]:
+    """A figure of places of side 1 that pictures are put into."""
+    figure = _figure(0.45 + INCHES * rows / max(columns, LEAST))
+    figure.suptitle(title, fontsize=11)
+    panel = figure.subplots()
+    panel.set_axis_off()
+    return figure, panel
+
+
+def _place(column: float, row: float) -> tuple[float, float, float, float]:
+    """Where a picture goes, with a margin: left, right, bottom, top."""
+    return (column + MARGIN, column + 1 - MARGIN, row + 1 - MARGIN, row + MARGIN)
+
+
+def _bounds(panel: Any, columns: int, rows: float) -> None:
+    """Last of all: each picture that is put into a panel sets its own."""
+    panel.set_xlim(0, columns)
+    panel.set_ylim(rows, 0)
+    panel.set_aspect("equal")
 
 
 def _figure(height: float) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from stages.models.store import load_model
 from stages.models.vit import VisionTransformer
 
 Files = dict[str, bytes]
+Sentences = dict[str, str]
+"""What each picture is of, or why it is left out."""
 
 
 def run(config: AnalyzeConfig, inputs: Inputs, context: Context) -> Result:
@@ -64,46 +67,64 @@ def _measured(config: AnalyzeConfig, networks: dict[str, VisionTransformer], dra
 
 def _figures(
     config: AnalyzeConfig, model: VisionTransformer, found: dict[str, Measured], drawn: Drawn
-) -> tuple[Files, list[tuple[str, str]]]:
+) -> tuple[Files, Sentences]:
     """Pictures and their numbers by file name, and a sentence about each picture."""
-    count, tokens = len(drawn.places), model.config.tokens(model.resolution)
-    # Attention to all alike, as the network would have it on its own grid.
+    files, sentences = _heads(config, model, found, len(drawn.places))
+    for more, others in (_rollout(model, found["trained"], drawn), _weights(model)):
+        files |= more
+        sentences |= others
+    return files, sentences
+
+
+def _heads(
+    config: AnalyzeConfig, model: VisionTransformer, found: dict[str, Measured], count: int
+) -> tuple[Files, Sentences]:
+    tokens = model.config.tokens(model.resolution)
     far = float(patch_distances(model.grid, model.config.stride).mean())
     distances, entropies = tables.head_rows(found, tokens)
+    title = f"a dot for each head, {model.config.title} at {model.resolution}, mean of {count:,} images"
     files: Files = {
         "attention_distance.png": figures.heads_figure(
             {which: own.distance for which, own in found.items()},
             uniform=far,
             axis="mean attention distance (pixels)",
-            title=f"a dot for each head, {model.config.title} at {model.resolution}, mean of {count} images",
+            title=title,
         ),
         "attention_distance.csv": tables.csv_bytes(distances),
         "attention_entropy.png": figures.heads_figure(
             {which: own.entropy for which, own in found.items()},
-            uniform=float(torch.tensor(float(tokens)).log()),
+            uniform=math.log(tokens),
             axis="entropy of attention (nats)",
-            title=f"a dot for each head, {model.config.title} at {model.resolution}, mean of {count} images",
+            title=title,
         ),
         "attention_entropy.csv": tables.csv_bytes(entropies),
     }
-    examples = len(found["trained"].rollout)
+    patches = "renormalised over patches" if config.renormalise else "what goes to the class token counts as none"
+    return files, {
+        "attention_distance.png": f"{count:,} images, in pixels, {patches}; to all alike it is {far:.2f}",
+        "attention_entropy.png": f"{count:,} images, in nats, {tokens:,} tokens; to all alike {math.log(tokens):.3f}",
+    }
+
+
+def _rollout(model: VisionTransformer, found: Measured, drawn: Drawn) -> tuple[Files, Sentences]:
+    shown = len(found.rollout)
     of = "the class token's row" if model.config.prefix_tokens else "no class token: the mean of all patches' rows"
-    files["rollout.png"] = figures.rollout_figure(
-        drawn.images[:examples].numpy(), found["trained"].rollout, f"attention rollout, dark to bright ({of})"
-    )
-    files["rollout.csv"] = tables.csv_bytes(tables.rollout_rows(found["trained"].rollout, drawn.places[:examples]))
-    filters = embedding_filters(model)
-    files["filters.png"] = figures.filters_figure(filters)
-    files["filters.csv"] = tables.csv_bytes(tables.filter_rows(filters))
-    similarity, positions = position_similarity(model), about_positions(model)
+    title = f"attention rollout, dark to bright ({of})"
+    files: Files = {
+        "rollout.png": figures.rollout_figure(drawn.images[:shown].numpy(), found.rollout, title),
+        "rollout.csv": tables.csv_bytes(tables.rollout_rows(found.rollout, drawn.places[:shown])),
+    }
+    return files, {"rollout.png": f"{shown} images; {of}"}
+
+
+def _weights(model: VisionTransformer) -> tuple[Files, Sentences]:
+    filters, similarity, about = embedding_filters(model), position_similarity(model), about_positions(model)
+    files: Files = {
+        "filters.png": figures.filters_figure(filters),
+        "filters.csv": tables.csv_bytes(tables.filter_rows(filters)),
+    }
     if similarity is not None:
-        files["positions.png"] = figures.positions_figure(similarity, model.grid, "similarity of position embeddings")
+        title = f"similarity of position embeddings ({model.config.position})"
+        files["positions.png"] = figures.positions_figure(similarity, model.grid, title)
         files["positions.csv"] = tables.csv_bytes(tables.position_rows(similarity, model.grid))
-    dropped = "renormalised over patches" if config.renormalise else "what goes to the class token counts as none"
-    return files, [
-        ("attention_distance.png", f"{count} images, in pixels, {dropped}; to all alike it is {far:.2f}"),
-        ("attention_entropy.png", f"{count} images, in nats, all {tokens} tokens"),
-        ("rollout.png", f"{examples} images: {of}"),
-        ("filters.png", f"{filters.what}: {len(filters.components)} components"),
-        ("positions.png", positions),
-    ]
+    return files, {"filters.png": f"{filters.what}: {len(filters.components)} components", "positions.png": about}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,9 +102,9 @@ def csv_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def about(sentences: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+def about(sentences: Mapping[str, str]) -> list[dict[str, Any]]:
     """One row for each figure: what it is of, or why it is left out."""
-    return [{"figure": figure, "of": sentence} for figure, sentence in sentences]
+    return [{"figure": figure, "of": sentence} for figure, sentence in sentences.items()]
 
 
 def _short(value: Any) -> float:

@@ -119,6 +119,11 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
             ["pretrain.model=R50x1", "finetune.dropout=0.1"],
             "stages.finetune.dropout=0.1: a ResNet has none: set it to 0 ('pretrain' makes one)",
         ),
+        (
+            f"{DIGITS}  analyze: {{data: ingest, from: pretrain}}\n",
+            ["pretrain.model=R50x1"],
+            "stages.analyze.from: R50x1, the network of 'pretrain', is a ResNet, without attention: take a Vision",
+        ),
         (LONGER, ["more.init_from=ingest"], "stage 'ingest' makes a dataset, expected one that makes a model"),
         (DIGITS, ["pretrain.lr_scale=linear"], "lr_scale=linear needs lr_batch, the global batch that lr=0.001 is for"),
         (DIGITS, ["pretrain.workers=3"], "global_batch=32 is not a multiple of workers=3: try workers=2"),

@@ -55,7 +55,8 @@ def test_looking_leaves_the_network_as_it_was():
     images = random_images(2, model.resolution)
     first, again = (attention_probabilities(model, images) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
-    assert model.training and all(module.training for module in model.modules())
+    assert model.training
+    assert all(module.training for module in model.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
