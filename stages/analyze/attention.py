@@ -42,7 +42,7 @@ def watch_attention(model: VisionTransformer, images: Tensor, tell: Tell) -> Non
     handles = [layer.register_forward_pre_hook(_listener(number, tell)) for number, layer in enumerate(attentions)]
     training = model.training
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             model.eval().encode(model.patch_embed(images))
     finally:
         model.train(training)

@@ -41,8 +41,10 @@ def measure(
         rollout = _Rollout(max(0, examples - start))
 
         def tell(layer: int, own: Tensor, rollout: _Rollout = rollout) -> None:
-            sums[0, layer] += attention_distance(own, distances, renormalise=renormalise).sum(dim=0)
-            sums[1, layer] += attention_entropy(own).sum(dim=0)
+            # Image by image: a whole batch of a large network would be gigabytes in double precision.
+            for image in own.split(1):
+                sums[0, layer] += attention_distance(image, distances, renormalise=renormalise)[0]
+                sums[1, layer] += attention_entropy(image)[0]
             rollout.add(own)
 
         watch_attention(model, normalise(images[start : start + batch]), tell)

@@ -46,7 +46,7 @@ def roll_out(before: Tensor | None, probabilities: Tensor) -> Tensor:
     The mean over heads, plus the identity for the residual connection, each row's sum made 1, times the product of
     the layers before (Abnar and Zuidema, 2020; paper, D.8).
     """
-    mean = probabilities.double().mean(dim=1)
+    mean = probabilities.mean(dim=1).double()
     step = (mean + torch.eye(mean.shape[-1], dtype=mean.dtype)) / 2  # rows of both sum to 1
     step = step / step.sum(dim=-1, keepdim=True)
     return step if before is None else step @ before

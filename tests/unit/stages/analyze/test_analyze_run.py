@@ -82,12 +82,12 @@ def test_means_of_the_heads_are_the_metrics(analysis, result):
         rows = analysis.rows(result, f"attention_{name}.csv")
         for which, before in (("trained", ""), ("untrained", "untrained/")):
             own = [float(row[name]) for row in rows if (row["which"], row["layer"]) == (which, "1")]
-            assert result.metrics[f"{before}attention_{name}/layer_01"] == pytest.approx(np.mean(own), rel=1e-5)
+            assert result.metrics[f"{before}attention_{name}/layer_01"] == pytest.approx(np.mean(own), rel=2e-5)
     table = {(row["which"], row["layer"]): row for row in result.tables["analysis"]}
     assert set(table) == {(which, layer) for which in ("trained", "untrained") for layer in (0, 1)}
     assert table["trained", 0]["least"] <= table["trained", 0]["distance"] <= table["trained", 0]["greatest"]
     # Five tokens attend to at most all alike.
-    assert table["trained", 1]["entropy"] == pytest.approx(table["trained", 1]["of_uniform"] * np.log(5), rel=1e-5)
+    assert table["trained", 1]["entropy"] == pytest.approx(table["trained", 1]["of_uniform"] * np.log(5), rel=2e-5)
 
 
 def test_the_untrained_network_is_the_one_that_training_began_with(result):
@@ -139,7 +139,7 @@ def test_a_hybrid_is_measured_in_pixels_of_its_input(analysis):
     found = analysis.run(model, untrained=False)
     grid = np.stack(np.mgrid[:4, :4], axis=-1).reshape(-1, 2) * 4.0
     expected = np.linalg.norm(grid[:, None] - grid[None], axis=-1).mean()
-    assert [row["distance"] for row in found.tables["analysis"]] == pytest.approx([expected] * 2, rel=1e-5)
+    assert [row["distance"] for row in found.tables["analysis"]] == pytest.approx([expected] * 2, rel=2e-5)
     assert [row["of_uniform"] for row in found.tables["analysis"]] == pytest.approx([1, 1])
     about = {row["figure"]: row["of"] for row in found.tables["figures"]}
     assert f"to all alike it is {expected:.2f}" in about["attention_distance.png"]
@@ -151,7 +151,7 @@ def test_large_grids_show_some_of_their_patches():
 
 
 def test_what_cannot_be_looked_at_is_refused(analysis):
-    with pytest.raises(UserError, match="has no split 'tests': it has train, "):
+    with pytest.raises(UserError, match=r"has no split 'tests': it has .*test"):
         analysis.run(random_model(0), split="tests")
     with pytest.raises(UserError, match="the network of 'pretrain', is a ResNet, without attention: take a Vision"):
         analysis.run(BitResNet(BitConfig(blocks=(1, 1, 1, 1)), 32, 3))
