@@ -28,10 +28,12 @@ def test_probabilities_give_the_output_of_each_layer(monkeypatch, fields, form):
     monkeypatch.setattr(blocks, "attention", FORMS[form])
     model = random_model(0, **fields)
     given, made = [], []
-    handles = [
-        block.attn.register_forward_hook(lambda layer, inputs, output: (given.append(inputs[0]), made.append(output)))
-        for block in model.blocks
-    ]
+
+    def listen(layer, inputs, output):
+        given.append(inputs[0])
+        made.append(output)
+
+    handles = [block.attn.register_forward_hook(listen) for block in model.blocks]
     images = random_images(3, model.resolution)
     with torch.no_grad():
         features = model.features(images)
