@@ -17,8 +17,8 @@ INCHES = 6.0
 """Of the width: 900 pixels."""
 STYLES = {
     # Colours that people with any kind of colour vision tell apart (Okabe and Ito); side by side in each layer.
-    "trained": {"color": "#0072B2", "marker": "o", "shift": -0.13},
-    "untrained": {"color": "#D55E00", "marker": "s", "shift": 0.13},
+    "trained": {"color": "#0072B2", "marker": "o", "shift": -0.18},
+    "untrained": {"color": "#D55E00", "marker": "s", "shift": 0.18},
 }
 TILES = 14
 """Position embeddings are shown for at most as many patches along each side."""
@@ -34,13 +34,14 @@ def heads_figure(values: Mapping[str, Array], *, uniform: float, axis: str, titl
     """A dot for each head of each layer, [layers, heads], and where attention to all alike would lie."""
     figure = _figure(3.9)
     panel = figure.subplots()
+    depth = max(len(own) for own in values.values())
+    size = 22 if depth <= 12 else 11
     for which, own in values.items():
         style = STYLES[which]
         shift = style["shift"] if len(values) > 1 else 0.0
         layers = np.repeat(np.arange(len(own)), own.shape[1]) + shift
-        panel.scatter(layers, own.ravel(), s=22, c=style["color"], marker=style["marker"], alpha=0.75, label=which)
+        panel.scatter(layers, own.ravel(), s=size, c=style["color"], marker=style["marker"], alpha=0.75, label=which)
     panel.axhline(uniform, color="0.4", linestyle="--", linewidth=1, label="attention to all alike")
-    depth = max(len(own) for own in values.values())
     step = -(-depth // 16)
     panel.set_xticks(range(0, depth, step))
     panel.set_xlim(-0.6, depth - 0.4)

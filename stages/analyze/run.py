@@ -108,13 +108,14 @@ def _heads(
 
 def _rollout(model: VisionTransformer, found: Measured, drawn: Drawn) -> tuple[Files, Sentences]:
     shown = len(found.rollout)
-    of = "the class token's row" if model.config.prefix_tokens else "no class token: the mean of all patches' rows"
-    title = f"attention rollout, dark to bright ({of})"
+    row = "the class token's row" if model.config.prefix_tokens else "mean of all patches' rows"
+    title = f"attention rollout: {row}, dark to bright"
     files: Files = {
         "rollout.png": figures.rollout_figure(drawn.images[:shown].numpy(), found.rollout, title),
         "rollout.csv": tables.csv_bytes(tables.rollout_rows(found.rollout, drawn.places[:shown])),
     }
-    return files, {"rollout.png": f"{shown} images; {of}"}
+    why = "" if model.config.prefix_tokens else ", since there is no class token"
+    return files, {"rollout.png": f"{shown} images: {row}{why}"}
 
 
 def _weights(model: VisionTransformer) -> tuple[Files, Sentences]:
