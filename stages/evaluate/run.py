@@ -6,7 +6,6 @@ from typing import Any
 
 from cluster.errors import UserError
 from stages.context import Context, Inputs, Result
-from stages.data.dataset import open_cache, open_shards
 from stages.data.manifest import dataset_meta
 from stages.evaluate.classes import outputs_of_classes, splits_to_count
 from stages.evaluate.config import EvaluateConfig
@@ -14,6 +13,7 @@ from stages.evaluate.figures import calibration_figure, confusion_figure
 from stages.evaluate.tables import as_csv, calibration_rows, class_rows, confusion_rows
 from stages.evaluate.tally import TOP, Tally
 from stages.evaluate.task import EvaluateTask, tally_part
+from stages.frozen.span import ranges, run_tasks
 
 MOST_DRAWN = 50
 """Classes that a picture of the confusions has room for."""
@@ -52,31 +52,10 @@ def run(config: EvaluateConfig, inputs: Inputs, context: Context) -> Result:
 def _tallies(
     config: EvaluateConfig, inputs: Inputs, context: Context, splits: tuple[str, ...], outputs: tuple[int, ...]
 ) -> list[Tally]:
-    dataset = inputs["data"]
-    shards = open_shards(open_cache(context.storage, dataset, config.input), dataset, splits)
-    total = int(shards.counts.sum())
-    tasks = [
-        EvaluateTask(
-            storage=context.storage,
-            dataset=dataset,
-            model=inputs["model"],
-            splits=splits,
-            outputs=outputs,
-            input=config.input,
-            start=start,
-            stop=min(start + config.images_per_task, total),
-            batch=config.batch,
-            threads=config.threads,
-            device="cuda" if config.gpus_per_task else "cpu",
-            bins=config.calibration_bins,
-        )
-        for start in range(0, total, config.images_per_task)
-    ]
-    if len(tasks) == 1 and not config.gpus_per_task:
-        # Starting a process elsewhere would take longer, and might wait for room beside a gang that trains.
-        return [tally_part(tasks[0])]
-    place = {"cpus": config.cpus_per_task, "gpus": float(config.gpus_per_task)}
-    return list(context.tasks(tally_part, tasks, label="evaluate", **place))
+    storage, dataset, model = context.storage, inputs["data"], inputs["model"]
+    own = {"storage": storage, "dataset": dataset, "model": model, "outputs": outputs, "bins": config.calibration_bins}
+    tasks = [EvaluateTask(**own, **found) for found in ranges(config, storage, dataset, splits)]
+    return run_tasks(config, tally_part, tasks, context, label="evaluate")
 
 
 def _figures(tally: Tally, split: str, classes: int) -> dict[str, float]:

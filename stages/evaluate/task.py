@@ -8,33 +8,20 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.storage import Storage
-from stages.context import Output
-from stages.data.config import DataConfig
-from stages.data.loader import evaluation_batches
 from stages.data.manifest import dataset_meta
 from stages.data.pixels import normalise
 from stages.evaluate.classes import NONE
 from stages.evaluate.tally import Tally
+from stages.frozen.span import Span
 from stages.models.store import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateTask:
-    """A range of a data set's images, laid end to end over `splits`. Picklable."""
+class EvaluateTask(Span):
+    """A range of a data set's images, to be counted. Picklable."""
 
-    storage: Storage
-    dataset: Output
-    model: Output
-    splits: tuple[str, ...]
     outputs: tuple[int, ...]
     """The model's output for each label of the data set."""
-    input: DataConfig
-    start: int
-    stop: int
-    batch: int
-    threads: int
-    device: str
     bins: int
 
 
@@ -42,18 +29,11 @@ def tally_part(task: EvaluateTask) -> Tally:
     """Count the range, each image once. Raises UserError for a class that the model does not have."""
     model = load_model(task.storage, task.model).to(task.device)
     classes = dataset_meta(task.dataset).classes
-    tally, before = Tally(task.bins), torch.get_num_threads()
-    torch.set_num_threads(task.threads)
-    try:
-        for batch in evaluation_batches(
-            task.storage, task.dataset, task.splits, resolution=model.resolution, batch=task.batch, rank=0,
-            world_size=1, classes=range(len(classes)), config=task.input, span=(task.start, task.stop),
-        ):  # fmt: skip
-            with torch.inference_mode():
-                logits = model(normalise(batch.images[batch.mask].to(task.device))).float().cpu()
-            tally.add(logits, _known(batch.labels[batch.mask], task.outputs, model.num_classes, classes))
-    finally:
-        torch.set_num_threads(before)
+    tally = Tally(task.bins)
+    for batch in task.batches(model.resolution):
+        with torch.inference_mode():
+            logits = model(normalise(batch.images[batch.mask].to(task.device))).float().cpu()
+        tally.add(logits, _known(batch.labels[batch.mask], task.outputs, model.num_classes, classes))
     return tally
 
 

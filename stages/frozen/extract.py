@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from cluster.errors import UserError
 from stages.context import Context, Output
-from stages.data.dataset import open_cache, open_shards
 from stages.data.manifest import DatasetMeta, dataset_meta
 from stages.frozen.config import FrozenConfig
+from stages.frozen.span import ranges, run_tasks
 from stages.frozen.store import FORMAT, FeatureSet
 from stages.frozen.task import ExtractTask, Part, extract_part
 
@@ -23,8 +23,6 @@ def extract(config: FrozenConfig, dataset: Output, model: Output, context: Conte
     if meta.multi_label:
         raise UserError(f"data set {meta.name!r} has images of several labels: this evaluation needs one of each")
     pool, test = (_present(meta, splits) for splits in (POOL, TEST))
-    shards = open_shards(open_cache(context.storage, dataset, config.input), dataset, (*pool, *test))
-    total = int(shards.counts.sum())
     boundary = sum(meta.split(name).count for name in pool)
     tasks = [
         ExtractTask(
@@ -32,20 +30,14 @@ def extract(config: FrozenConfig, dataset: Output, model: Output, context: Conte
             folder=context.folder,
             dataset=dataset,
             model=model,
-            splits=(*pool, *test),
             kinds=("features", *config.baselines),
             resolution=_resolution(config, model),
             stored_as=config.stored_as,
-            input=config.input,
-            start=start,
-            stop=min(start + config.images_per_task, total),
-            batch=config.batch,
-            threads=config.threads,
-            device="cuda" if config.gpus_per_task else "cpu",
+            **found,
         )
-        for start in range(0, total, config.images_per_task)
+        for found in ranges(config, context.storage, dataset, (*pool, *test))
     ]
-    parts = _run(config, tasks, context)
+    parts: list[Part] = run_tasks(config, extract_part, tasks, context, label="features")
     return FeatureSet(
         storage=context.storage,
         folder=context.folder,
@@ -65,14 +57,6 @@ def extract(config: FrozenConfig, dataset: Output, model: Output, context: Conte
             "parts": [part.to_json() for part in parts],
         },
     )
-
-
-def _run(config: FrozenConfig, tasks: list[ExtractTask], context: Context) -> list[Part]:
-    if len(tasks) == 1 and not config.gpus_per_task:
-        # Starting a process elsewhere would take longer, and might wait for room beside a gang that trains.
-        return [extract_part(tasks[0])]
-    place = {"cpus": config.cpus_per_task, "gpus": float(config.gpus_per_task)}
-    return list(context.tasks(extract_part, tasks, label="features", **place))
 
 
 def _present(meta: DatasetMeta, splits: tuple[str, ...]) -> tuple[str, ...]:

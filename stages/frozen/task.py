@@ -12,13 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.errors import check_format
-from cluster.storage import Storage
-from stages.context import Output, canonical_json, sha256
-from stages.data.config import DataConfig
-from stages.data.loader import evaluation_batches
+from stages.context import canonical_json, sha256
 from stages.data.pixels import normalise
 from stages.data.table import File
 from stages.frozen.networks import extractors
+from stages.frozen.span import Span
 from stages.models.store import load_model
 
 FORMAT = 1
@@ -45,24 +43,14 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractTask:
-    """A range of a data set's images, laid end to end over `splits`. Picklable."""
+class ExtractTask(Span):
+    """A range of a data set's images, whose features are wanted. Picklable."""
 
-    storage: Storage
     folder: str
     """Key prefix of the stage's folder."""
-    dataset: Output
-    model: Output
-    splits: tuple[str, ...]
     kinds: tuple[str, ...]
     resolution: int
     stored_as: str
-    input: DataConfig
-    start: int
-    stop: int
-    batch: int
-    threads: int
-    device: str
 
     @property
     def prefix(self) -> str:
@@ -93,22 +81,13 @@ def _compute(task: ExtractTask) -> dict[str, dict[str, NDArray[Any]]]:
     model = load_model(task.storage, task.model)
     by_kind = extractors(model, task.kinds, int(task.model.meta["seed"]), task.device)
     found: dict[str, list[NDArray[Any]]] = {name: [] for name in (*task.kinds, "labels", "samples")}
-    before = torch.get_num_threads()
-    torch.set_num_threads(task.threads)
-    try:
-        for batch in evaluation_batches(
-            task.storage, task.dataset, task.splits, resolution=task.resolution, batch=task.batch, rank=0,
-            world_size=1, classes=range(len(task.dataset.meta["classes"])), config=task.input,
-            span=(task.start, task.stop),
-        ):  # fmt: skip
-            images = normalise(batch.images[batch.mask].to(task.device))
-            found["labels"].append(batch.labels[batch.mask].numpy())
-            found["samples"].append(batch.samples[batch.mask.numpy()])
-            for kind, extractor in by_kind.items():
-                with torch.inference_mode():
-                    found[kind].append(_narrowed(extractor(images).float().cpu().numpy(), task.stored_as))
-    finally:
-        torch.set_num_threads(before)
+    for batch in task.batches(task.resolution):
+        images = normalise(batch.images[batch.mask].to(task.device))
+        found["labels"].append(batch.labels[batch.mask].numpy())
+        found["samples"].append(batch.samples[batch.mask.numpy()])
+        for kind, extractor in by_kind.items():
+            with torch.inference_mode():
+                found[kind].append(_narrowed(extractor(images).float().cpu().numpy(), task.stored_as))
     whole = {name: np.concatenate(parts) for name, parts in found.items()}
     labels = {"labels": whole["labels"], "samples": whole["samples"]}
     return {LABELS: labels, **{kind: {"features": whole[kind]} for kind in task.kinds}}

@@ -86,7 +86,7 @@ def test_what_was_found_is_told(finished):
     assert "resolution=224" in bit["notes"]
     hybrid = dict(told(read_recorded(storage, workflow_id, flow, "hybrid").meta["imported"]))
     assert (hybrid["kernel epsilon"], hybrid["group norm epsilon"]) == ("1e-05 of the deviation", "1e-06")
-    assert hybrid["network"] == "R[]+ViT-32x1/8"
+    assert hybrid["network"] == "R+ViT-32x1/8"
 
 
 @pytest.mark.parametrize(
