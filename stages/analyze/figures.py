@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.analyze.weights import Filters
+from stages.rendered import png_bytes
 
 Array = NDArray[np.float64]
 DOTS = 150
@@ -52,7 +52,7 @@ def heads_figure(values: Mapping[str, Array], *, uniform: float, axis: str, titl
     panel.set_title(title, fontsize=11)
     panel.grid(axis="y", alpha=0.25)
     figure.legend(loc="outside lower center", ncols=len(values) + 1, frameon=False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def rollout_figure(images: NDArray[np.uint8], rollout: Array, title: str) -> bytes:
@@ -67,7 +67,7 @@ def rollout_figure(images: NDArray[np.uint8], rollout: Array, title: str) -> byt
         panel.imshow(image.mean(axis=-1), extent=below, cmap="gray", vmin=0, vmax=255)
         panel.imshow(own, extent=below, cmap="inferno", interpolation="bilinear", alpha=0.65)
     _bounds(panel, columns, 2 * rows)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def filters_figure(filters: Filters) -> bytes:
@@ -80,7 +80,7 @@ def filters_figure(filters: Filters) -> bytes:
         panel.imshow(_tile(own), extent=_place(column, row * TALL), interpolation="nearest")
         panel.text(column + 0.5, row * TALL + 1.02, f"{100 * part:.1f} %", ha="center", va="top", fontsize=9)
     _bounds(panel, columns, rows * TALL)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def positions_figure(similarity: Array, grid: tuple[int, int], title: str) -> bytes:
@@ -107,7 +107,7 @@ def positions_figure(similarity: Array, grid: tuple[int, int], title: str) -> by
     panel.set_ylabel("patch's row")
     panel.set_title(title, fontsize=11)
     figure.colorbar(shown, label="cosine similarity", shrink=0.85)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _tile(component: Array) -> Array:
@@ -144,10 +144,3 @@ def _figure(height: float) -> Any:
     figure = Figure(figsize=(INCHES, height), layout="constrained", dpi=DOTS)
     FigureCanvasAgg(figure)
     return figure
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    # The version of matplotlib is no part of the picture.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

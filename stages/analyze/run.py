@@ -19,6 +19,7 @@ from stages.models.build import build
 from stages.models.initialize import initialize
 from stages.models.store import load_model
 from stages.models.vit import VisionTransformer
+from stages.rendered import csv_bytes
 
 Files = dict[str, bytes]
 Sentences = dict[str, str]
@@ -90,14 +91,14 @@ def _heads(
             axis="mean attention distance (pixels)",
             title=title,
         ),
-        "attention_distance.csv": tables.csv_bytes(distances),
+        "attention_distance.csv": csv_bytes(distances),
         "attention_entropy.png": figures.heads_figure(
             {which: own.entropy for which, own in found.items()},
             uniform=math.log(tokens),
             axis="entropy of attention (nats)",
             title=title,
         ),
-        "attention_entropy.csv": tables.csv_bytes(entropies),
+        "attention_entropy.csv": csv_bytes(entropies),
     }
     patches = "renormalised over patches" if config.renormalise else "what goes to the class token counts as none"
     return files, {
@@ -112,7 +113,7 @@ def _rollout(model: VisionTransformer, found: Measured, drawn: Drawn) -> tuple[F
     title = f"attention rollout: {row}, dark to bright"
     files: Files = {
         "rollout.png": figures.rollout_figure(drawn.images[:shown].numpy(), found.rollout, title),
-        "rollout.csv": tables.csv_bytes(tables.rollout_rows(found.rollout, drawn.places[:shown])),
+        "rollout.csv": csv_bytes(tables.rollout_rows(found.rollout, drawn.places[:shown])),
     }
     why = "" if model.config.prefix_tokens else ", since there is no class token"
     return files, {"rollout.png": f"{shown} images: {row}{why}"}
@@ -122,10 +123,10 @@ def _weights(model: VisionTransformer) -> tuple[Files, Sentences]:
     filters, similarity, about = embedding_filters(model), position_similarity(model), about_positions(model)
     files: Files = {
         "filters.png": figures.filters_figure(filters),
-        "filters.csv": tables.csv_bytes(tables.filter_rows(filters)),
+        "filters.csv": csv_bytes(tables.filter_rows(filters)),
     }
     if similarity is not None:
         title = f"similarity of position embeddings ({model.config.position})"
         files["positions.png"] = figures.positions_figure(similarity, model.grid, title)
-        files["positions.csv"] = tables.csv_bytes(tables.position_rows(similarity, model.grid))
+        files["positions.csv"] = csv_bytes(tables.position_rows(similarity, model.grid))
     return files, {"filters.png": f"{filters.what}: {len(filters.components)} components", "positions.png": about}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -91,15 +89,6 @@ def position_rows(similarity: Array, grid: tuple[int, int]) -> list[dict[str, An
         {"patch": name, **dict(zip(names, map(_short, own), strict=True))}
         for name, own in zip(names, similarity, strict=True)
     ]
-
-
-def csv_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows of one form, at least one."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def about(sentences: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from stages.evaluate.tally import Tally
+from stages.rendered import png_bytes
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 
@@ -29,7 +29,7 @@ def calibration_figure(rows: list[dict[str, Any]], error: float) -> bytes:
     counts.set_xlim(0, 1)
     counts.set_xlabel("confidence of the best-scored class")
     counts.set_ylabel("images")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def confusion_figure(tally: Tally, names: Sequence[str]) -> bytes:
@@ -52,7 +52,7 @@ def confusion_figure(tally: Tally, names: Sequence[str]) -> bytes:
                 dark = shares[row, column] > 55
                 text = f"{shares[row, column]:.0f}"
                 panel.text(column, row, text, ha="center", va="center", color="white" if dark else "0.15", fontsize=8)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _figure(size: tuple[float, float], rows: int, heights: Sequence[float] = (1,)) -> tuple[Any, Any]:
@@ -63,9 +63,3 @@ def _figure(size: tuple[float, float], rows: int, heights: Sequence[float] = (1,
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, 1, squeeze=False, height_ratios=heights)[:, 0]
     return figure, panels
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

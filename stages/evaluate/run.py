@@ -10,10 +10,11 @@ from stages.data.manifest import dataset_meta
 from stages.evaluate.classes import outputs_of_classes, splits_to_count
 from stages.evaluate.config import EvaluateConfig
 from stages.evaluate.figures import calibration_figure, confusion_figure
-from stages.evaluate.tables import as_csv, calibration_rows, class_rows, confusion_rows
+from stages.evaluate.tables import calibration_rows, class_rows, confusion_rows
 from stages.evaluate.tally import TOP, Tally
 from stages.evaluate.task import EvaluateTask, tally_part
 from stages.frozen.span import ranges, run_tasks
+from stages.rendered import csv_bytes
 
 MOST_DRAWN = 50
 """Classes that a picture of the confusions has room for."""
@@ -34,12 +35,12 @@ def run(config: EvaluateConfig, inputs: Inputs, context: Context) -> Result:
     names = [str(name) for name in model.meta["classes"]]
     calibration, classes = calibration_rows(tally), class_rows(tally, names)
     files = [
-        context.write("calibration.csv", as_csv(calibration)),
+        context.write("calibration.csv", csv_bytes(calibration)),
         context.write("calibration.png", calibration_figure(calibration, tally.calibration_error)),
     ]
     if classes:
-        files.append(context.write("classes.csv", as_csv(classes)))
-        files.append(context.write("confusions.csv", as_csv(confusion_rows(tally, names))))
+        files.append(context.write("classes.csv", csv_bytes(classes)))
+        files.append(context.write("confusions.csv", csv_bytes(confusion_rows(tally, names))))
     if classes and len(names) <= MOST_DRAWN:
         files.append(context.write("confusions.png", confusion_figure(tally, names)))
     about = {"splits": list(splits), "classes_matched": matched, "metrics": figures, "unlabelled": tally.unlabelled}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,12 +56,3 @@ def calibration_rows(tally: Tally) -> Rows:
             }
         )
     return rows
-
-
-def as_csv(rows: Rows) -> bytes:
-    """Rows as CSV with a head line."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()

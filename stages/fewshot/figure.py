@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
+
+from stages.rendered import png_bytes
 
 STYLES = {
     # Colours that people with any kind of colour vision tell apart (Okabe and Ito).
@@ -35,9 +36,7 @@ def accuracy_figure(rows: list[dict[str, Any]]) -> bytes:
         panel.grid(alpha=0.25)
     panels[0].set_ylabel("test accuracy (%)")
     panels[-1].legend(frameon=False, loc="lower right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return png_bytes(figure)
 
 
 def _draw(panel: Any, rows: list[dict[str, Any]]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import statistics
 from typing import Any
 
 from cluster.errors import UserError
 from stages.context import Context, Inputs, Output, Result
+from stages.rendered import csv_bytes
 from stages.summary.config import SummaryConfig
 
 SPLITS = ("validation", "test")
@@ -27,7 +26,7 @@ def run(config: SummaryConfig, inputs: Inputs, context: Context) -> Result:
     for stage, group, model in zip(config.models, names, models, strict=True):
         groups.setdefault(group, []).append(_figures(stage, model, metrics))
     rows = [_row(group, figures, metrics) for group, figures in groups.items()]
-    file = context.write("summary.csv", _csv(rows))
+    file = context.write("summary.csv", csv_bytes(rows))
     output = context.commit("summary", [file], {"metrics": list(metrics), "rows": rows})
     shown = {f"{row['group']}/{metric}": row[metric] for row in rows for metric in metrics}
     return Result(output=output, metrics={"models": float(len(models)), **shown}, tables={"summary": rows})
@@ -62,11 +61,3 @@ def _row(group: str, figures: list[dict[str, float]], metrics: tuple[str, ...]) 
         mean, error = mean_and_error([own[metric] for own in figures])
         row |= {metric: mean, f"{metric} ±": error}
     return row
-
-
-def _csv(rows: list[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
