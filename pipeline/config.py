@@ -17,7 +17,8 @@ from cluster.errors import UserError, check_format
 from pipeline.branch import branched
 from pipeline.consistency import check_stages
 from pipeline.explain import explain
-from pipeline.identity import references
+from pipeline.for_each import spread
+from pipeline.identity import references, wanted_outputs
 from pipeline.kinds import KINDS, config_of, kind_of
 from pipeline.opaque import OpaqueConfig, looked_for, opaque
 from pipeline.places import with_lines
@@ -30,9 +31,10 @@ from stages.config import Config, StageConfig
 BESIDE = {
     "sweep": {"type": "object", "description": "fields, each with a list of values: a stage for each combination"},
     "choose": {
-        "type": "object",
-        "description": "which of a sweep's models is this stage's: metric, and mode max or min",
+        "type": ["object", "string"],
+        "description": "which of a sweep's models is this stage's: metric, and mode max or min; none chooses none",
     },
+    "for_each": {"type": "string", "description": "a stage for each of those that this one, with sweep or seeds, is"},
     "seeds": {
         "type": "array",
         "items": {"type": "integer", "minimum": 0},
@@ -44,8 +46,8 @@ BESIDE = {
     },
 }
 """What a stage of the file may have beside its own fields; see `pipeline.sweep`, `.repeats`, `.branch`."""
-MODELS_ALONE = ("choose", "seeds")
-"""Of these, what only a stage that makes a model may have."""
+MADE = {"choose": ("model",), "seeds": ("model", "evaluation")}
+"""Of these, what only a stage that makes one of these may have."""
 RECIPES = Path(__file__).parent / "recipes"
 FORMAT = 1
 """Of a stored workflow file. A user's own need not name it."""
@@ -141,17 +143,15 @@ class Workflow(Config):
             return
         config = type(self.stages[name])
         field, dot, number = field.partition(".")
-        info = config.model_fields[field]
-        key = f"stages.{name}.{info.alias or field}{dot}{number}"
+        key = f"stages.{name}.{config.model_fields[field].alias or field}{dot}{number}"
         if target not in self.stages:
             raise UserError(f"{key}: got '{target}', expected one of the stages: {', '.join(self.stages)}")
         if isinstance(self.stages[target], OpaqueConfig):
             return
-        extra = info.json_schema_extra
-        wanted = extra["output"] if isinstance(extra, dict) else None
-        found = self.stages[target].output
-        if found != wanted:
-            raise UserError(f"{key}: stage '{target}' makes a {found}, expected one that makes a {wanted}")
+        found, wanted = self.stages[target].output, wanted_outputs(config, field)
+        if found not in wanted:
+            expected = " or a ".join(wanted)
+            raise UserError(f"{key}: stage '{target}' makes a {found}, expected one that makes a {expected}")
 
 
 def _check_stage_name(place: str, name: Any) -> None:
@@ -231,7 +231,7 @@ def json_schema() -> dict[str, Any]:
     for kind, config in KINDS.items():
         stage = config.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")
         definitions |= stage.pop("$defs", {})
-        beside = {key: value for key, value in BESIDE.items() if config.output == "model" or key not in MODELS_ALONE}
+        beside = {key: value for key, value in BESIDE.items() if config.output in MADE.get(key, (config.output,))}
         stage["properties"] = {"kind": {"const": kind}, **stage["properties"], **beside}
         definitions[config.__name__] = stage
         choices.append({"$ref": f"#/$defs/{config.__name__}"})
@@ -252,22 +252,26 @@ def _stages(source: str, bodies: dict[Any, Any], stored: bool) -> dict[str, Stag
     for name, expanded in _expanded(source, bodies).items():
         for own, fields in expanded.items():
             if own in stages or (own != name and own in bodies):
-                by = "sweep" if "sweep" in bodies[name] else "seeds"
+                by = next((key for key in BESIDE if key in bodies.get(name, ())), "for_each")
                 raise UserError(f"{source}: stages.{name}.{by}: there is another stage called '{own}'")
             stages[own] = _stage(source, own, fields, bodies.keys() if stored else None)
     return stages
 
 
 def _expanded(source: str, bodies: dict[Any, Any]) -> dict[str, dict[str, Any]]:
-    """The stages, by name, that each stage of the file stands for: itself alone, those of a sweep, those of seeds."""
+    """The stages, by name, that each stage stands for: itself alone, those of a sweep, those of seeds.
+
+    Those of the file, with others in the place of each that has `for_each`.
+    """
     expanded: dict[str, dict[str, Any]] = {}
     for name in bodies:
         _check_stage_name(f"{source}: stages: ", name)
     try:
-        for name in bodies:
-            body = branched(name, bodies)
+        spread_out, groups = spread(bodies)
+        for name in spread_out:
+            body = branched(name, spread_out)
             expanded[name] = expand(name, body) if isinstance(body, dict) else {name: body}
-        return repeat(expanded)
+        return repeat(expanded, groups)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
 

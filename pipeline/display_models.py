@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
 Rows = list[dict[str, Any]]
+PERCENT = re.compile(r"(accuracy|accuracy_top\d+|_shot(_\w+)?)$")
+"""Figures between 0 and 1 that people read in %."""
 
 
 def choice_table(rows: Rows) -> Table:
@@ -22,9 +25,9 @@ def choice_table(rows: Rows) -> Table:
 
 
 def summary_table(rows: Rows) -> Table:
-    """Means with standard errors, one line for each group of models."""
+    """Means with standard deviations, one line for each group of models."""
     metrics = [key for key in rows[0] if f"{key} ±" in rows[0]]
-    table = Table(title="mean ± standard error over seeds", title_justify="left", title_style="bold")
+    table = Table(title="mean ± standard deviation over seeds", title_justify="left", title_style="bold")
     table.add_column("models", overflow="fold")
     table.add_column("seeds", justify="right")
     for metric in metrics:
@@ -38,17 +41,17 @@ TABLES = {"choice": choice_table, "summary": summary_table}
 
 
 def _cell(metric: str, row: Mapping[str, Any]) -> str:
-    shown, error = _figure(metric, row[metric]), row[f"{metric} ±"]
-    if error is None:
+    shown, deviation = _figure(metric, row[metric]), row[f"{metric} ±"]
+    if deviation is None:
         return shown
     # To as many decimals as the mean.
-    scale = 100 if metric.endswith("accuracy") else 1
-    return f"{shown} ± {scale * error:.{len(shown.partition('.')[2])}f}"
+    scale = 100 if PERCENT.search(metric) else 1
+    return f"{shown} ± {scale * deviation:.{len(shown.partition('.')[2])}f}"
 
 
 def _column(metric: str) -> str:
-    return metric.replace("/", "\n") + (", %" if metric.endswith("accuracy") else "")
+    return metric.replace("/", "\n") + (", %" if PERCENT.search(metric) else "")
 
 
 def _figure(metric: str, value: float) -> str:
-    return f"{100 * value:.2f}" if metric.endswith("accuracy") else f"{value:.4g}"
+    return f"{100 * value:.2f}" if PERCENT.search(metric) else f"{value:.4g}"

@@ -7,7 +7,7 @@ left out, so that a stage that ran on other hardware is still the same stage.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -36,6 +36,21 @@ def rounding_fields(model: type[BaseModel]) -> list[str]:
     """The placement fields on which the last bits of a result depend."""
     extras = {field: info.json_schema_extra for field, info in model.model_fields.items()}
     return [field for field, extra in extras.items() if isinstance(extra, dict) and extra.get("rounding")]
+
+
+def wanted_outputs(model: type[BaseModel], field: str) -> tuple[str, ...]:
+    """The kinds of outputs that a reference field may name a stage of."""
+    extra = model.model_fields[field].json_schema_extra
+    found = extra["output"] if isinstance(extra, dict) else ()
+    return tuple(map(str, found)) if isinstance(found, list) else ()
+
+
+def reference_keys(model: type[BaseModel], body: Mapping[str, Any]) -> Iterator[str]:
+    """Of the fields that a workflow file has of a stage, those that refer to other stages, as they are called there."""
+    for field, info in model.model_fields.items():
+        for key in {field, info.alias or field}:
+            if role(model, field) == "reference" and body.get(key):
+                yield key
 
 
 def references(config: StageConfig) -> dict[str, str]:

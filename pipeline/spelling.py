@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from cluster.errors import UserError
-from pipeline.identity import role
+from pipeline.identity import role, wanted_outputs
 from stages.config import StageConfig
 
 SPELLED_OUT = re.compile(r"\$\{([A-Za-z][A-Za-z0-9_-]*)(?:\.(\w+))?\}")
@@ -23,21 +23,19 @@ def plain_references(config: type[StageConfig], body: dict[str, Any]) -> dict[st
     for name, info in config.model_fields.items():
         key = info.alias if info.alias in body else name
         if role(config, name) == "reference" and key in body:
-            extra = info.json_schema_extra
-            made = str(extra["output"]) if isinstance(extra, dict) else ""
-            value = body[key]
+            made, value = wanted_outputs(config, name), body[key]
             plain[key] = (
                 [_plain(key, made, one) for one in value] if isinstance(value, list) else _plain(key, made, value)
             )
     return plain
 
 
-def _plain(key: str, made: str, value: Any) -> Any:
+def _plain(key: str, made: tuple[str, ...], value: Any) -> Any:
     found = SPELLED_OUT.fullmatch(value) if isinstance(value, str) else None
     if found is None:
         return value
     name, part = found[1], found[2]
-    known = SAME.get(made, (made, "output"))
+    known = tuple(dict.fromkeys(part for one in made for part in SAME.get(one, (one, "output"))))
     if part is not None and part not in known:
         raise UserError(f"{key}: got '{value}', expected '{name}', or ${{{name}.{known[0]}}}")
     return name

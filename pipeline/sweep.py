@@ -6,7 +6,9 @@
       choose: {metric: validation/accuracy, mode: max}
 
 becomes the stages `finetune-lr-0_003`, `finetune-lr-0_01`, `finetune-lr-0_03`, and `finetune`, which is the best of
-them. Several fields are combined, each value with each.
+them. Several fields are combined, each value with each. Values may have names, `{small: {...}, large: {...}}`, by which
+the stages are called. With `choose: none` nothing is chosen: no stage is called `finetune`, and where several stages
+can be named it names all of them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import Any
 from cluster.errors import UserError
 from pipeline.yaml_file import with_fields
 
+NOTHING = "none"
+"""What `choose` is where a sweep's stages stand beside each other."""
 MOST = 1000
 """Stages that one sweep may become."""
 
@@ -37,34 +41,41 @@ def expand(name: str, body: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     rest.setdefault("kind", name)
     fields = _fields(name, body["sweep"])
     found: dict[str, dict[str, Any]] = {}
-    for values in itertools.product(*fields.values()):
-        chosen = dict(zip(fields, values, strict=True))
-        variant, own = "-".join([name, *map(_part, chosen, values)]), deepcopy(rest)
+    for chosen in itertools.product(*fields.values()):
+        parts = [_part(field, called) for field, (called, _) in zip(fields, chosen, strict=True)]
+        variant, own = "-".join([name, *parts]), deepcopy(rest)
         if variant in found:
             raise UserError(f"stages.{name}.sweep: two of its stages would be called '{variant}': take one away")
-        for path, value in chosen.items():
-            _set(name, own, path, value)
+        for path, (_, value) in zip(fields, chosen, strict=True):
+            _set(name, own, path, deepcopy(value))
         found[variant] = own
     choose = body.get("choose") or {}
+    if choose == NOTHING:
+        return found
     if not isinstance(choose, dict):
         raise UserError(
-            f"stages.{name}.choose: got {choose!r}, expected a mapping such as {{metric: validation/loss, mode: min}}"
+            f"stages.{name}.choose: got {choose!r}, expected a mapping such as {{metric: validation/loss, mode: min}}, "
+            "or none"
         )
     return {**found, name: {"kind": "choice", "from": list(found), **choose}}
 
 
-def _fields(name: str, sweep: Any) -> dict[str, list[Any]]:
+def _fields(name: str, sweep: Any) -> dict[str, list[tuple[Any, Any]]]:
+    """Of each field, what its values are called and the values."""
     if not isinstance(sweep, dict) or not sweep:
         raise UserError(f"stages.{name}.sweep: got {sweep!r}, expected fields and their values: {{lr: [0.01, 0.03]}}")
     for field, values in sweep.items():
-        if not isinstance(values, list) or not values:
-            raise UserError(f"stages.{name}.sweep.{field}: got {values!r}, expected a list of values")
+        if not isinstance(values, list | dict) or not values:
+            raise UserError(f"stages.{name}.sweep.{field}: got {values!r}, expected a list of values, or names of them")
     count = 1
     for values in sweep.values():
         count *= len(values)
     if count > MOST:
         raise UserError(f"stages.{name}.sweep: {count:,} combinations are more than {MOST:,}: take values away")
-    return {str(field): values for field, values in sweep.items()}
+    return {
+        str(field): list(values.items()) if isinstance(values, dict) else [(value, value) for value in values]
+        for field, values in sweep.items()
+    }
 
 
 def _part(field: str, value: Any) -> str:

@@ -47,13 +47,13 @@ def added(default: Any, description: str, **constraints: Any) -> Any:
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
-def reference(output: str, description: str, default: Any = ..., alias: str | None = None) -> Any:
-    """A field that names another stage of the workflow, or several, whose output is of the kind `output`.
+def reference(output: str | tuple[str, ...], description: str, default: Any = ..., alias: str | None = None) -> Any:
+    """A field that names another stage of the workflow, or several, whose output is of the kind `output`, or of one.
 
     A stage finds the outputs in its inputs by the field's name; those of several as `field.0`, `field.1`, ….
     `alias` is the field's name in the workflow file, for names that Python keeps for itself (`from`).
     """
-    extra: JsonDict = {"role": "reference", "output": output}
+    extra: JsonDict = {"role": "reference", "output": [output] if isinstance(output, str) else list(output)}
     return Field(default, description=description, json_schema_extra=extra, alias=alias)
 
 

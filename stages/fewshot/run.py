@@ -118,5 +118,6 @@ def _commit(
         context.write("fewshot.png", accuracy_figure(rows)),
     ]
     skipped = [name for name in CLASS_SETS if not any(name in own for own in class_sets.values())]
-    output = context.commit("evaluation", files, {"format": 1, **tables, "skipped_class_sets": skipped})
-    return Result(output=output, metrics=metrics(rows), tables=tables)
+    figures = metrics(rows)
+    meta = {"format": 1, "metrics": figures, **tables, "skipped_class_sets": skipped}
+    return Result(output=context.commit("evaluation", files, meta), metrics=figures, tables=tables)

@@ -13,18 +13,20 @@ if TYPE_CHECKING:
 
 
 class SummaryConfig(StageConfig):
-    """Means of several models' final figures, with their standard errors. `seeds` of a stage makes one by itself."""
+    """Means of several models' or evaluations' figures, with deviations. `seeds` of a stage makes one by itself."""
 
     kind: ClassVar[str] = "summary"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     output: ClassVar[str] = "summary"
 
-    models: tuple[str, ...] = reference("model", "stages whose models' figures to take", alias="from")
+    models: tuple[str, ...] = reference(
+        ("model", "evaluation"), "stages whose models' or evaluations' figures to take", alias="from"
+    )
     groups: tuple[str, ...] = Field(
-        (), description="of each model, the row it belongs to; if absent, its stage's name without -seed-N"
+        (), description="of each of them, the row it belongs to; if absent, its stage's name without -seed-N"
     )
     metrics: tuple[str, ...] = Field(
-        (), description="final figures to show; if absent, all of the validation and test splits"
+        (), description="figures to show; if absent, of models those of validation and test, of evaluations all"
     )
 
     @model_validator(mode="after")
@@ -32,7 +34,7 @@ class SummaryConfig(StageConfig):
         if not self.models:
             raise ValueError("from=[]: name the stages to summarise")
         if self.groups and len(self.groups) != len(self.models):
-            raise ValueError(f"groups has {len(self.groups)} names for {len(self.models)} models: give one for each")
+            raise ValueError(f"groups has {len(self.groups)} names for {len(self.models)} stages: give one for each")
         return self
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The summary of several models: one row for each group, the mean of each figure and its standard error."""
+"""The summary of several models or evaluations: a row for each group, each figure's mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -32,16 +32,19 @@ def run(config: SummaryConfig, inputs: Inputs, context: Context) -> Result:
     return Result(output=output, metrics={"models": float(len(models)), **shown}, tables={"summary": rows})
 
 
-def mean_and_error(values: list[float]) -> tuple[float, float | None]:
-    """The mean, and the standard error of the mean: the sample's deviation over √n. One value has none."""
+def mean_and_deviation(values: list[float]) -> tuple[float, float | None]:
+    """The mean, and the sample's standard deviation, as the paper's tables have it. One value has none."""
     mean = statistics.fmean(values)
-    return mean, statistics.stdev(values, mean) / len(values) ** 0.5 if len(values) > 1 else None
+    return mean, statistics.stdev(values, mean) if len(values) > 1 else None
 
 
 def _common(models: list[Output]) -> tuple[str, ...]:
-    """The figures of splits that all models have: validation first, accuracy before loss."""
+    """The figures that all have: of models those of splits, validation first, accuracy before loss."""
     known = [model.meta.get("metrics", {}) for model in models]
-    found = [name for name in known[0] if name.partition("/")[0] in SPLITS and all(name in other for other in known)]
+    found = [name for name in known[0] if all(name in other for other in known)]
+    if all(model.kind == "evaluation" for model in models):
+        return tuple(name for name in found if not name.endswith("/images"))
+    found = [name for name in found if name.partition("/")[0] in SPLITS]
     return tuple(sorted(found, key=lambda name: (SPLITS.index(name.partition("/")[0]), name)))
 
 
@@ -49,15 +52,15 @@ def _figures(stage: str, model: Output, metrics: tuple[str, ...]) -> dict[str, f
     known = model.meta.get("metrics", {})
     for metric in metrics:
         if metric not in known:
-            raise UserError(
-                f"metrics={metric}: the model from '{stage}' has no such figure; it has {', '.join(known) or 'none'}"
-            )
+            there = ", ".join(known) or "none"
+            raise UserError(f"metrics={metric}: the {model.kind} from '{stage}' has no such figure; it has {there}")
     return {metric: float(known[metric]) for metric in metrics}
 
 
 def _row(group: str, figures: list[dict[str, float]], metrics: tuple[str, ...]) -> dict[str, Any]:
     row: dict[str, Any] = {"group": group, "models": len(figures)}
     for metric in metrics:
-        mean, error = mean_and_error([own[metric] for own in figures])
-        row |= {metric: mean, f"{metric} ±": error}
+        mean, deviation = mean_and_deviation([own[metric] for own in figures])
+        error = None if deviation is None else deviation / len(figures) ** 0.5
+        row |= {metric: mean, f"{metric} ±": deviation, f"{metric} standard error": error}
     return row

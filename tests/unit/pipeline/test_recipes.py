@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.config import load_workflow, shipped
 from pipeline.plan import plan
 from stages.choice.config import ChoiceConfig
+from stages.config import StageConfig
 from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import IngestConfig
 from stages.models.build import build
@@ -144,7 +145,7 @@ BIT = {
 }
 WARMUP = 10_000
 KERNELS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
-OWN = {"digits", "families", "fashion", "folder", "masked/fashion", "positions"}
+OWN = {"digits", "families", "fashion", "finetune/fashion", "folder", "masked/fashion", "positions"}
 """Recipes that follow no table."""
 
 
@@ -291,6 +292,26 @@ def test_masked_patch_prediction_is_that_of_the_appendix(tmp_path):
     rows = logits.flatten(0, -2)
     loss = cross_entropy(rows, torch.zeros(len(rows), dtype=torch.int64), loss="softmax")
     assert loss.item() == pytest.approx(math.log(512), rel=1e-5)
+
+
+def test_the_protocol_on_a_laptop_is_that_of_table_4():
+    ours, theirs = load_workflow("finetune/fashion").stages, load_workflow("finetune/cifar10").stages
+    fields = ("optimizer", "momentum", "weight_decay", "decay", "clip", "global_batch", "precision", "zero_stage")
+    for name in ("finetune-lr-0_01", "final-seed-0", "final-seed-2"):
+        own, table = (trained(stages, name) for stages in (ours, theirs))
+        assert {field: getattr(own, field) for field in fields} == {field: getattr(table, field) for field in fields}
+        assert (own.train_splits, own.evaluate_splits) == (table.train_splits, table.evaluate_splits)
+        assert (own.lr_from, own.resolution) == (table.lr_from, 40)
+    # Pretrained at 28 pixels on the images whose classes are not held out; fine-tuned on all of them.
+    assert ours["ingest"].validation_fraction == theirs["ingest"].validation_fraction
+    assert (ours["upstream"].held_out_classes, ours["ingest"].held_out_classes) == (3, 0)
+    assert trained(ours, "final-seed-1").data == "ingest"
+
+
+def trained(stages: dict[str, StageConfig], name: str) -> FinetuneConfig:
+    config = stages[name]
+    assert isinstance(config, FinetuneConfig)
+    return config
 
 
 @pytest.mark.parametrize("name", TABLE_4)

@@ -104,7 +104,7 @@ def test_the_rate_of_a_stage_that_takes_anothers_is_no_part_of_what_it_is():
         (["finetune.seeds=[0, 7]"], "stages.finetune-seed-7.from: 'pretrain' is repeated with seeds=[0, 5]: give this"),
         (["tuning.from=pretrain"], "or name one of pretrain-seed-0, pretrain-seed-5"),
         (["swept.choose={metric: validation/loss}"], "stages.swept.choose: with seeds there are means to read"),
-        (["ingest.seeds=[0]"], "stages.ingest.seeds: they are for stages that make a model, and this one makes none"),
+        (["ingest.seeds=[0]"], "stages.ingest.seeds: they are for stages that make a model or an evaluation,"),
         (["finetune.lr=0.3"], "lr=0.3: lr_from=tuning says what the rate is: take one of them away"),
         (["finetune.lr_scale=linear", "finetune.lr_batch=8"], "lr_scale=linear: lr_from=tuning says what the rate is"),
         (
