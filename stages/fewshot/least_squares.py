@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, eigh
+from scipy.linalg import cho_factor, cho_solve
 
 from stages.fewshot.linear import LinearClassifier
 from stages.fewshot.moments import EPSILON, Moments, moments_about_mean
@@ -136,9 +136,12 @@ class Dual:
 
     def path(self, regularisations: Sequence[float]) -> Iterator[LinearClassifier]:
         values, vectors, projected = self._spectrum
-        back = self._design.T @ vectors
+        classes, width = projected.shape[1], self._design.shape[1]
+        # Of many classifiers each is one product the less for it.
+        back = self._design.T @ vectors if len(regularisations) * classes > width else None
         for regularisation in regularisations:
-            weights = back @ (projected / (values + regularisation)[:, None])
+            own = projected / (values + regularisation)[:, None]
+            weights = self._design.T @ (vectors @ own) if back is None else back @ own
             yield self._scale.classifier(weights, regularisation)
 
     def leave_one_out(self, regularisations: Sequence[float]) -> NDArray[np.float64]:
@@ -249,8 +252,9 @@ class _Scale:
 
 
 def _eigen(gram: Array) -> tuple[Array, Array]:
-    """Eigenvalues, none below 0, and eigenvectors of a matrix that is overwritten."""
-    values, vectors = eigh(gram, lower=True, driver="evd", overwrite_a=True, check_finite=False)
+    """Eigenvalues, none below 0, and eigenvectors of a symmetric matrix."""
+    # numpy's and not scipy's, which has threads of its own: while either's wait for work they take the other's cores.
+    values, vectors = np.linalg.eigh(gram)
     return np.maximum(values, 0.0), vectors
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import get_blas_funcs
 
 Array = NDArray[np.floating[Any]]
 BLOCK = 2048
@@ -15,10 +14,6 @@ EPSILON = 1e-5
 """Added to each feature's deviation (big_vision, `fewshot_lsr.py`)."""
 CANCELLED = 1e5
 """Mean squared distance from the origin, in variances, above which differences of sums are too inexact."""
-
-
-SYRK, SYR = get_blas_funcs(("syrk", "syr"), dtype=np.float64)
-"""A matrix plus the products of rows, or of one vector, of which one triangle is computed."""
 
 
 class Moments:
@@ -30,8 +25,7 @@ class Moments:
         self.class_counts = np.zeros(classes, dtype=np.int64)
         self._origin = origin
         self._total = np.zeros(width)
-        # In Fortran's order, the lower triangle alone.
-        self._products = np.zeros((width, width), order="F")
+        self._products = np.zeros((width, width))
         self._class_totals = np.zeros((classes, width))
 
     def add(self, rows: Array, labels: NDArray[np.int64]) -> None:
@@ -44,7 +38,8 @@ class Moments:
             self._total += block.sum(axis=0)
             first = np.flatnonzero(np.diff(own, prepend=-1))
             self._class_totals[own[first]] += np.add.reduceat(block, first, axis=0)
-            self._products = SYRK(1.0, block.T, beta=1.0, c=self._products, lower=1, overwrite_c=1)
+            # numpy sees that this is symmetric, and computes one triangle.
+            self._products += block.T @ block
 
     @property
     def mean(self) -> Array:
@@ -62,9 +57,10 @@ class Moments:
         return bool((square <= CANCELLED * self.deviation**2).all())
 
     def gram(self) -> Array:
-        """ZᵀZ of the standardised rows, the lower triangle of a new array [D, D] in Fortran's order."""
+        """ZᵀZ of the standardised rows, a new array [D, D]."""
         scaled_mean, scale = np.sqrt(self.count) * (self._total / self.count), 1 / self.deviation
-        gram = SYR(-1.0, scaled_mean, lower=1, a=self._products, overwrite_a=0)
+        gram = np.outer(scaled_mean, scaled_mean)
+        np.subtract(self._products, gram, out=gram)
         gram *= scale[:, None]
         gram *= scale[None, :]
         return gram
