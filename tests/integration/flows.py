@@ -42,9 +42,9 @@ stages:
 """
 
 
-def small_workflow(*overrides: str) -> Workflow:
-    """Ingestion and pretraining."""
-    return parse_workflow(TEXT, "small.yaml", overrides)
+def small_workflow(*overrides: str, more: str = "") -> Workflow:
+    """Ingestion and pretraining, and the stages of `more`."""
+    return parse_workflow(TEXT + more, "small.yaml", overrides)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:

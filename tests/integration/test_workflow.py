@@ -8,17 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster import jobs
 from cluster.local.stack import Stack
 from cluster.storage import Storage
+from cluster.tasks import map_tasks
 from pipeline import api
 from pipeline.settings import Settings, resolve
 from pipeline.stage_logs import workflow_logs
 from pipeline.verification_job import verify_on_cluster
+from stages.context import Context, read_output
+from stages.frozen.store import read_features
 from tests.integration.flows import (
     SAVE_EVERY,
     UPDATES,
@@ -29,6 +34,7 @@ from tests.integration.flows import (
     model_sha256,
     past_checkpoint,
     processes,
+    record,
     small_workflow,
     stage,
     state,
@@ -114,6 +120,55 @@ def test_a_window_trained_again_on_the_cluster_comes_out_the_same(reference, sta
     found = verify_on_cluster(settings, workflow_id, "pretrain", workers=2)
     assert (found.start, found.end, found.losses, found.differs) == (UPDATES - SAVE_EVERY, UPDATES, SAVE_EVERY, ())
     assert found.exact
+
+
+EVALUATED = """
+  evaluate: {data: ingest, from: pretrain, images_per_task: 60, batch: 30, threads: 1}
+  features: {data: ingest, from: pretrain, images_per_task: 500, threads: 1, baselines: [untrained]}
+  fewshot: {features: features, draws: 3}
+"""
+
+
+def test_evaluations_by_tasks_of_the_cluster_are_those_of_one_process(reference, stack_environment):
+    settings, _ = reference
+    storage, workflow = settings.storage(), small_workflow(more=EVALUATED)
+    workflow_id = api.submit(workflow, settings)
+    ended(settings, workflow_id, "done")
+    assert stage(storage, workflow_id, "pretrain").outcome == "reused"
+    inputs = {
+        field: read_output(storage, record(storage, workflow_id, name).output_prefix)
+        for field, name in (("data", "ingest"), ("model", "pretrain"))
+    }
+    places = {}
+    for name in ("evaluate", "features"):
+        config = workflow.stages[name].model_copy(update={"images_per_task": 100_000})
+        alone = type(config).function()(config, inputs, in_this_process(storage, name))
+        there = record(storage, workflow_id, name)
+        # Sums of fractions are added up in another order, and files of several parts are larger.
+        counted = {figure: value for figure, value in there.metrics.items() if figure != "bytes"}
+        assert {figure: alone.metrics[figure] for figure in counted} == pytest.approx(counted, rel=1e-12)
+        places[name] = alone.output, read_output(storage, there.output_prefix)
+    # Several tasks and one: as many files, and the same numbers in them.
+    (alone, there) = (read_features(storage, output) for output in places["features"])
+    assert (len(alone.meta["parts"]), len(there.meta["parts"])) == (1, 4)
+    for kind in ("features", "untrained"):
+        for own, other in zip(alone.load(kind), there.load(kind), strict=True):
+            np.testing.assert_array_equal(own.labels, other.labels)
+            np.testing.assert_allclose(own.features, other.features, rtol=1e-5, atol=1e-6)
+    fewshot = workflow.stages["fewshot"]
+    again = type(fewshot).function()(
+        fewshot, {"features.0": places["features"][1]}, in_this_process(storage, "fewshot")
+    )
+    assert dict(again.metrics) == record(storage, workflow_id, "fewshot").metrics
+    assert len(again.metrics) == 2 * 3 * 4
+
+
+def in_this_process(storage: Storage, name: str) -> Context:
+    """What a stage is given without a cluster, in a folder of its own."""
+    return Context(
+        storage=storage, folder=f"stages/alone/{name}", attempt=1, seed=3, tasks=partial(map_tasks, ray=False),
+        gang=lambda *_, **__: pytest.fail("no gang is wanted"),
+    )  # fmt: skip
 
 
 def test_another_cluster_is_sent_the_code(stack_environment, s3_root):
