@@ -169,7 +169,7 @@ def _choice(
     learned = 0 if config.masked is not None else classes
     network = Network(model=model, resolution=config.resolution, num_classes=learned, masked=config.masked)
     macs = network.macs
-    updates = int(exaflops * 1e18 / (6 * macs * config.global_batch))
+    updates = int(exaflops / network.exaflops(config.global_batch))
     if updates <= config.warmup_updates:
         return None
     seen = updates * config.global_batch
@@ -185,7 +185,7 @@ def _choice(
         updates=updates,
         images=seen,
         epochs=None if images is None else seen / images,
-        exaflops=6 * macs * seen / 1e18,
+        exaflops=network.exaflops(seen),
         error=expected_error(macs, seen),
         extrapolated=not supported or config.masked is not None,
         masked=config.masked is not None,

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cluster.errors import UserError
+from pipeline.consistency_scaling import check_scaling
 from stages.analyze.config import AnalyzeConfig, no_attention
 from stages.choice.config import ChoiceConfig, other_metric
 from stages.config import StageConfig
@@ -20,6 +21,7 @@ from stages.mixture.config import MixtureConfig
 from stages.models.config import AnyModel
 from stages.models.resnet_config import BitConfig
 from stages.pretrain.config import PretrainConfig
+from stages.scaling.config import ScalingConfig
 from stages.subset.config import SubsetConfig
 from stages.training.config import TrainingConfig
 
@@ -55,6 +57,8 @@ def check_stages(stages: Stages) -> None:
             _check_attention(name, config, trained_model(stages, config.model))
         elif isinstance(config, ChoiceConfig):
             _check_choice(stages, name, config)
+        elif isinstance(config, ScalingConfig):
+            check_scaling(stages, name, config)
         if isinstance(config, TrainingConfig) and config.lr_from:
             _check_rate(name, config.lr_from, stages)
 

@@ -1,4 +1,4 @@
-"""The tables of models beside each other: what was chosen from, and means over seeds."""
+"""The tables of models beside each other: what was chosen from, means over seeds, and accuracies by compute."""
 
 from __future__ import annotations
 
@@ -37,7 +37,33 @@ def summary_table(rows: Rows) -> Table:
     return table
 
 
-TABLES = {"choice": choice_table, "summary": summary_table}
+def scaling_table(rows: Rows) -> Table:
+    """Accuracies in percent by network, images and compute; with repeats, and their standard deviation."""
+    kinds = {kind: title for kind, title in SCALING.items() if any(row[kind] is not None for row in rows)}
+    repeats = any(row["models"] > 1 for row in rows)
+    title = "mean ± standard deviation over repeats" if repeats else None
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("network", overflow="fold")
+    for heading in ("images", "images\nseen", "exaFLOPs", *kinds.values(), *(["models"] if repeats else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        known = [_known(row["train_images"], ",d"), _known(row["images_seen"], ",d"), _known(row["exaflops"], ".3g")]
+        shown = [_with_deviation(row[kind], row[f"{kind}_deviation"]) for kind in kinds]
+        table.add_row(row["network"], *known, *shown, *([str(row["models"])] if repeats else []))
+    return table
+
+
+SCALING = {"finetuned": "fine-tuned\naccuracy, %", "fewshot": "few-shot\naccuracy, %"}
+TABLES = {"choice": choice_table, "summary": summary_table, "scaling": scaling_table}
+
+
+def _known(value: float | None, form: str) -> str:
+    """A number, or nothing where there is none."""
+    return "" if value is None else format(value, form)
+
+
+def _with_deviation(mean: float | None, deviation: float | None) -> str:
+    return _known(mean, ".2%").removesuffix("%") + ("" if deviation is None else f" ± {100 * deviation:.2f}")
 
 
 def _cell(metric: str, row: Mapping[str, Any]) -> str:

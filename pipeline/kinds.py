@@ -25,12 +25,13 @@ from stages.importing.config import ImportConfig
 from stages.ingest.config import IngestConfig
 from stages.mixture.config import MixtureConfig
 from stages.pretrain.config import PretrainConfig
+from stages.scaling.config import ScalingConfig
 from stages.subset.config import SubsetConfig
 from stages.summary.config import SummaryConfig
 
 SHIPPED: tuple[type[StageConfig], ...] = (
     *(IngestConfig, MixtureConfig, SubsetConfig, PretrainConfig, FinetuneConfig, FewshotConfig, ChoiceConfig),
-    *(ImportConfig, SummaryConfig, FeaturesConfig, EvaluateConfig, AnalyzeConfig),
+    *(ImportConfig, SummaryConfig, FeaturesConfig, EvaluateConfig, AnalyzeConfig, ScalingConfig),
 )
 KINDS: dict[str, type[StageConfig]] = {config.kind: config for config in SHIPPED}
 

@@ -183,7 +183,7 @@ def _nearest(storage: Storage, kind: str, document: dict[str, Any]) -> list[str]
 def _add_work(
     storage: Storage, stage: PlannedStage, workflow: Workflow, done: dict[str, Finished], question: Question
 ) -> None:
-    """What a training stage computes: exaFLOPs are 6 per multiply-add and image, forward and backward."""
+    """What a training stage computes, and needs for it."""
     config = workflow.stages[stage.name]
     if not isinstance(config, PretrainConfig | FinetuneConfig) or not has_known_model(workflow.stages, stage.name):
         return
@@ -213,7 +213,7 @@ def _add_work(
         "classes": classes,
         "updates": updates,
         "images": seen,
-        "exaflops": 6 * network.macs * seen / 1e18,
+        "exaflops": network.exaflops(seen),
         "memory_gb": _memory_gb(config, network),
     }
     if question.shape is not None and stage.action != "reuse":

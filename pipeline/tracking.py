@@ -234,10 +234,8 @@ class MlflowTracker:
             self._log_dataset(run, finished, "output")
         for name, rows in record.tables.items():
             self._runs.log_table(run, rows, f"{name}.json")
-        for file in finished.output.manifest["files"]:
-            if file["path"].endswith(".png"):
-                key = finished.output.key(file["path"])
-                self._runs.log_file(run, file["path"], partial(self._storage.read, key))
+        for path in _shown([file["path"] for file in finished.output.manifest["files"]]):
+            self._runs.log_file(run, path, partial(self._storage.read, finished.output.key(path)))
         self._log_headlines(stage, finished)
 
     def _log_headlines(self, stage: str, finished: Finished) -> None:
@@ -298,6 +296,12 @@ class MlflowTracker:
     def _batch_sent(self) -> bool:
         self._moved = time.monotonic()
         return not self._giving_up.is_set()
+
+
+def _shown(paths: list[str]) -> list[str]:
+    """The pictures among an output's files, and their numbers: the CSV files of the same names."""
+    pictures = {path for path in paths if path.endswith(".png")}
+    return [path for path in paths if path in pictures or path.removesuffix(".csv") + ".png" in pictures]
 
 
 def _cause(error: BaseException) -> str:

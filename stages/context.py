@@ -114,7 +114,7 @@ Inputs = Mapping[str, Output]
 class Result:
     """What a stage hands to the runner: its output, its headline figures, and tables to show.
 
-    PNG files of the output are shown too.
+    PNG files of the output are shown too, each with the CSV file of its name.
     """
 
     output: Output

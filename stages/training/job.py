@@ -57,15 +57,17 @@ class Job:
 
     def about(self) -> dict[str, Any]:
         """What whoever uses the weights has to know. JSON."""
-        classes = dataset_meta(self.dataset).classes
+        dataset = dataset_meta(self.dataset)
         return {
             "model": self.model.model_dump(mode="json"),
             "resolution": self.resolution,
             "num_classes": self.network.num_classes,
-            "classes": [classes[i] for i in self.class_ids],
+            "classes": [dataset.classes[i] for i in self.class_ids],
             "class_ids": list(self.class_ids),
             "seed": self.seed,
             "trained_on": self.dataset.digest,
+            "train_images": sum(dataset.splits[name].count for name in self.splits),
+            **({"pretrained": self.pretrained.digest} if self.pretrained is not None else {}),
             **({"objective": self.masked.model_dump(mode="json")} if self.masked is not None else {}),
         }
 

@@ -58,6 +58,10 @@ class Network:
         own = forward_macs(self.model, self.resolution, self.num_classes)
         return own if self.masked is None else own + masked_macs(as_vit(self.model), self.resolution, self.masked)
 
+    def exaflops(self, images: int) -> float:
+        """Of training on so many images: 6 operations per multiply-add and image, forward and backward."""
+        return 6 * self.macs * images / 1e18
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
