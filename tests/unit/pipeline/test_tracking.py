@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,10 @@ from cluster.storage import open_storage
 from pipeline import mlflow_runs, tracking
 from pipeline.config import Workflow
 from pipeline.head import Head, commit_checkpoint
+from pipeline.record import Record
+from pipeline.reuse import Finished
 from pipeline.tracking import MlflowTracker
+from stages.context import Output
 from stages.metrics import MetricWriter
 from tests.unit.pipeline.toys import Source
 
@@ -32,6 +36,7 @@ class Server:
         self.tags: dict[str, dict[str, str]] = {}
         self.status: dict[str, str] = {}
         self.batches: list[list[int]] = []
+        self.files: dict[str, dict[str, bytes]] = {}
         self.seconds, self.failures = 0.0, 0
 
     def get_experiment_by_name(self, name: str) -> Any:
@@ -49,6 +54,12 @@ class Server:
 
     def set_terminated(self, run: str, status: str) -> None:
         self.status[run] = status
+
+    def list_artifacts(self, run: str) -> list[Any]:
+        return [SimpleNamespace(path=name) for name in self.files.get(run, {})]
+
+    def log_artifact(self, run: str, path: str) -> None:
+        self.files.setdefault(run, {})[Path(path).name] = Path(path).read_bytes()
 
     def log_text(self, *_: Any) -> None:
         """A file."""
@@ -189,3 +200,21 @@ def test_a_stage_that_is_made_anew_has_runs_of_its_own(server, storage, tracker)
     assert server.status["train anew 2"] == "FAILED"
     assert server.tags["train anew 2"]["patchline.key"] == "toy-1:train anew 2"
     assert server.tags["train anew 2 attempt 1"]["patchline.key"] == "toy-1:train anew 2/1"
+
+
+def test_pictures_are_shown_with_the_numbers_of_their_names(server, storage, tracker):
+    names = ("compute.csv", "compute.png", "classes.csv", "model.safetensors")
+    for name in names:
+        storage.write(f"{FOLDER}/attempts/1/{name}", name.encode())
+    output = Output(
+        prefix=f"{FOLDER}/attempts/1", manifest={"kind": "figures", "files": [{"path": name} for name in names]}
+    )
+    record = Record(
+        kind="trained", fingerprint="x", attempt=1, identity={}, placement={}, inputs={}, output_prefix=output.prefix,
+        output_digest=output.digest, metrics={}, tables={}, builds={}, started_ms=0, ended_ms=1,
+    )  # fmt: skip
+    finished = Finished(fingerprint="x", output=output, record=record, folder=FOLDER, reused=False)
+    with tracker:
+        tracker.stage_started("train", Trained(), FOLDER, {})
+        tracker.stage_ended("train", "done", finished)
+    assert server.files["train"] == {"compute.csv": b"compute.csv", "compute.png": b"compute.png"}

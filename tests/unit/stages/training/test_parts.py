@@ -151,6 +151,19 @@ def test_a_checkpoint_holds_every_weight_and_optimizer_tensor_in_fp32(make_stage
     assert all(tensor.dtype == torch.float32 for *_, tensor in tensors)
 
 
+def test_a_run_goes_on_from_a_checkpoint_that_tells_less_of_itself(make_stage):
+    """Earlier versions did not tell how many images a model is trained on."""
+    whole, stage = make_stage("tells"), make_stage("tells-less")
+    train(whole.job(), whole.rank())
+    assert train(stage.job(), stage.rank(stop=lambda: True))["outcome"] == "stopped"
+    key = f"{stage.checkpoint}/MANIFEST.json"
+    manifest = {name: value for name, value in json.loads(stage.storage.read(key)).items() if name != "digest"}
+    assert manifest["about"].pop("train_images") == stage.dataset.meta["splits"]["train"]["count"]
+    stage.storage.write(key, canonical_json(with_digest(manifest)))
+    assert train(stage.job(), stage.rank())["outcome"] == "done"
+    assert stage.weights(2) == whole.weights(1)
+
+
 def test_a_newer_checkpoint_format_is_refused(make_stage):
     stage = make_stage("newer")
     train(stage.job(updates=3), stage.rank())
