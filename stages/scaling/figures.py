@@ -62,8 +62,7 @@ def compute_figure(kinds: Mapping[str, Rows], labels: Mapping[str, str]) -> byte
                 own = [row for row in rows if (row["network"], row["train_images"]) == (network, size)]
                 own = sorted(own, key=lambda row: row["exaflops"])
                 _points(panel, own, "exaflops", kind, marks.style(network, size), line=len(own) > 1)
-        log_axis(panel, [row["exaflops"] for row in rows])
-        panel.set_xlabel("exaFLOPs of pretraining", fontsize=TEXT)
+        log_axis(panel, [row["exaflops"] for row in rows], "exaFLOPs of pretraining", fontsize=TEXT)
     _legends(figure, marks, sized=len(marks.sizes) > 1, bars=has_bars(kinds))
     return png_bytes(figure)
 
@@ -84,8 +83,8 @@ def data_figure(kinds: Mapping[str, Rows], labels: Mapping[str, str]) -> bytes:
             _points(panel, through, "train_images", kind, style, line=True)
             shorter = [row for row in own if row not in through]
             _points(panel, shorter, "train_images", kind, {**style, "alpha": 0.45}, line=False)
-        log_axis(panel, [row["train_images"] for row in rows], at_values=True)
-        panel.set_xlabel("images of pretraining", fontsize=TEXT)
+        sizes = [row["train_images"] for row in rows]
+        log_axis(panel, sizes, "images of pretraining", at_values=True, fontsize=TEXT)
     _legends(figure, marks, sized=False, bars=has_bars(kinds))
     return png_bytes(figure)
 

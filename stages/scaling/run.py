@@ -64,7 +64,7 @@ def _agreement(config: ScalingConfig, pairs: Sequence[tables.Row], rho: float | 
         return {}, "left out: it needs two models or more with both few-shot and fine-tuned accuracy"
     few = len(pairs) < tables.ENOUGH_FOR_RANKS
     why = f"fewer than {tables.ENOUGH_FOR_RANKS}" if few else "all equal in one of them"
-    said = f"no Spearman's ρ: {why}" if rho is None else f"Spearman's ρ = {rho:.2f}"
+    said = f"no Spearman's ρ: {why}" if rho is None else f"Spearman's ρ = {rho:.2f}".replace("-", "−")
     title = f"{len(pairs)} pretrained models, {said}"
     files = {
         "agreement.png": figures.agreement_figure(pairs, _labels(config), title),
