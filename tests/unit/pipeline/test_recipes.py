@@ -145,7 +145,7 @@ BIT = {
 }
 WARMUP = 10_000
 KERNELS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
-OWN = {"digits", "families", "fashion", "finetune/fashion", "folder", "masked/fashion", "positions"}
+OWN = {"digits", "families", "fashion", "finetune/fashion", "folder", "masked/fashion", "positions", "scaling"}
 """Recipes that follow no table."""
 
 
