@@ -6,17 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cluster.errors import UserError
+from stages.classifiers.class_sets import CLASS_SETS, check_images, class_sets_of
+from stages.classifiers.evaluate import Problem, Scores, evaluate
+from stages.classifiers.selection import best_by_rank
+from stages.classifiers.tables import Count, Key, accuracy_rows, comparison_rows, metrics
 from stages.context import Context, Inputs, Result, canonical_json
 from stages.fewshot.config import FewshotConfig
-from stages.fewshot.evaluate import Problem, Scores, evaluate
 from stages.fewshot.figure import accuracy_figure
-from stages.fewshot.selection import best_by_rank
-from stages.fewshot.tables import Count, Key, accuracy_rows, comparison_rows, metrics
 from stages.frozen.extract import extract
-from stages.frozen.store import FeatureSet, Images, read_features
-
-CLASS_SETS = ("all", "seen", "held_out")
+from stages.frozen.store import FeatureSet, read_features
 
 
 def run(config: FewshotConfig, inputs: Inputs, context: Context) -> Result:
@@ -28,7 +26,8 @@ def run(config: FewshotConfig, inputs: Inputs, context: Context) -> Result:
     for name, features in sets.items():
         for kind in features.kinds:
             pool, test = features.load(kind)
-            _check_images(class_sets[name], features, pool, test)
+            there, tested = (set(np.unique(images.labels).tolist()) for images in (pool, test))
+            check_images(class_sets[name], features.name, features.classes, pool=there, test=tested)
             for class_set, members in class_sets[name].items():
                 problem = Problem(pool, test, members)
                 counts[name, class_set] = Count(classes=len(members), test_images=len(problem.truth))
@@ -42,20 +41,13 @@ def run(config: FewshotConfig, inputs: Inputs, context: Context) -> Result:
 
 
 def choose_class_sets(config: FewshotConfig, features: FeatureSet) -> dict[str, tuple[int, ...]]:
-    """The classes of each set. `seen` and `held_out` are there where the model was trained without the latter."""
-    everything = tuple(range(len(features.classes)))
-    known = {"all": everything}
-    if features.never_trained_on:
-        known["seen"] = tuple(i for i in everything if i not in features.held_out)
-        known["held_out"] = tuple(sorted(features.held_out))
-    wanted = config.class_sets or tuple(known)
-    missing = [name for name in wanted if name not in known]
-    if missing:
-        raise UserError(
-            f"class_sets={list(wanted)}: {', '.join(missing)} needs a model that was trained on this data set without "
-            f"its held-out classes; possible here: {', '.join(known)}"
-        )
-    return {name: known[name] for name in wanted}
+    """The classes of each set. Raises UserError where one is asked for that the model does not allow."""
+    return class_sets_of(
+        config.class_sets,
+        classes=len(features.classes),
+        held_out=features.held_out,
+        never_trained_on=features.never_trained_on,
+    )
 
 
 def _feature_sets(config: FewshotConfig, inputs: Inputs, context: Context) -> dict[str, FeatureSet]:
@@ -68,19 +60,6 @@ def _feature_sets(config: FewshotConfig, inputs: Inputs, context: Context) -> di
     if len(set(names)) < len(names):
         names = list(config.features)
     return dict(zip(names, found, strict=True))
-
-
-def _check_images(class_sets: Mapping[str, tuple[int, ...]], features: FeatureSet, pool: Images, test: Images) -> None:
-    """Every set needs images to test on, and every class one to learn from. Raises UserError."""
-    for class_set, members in class_sets.items():
-        if not members:
-            raise UserError(f"data set {features.name!r} has no classes to tell apart: look at its ingestion")
-        if not np.isin(test.labels, members).any():
-            raise UserError(f"no test images of the {class_set} classes: raise test_fraction of the ingestion")
-        there = set(np.unique(pool.labels).tolist())
-        empty = [features.classes[i] for i in members if i not in there]
-        if empty:
-            raise UserError(f"no images to draw shots from for the classes {', '.join(empty)}: lower test_fraction")
 
 
 def _ranked(config: FewshotConfig, found: Mapping[Key, Scores]) -> dict[Key, Scores]:

@@ -1,28 +1,21 @@
-"""Features of a data set's images, computed once and stored: by tasks where there are many images.
-
-Images to draw shots from are the *pool*, those to measure on the *test* images.
-"""
+"""Features of a data set's images, computed once and stored: by tasks where there are many images."""
 
 from __future__ import annotations
 
 from cluster.errors import UserError
 from stages.context import Context, Output
-from stages.data.manifest import DatasetMeta, dataset_meta
+from stages.data.manifest import dataset_meta
 from stages.frozen.config import FrozenConfig
 from stages.frozen.span import ranges, run_tasks
+from stages.frozen.splits import pool_and_test
 from stages.frozen.store import FORMAT, FeatureSet
 from stages.frozen.task import ExtractTask, Part, extract_part
-
-POOL = ("train", "held_out")
-TEST = ("test", "held_out_test")
 
 
 def extract(config: FrozenConfig, dataset: Output, model: Output, context: Context) -> FeatureSet:
     """The features of a data set, stored below the stage's folder. Raises UserError."""
     meta = dataset_meta(dataset)
-    if meta.multi_label:
-        raise UserError(f"data set {meta.name!r} has images of several labels: this evaluation needs one of each")
-    pool, test = (_present(meta, splits) for splits in (POOL, TEST))
+    pool, test = pool_and_test(meta)
     boundary = sum(meta.split(name).count for name in pool)
     tasks = [
         ExtractTask(
@@ -57,13 +50,6 @@ def extract(config: FrozenConfig, dataset: Output, model: Output, context: Conte
             "parts": [part.to_json() for part in parts],
         },
     )
-
-
-def _present(meta: DatasetMeta, splits: tuple[str, ...]) -> tuple[str, ...]:
-    present = tuple(name for name in splits if name in meta.splits)
-    if not any(meta.split(name).count for name in present):
-        raise UserError(f"data set {meta.name!r} has none of the splits {', '.join(splits)}")
-    return present
 
 
 def _resolution(config: FrozenConfig, model: Output) -> int:

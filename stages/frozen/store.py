@@ -77,7 +77,8 @@ class FeatureSet:
                 features = np.empty((count, own["features"].shape[1]), dtype=np.float32)
             rows = slice(end, end := end + part.count)
             features[rows], labels[rows], samples[rows] = own["features"], found["labels"], found["samples"]
-        self._check(kind, features)
+        hint = f"values that {self.meta['stored_as']} cannot hold; look at its training, or set stored_as=float32"
+        check_finite(features, f"{kind} of {self.name!r}", hint)
         pool = int(np.searchsorted(samples, self.meta["boundary"]))
         return (
             Images(features=features[:pool], labels=labels[:pool]),
@@ -96,14 +97,13 @@ class FeatureSet:
             raise UserError(f"{self.folder}/{file.address} is not what its manifest says: damaged; run its stage again")
         return safetensors.numpy.load(body)
 
-    def _check(self, kind: str, features: NDArray[np.float32]) -> None:
-        # Extremes are NaN or infinite where any number is, and take no memory.
-        if features.size and not np.isfinite([features.min(), features.max()]).all():
-            bad = int((~np.isfinite(features).all(axis=1)).sum())
-            raise UserError(
-                f"{kind} of {self.name!r} are not finite for {bad} of {len(features)} images: the network gives NaN or "
-                f"values that {self.meta['stored_as']} cannot hold; look at its training, or set stored_as=float32"
-            )
+
+def check_finite(features: NDArray[np.floating[Any]], whose: str, hint: str) -> None:
+    """Raises UserError where features [N, D] are NaN or infinite, with the `hint` of what to do about it."""
+    # Extremes are NaN or infinite where any number is, and take no memory.
+    if features.size and not np.isfinite([features.min(), features.max()]).all():
+        bad = int((~np.isfinite(features).all(axis=1)).sum())
+        raise UserError(f"{whose} are not finite for {bad} of {len(features)} images: the network gives NaN or {hint}")
 
 
 def read_features(storage: Storage, output: Output) -> FeatureSet:

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
+from stages.classifiers.draws import between
+from stages.classifiers.evaluate import Problem, evaluate
+from stages.classifiers.least_squares import system
+from stages.classifiers.selection import best
 from stages.fewshot.config import FewshotConfig
-from stages.fewshot.draws import between
-from stages.fewshot.evaluate import Problem, evaluate
-from stages.fewshot.least_squares import system
-from stages.fewshot.selection import best
 from stages.frozen.store import Images
 
 WIDTH, CLASSES, EACH, TEST = 1024, 1000, 25, 50_000

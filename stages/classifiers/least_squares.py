@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from stages.fewshot.linear import LinearClassifier
-from stages.fewshot.moments import EPSILON, Moments, moments_about_mean
+from stages.classifiers.linear import LinearClassifier
+from stages.classifiers.moments import EPSILON, Moments, moments_about_mean
 
 Array = NDArray[np.floating[Any]]
 BIAS = 100.0

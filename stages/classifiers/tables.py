@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.fewshot.evaluate import Scores
+from stages.classifiers.evaluate import Scores
 
 CLASSIFIERS = {"least_squares": "", "neighbours": "_neighbours", "linear_probe": "_linear_probe"}
 """What the names of metrics end with."""

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from stages.fewshot.least_squares import fit
-from stages.fewshot.linear import LinearClassifier
+from stages.classifiers.least_squares import fit
+from stages.classifiers.linear import LinearClassifier
 
 SIDES = {"more images than features": (60, 17), "as many as columns": (18, 17), "fewer": (17, 17), "few": (5, 40)}
 REGULARISATION = 1024.0

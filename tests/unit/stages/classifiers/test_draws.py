@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.fewshot.draws import draw
+from stages.classifiers.draws import draw
 
 LABELS = np.random.default_rng(0).integers(0, 6, 300)
 

@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
 
 from cluster.errors import UserError
+from stages.classifiers.evaluate import Problem, evaluate
+from stages.classifiers.least_squares import Dual, Primal, system
+from stages.classifiers.linear import LinearClassifier, predictions
+from stages.classifiers.moments import Moments
+from stages.classifiers.neighbours import neighbour_predictions
+from stages.classifiers.probe import probe
+from stages.classifiers.selection import best, best_by_rank
 from stages.fewshot.config import FewshotConfig
-from stages.fewshot.evaluate import Problem, evaluate
-from stages.fewshot.least_squares import Dual, Primal, system
-from stages.fewshot.linear import LinearClassifier, predictions
-from stages.fewshot.moments import Moments
-from stages.fewshot.neighbours import neighbour_predictions
-from stages.fewshot.probe import probe
-from stages.fewshot.selection import best, best_by_rank
 from stages.frozen.store import Images
-from tests.unit.stages.fewshot import statement
+from tests.unit.stages.classifiers import statement
 
 CANDIDATES = (2.0**-10, 0.5, 16.0, 1024.0, 2.0**19)
 

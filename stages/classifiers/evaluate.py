@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
-from stages.fewshot.config import Classifier, FewshotConfig
-from stages.fewshot.draws import Places, between, members, permutations
-from stages.fewshot.least_squares import System, system
-from stages.fewshot.linear import LinearClassifier, accuracies
-from stages.fewshot.moments import Moments
-from stages.fewshot.neighbours import neighbour_predictions
-from stages.fewshot.probe import probe
-from stages.fewshot.selection import best
+from stages.classifiers.config import Classifier, ClassifierSettings
+from stages.classifiers.draws import Places, between, members, permutations
+from stages.classifiers.least_squares import System, system
+from stages.classifiers.linear import LinearClassifier, accuracies
+from stages.classifiers.moments import Moments
+from stages.classifiers.neighbours import neighbour_predictions
+from stages.classifiers.probe import probe
+from stages.classifiers.selection import best
 from stages.frozen.store import Images
 
 Array = NDArray[np.floating[Any]]
@@ -61,7 +61,7 @@ Found = dict[int, tuple[Sequence[float], Sequence[float]]]
 """By number of shots: accuracies, and their λ."""
 
 
-def evaluate(config: FewshotConfig, problem: Problem) -> dict[tuple[Classifier, int], Scores]:
+def evaluate(config: ClassifierSettings, problem: Problem) -> dict[tuple[Classifier, int], Scores]:
     """By classifier and number of shots."""
     found: dict[tuple[Classifier, int], list[tuple[Sequence[float], Sequence[float]]]] = {}
     for seed in range(config.draws):
@@ -75,7 +75,7 @@ def evaluate(config: FewshotConfig, problem: Problem) -> dict[tuple[Classifier, 
     }
 
 
-def _least_squares(config: FewshotConfig, problem: Problem, permuted: Sequence[Places]) -> Found:
+def _least_squares(config: ClassifierSettings, problem: Problem, permuted: Sequence[Places]) -> Found:
     if config.regularisation_by == "global_rank":
         return {
             shots: (_test(problem, own.path(config.candidates)), config.candidates)
@@ -91,7 +91,7 @@ def _least_squares(config: FewshotConfig, problem: Problem, permuted: Sequence[P
     return {s: ([v], [r]) for s, v, r in zip(sorted(config.shots), values, chosen, strict=True)}
 
 
-def _systems(config: FewshotConfig, problem: Problem, permuted: Sequence[Places]) -> Iterator[tuple[int, System]]:
+def _systems(config: ClassifierSettings, problem: Problem, permuted: Sequence[Places]) -> Iterator[tuple[int, System]]:
     """The least squares of each number of shots; more shots add to the sums of fewer."""
     width, done, moments = problem.pool.shape[1], 0, None
     if len(between(permuted, 0, max(config.shots))) > width:
@@ -105,7 +105,7 @@ def _systems(config: FewshotConfig, problem: Problem, permuted: Sequence[Places]
         yield shots, system(problem.pool[chosen], problem.labels[chosen], problem.classes, moments)
 
 
-def _choose(config: FewshotConfig, problem: Problem, permuted: Sequence[Places], own: System) -> float:
+def _choose(config: ClassifierSettings, problem: Problem, permuted: Sequence[Places], own: System) -> float:
     if config.regularisation_by == "fixed":
         return config.regularisation
     if config.regularisation_by == "leave_one_out":
@@ -121,7 +121,7 @@ def _choose(config: FewshotConfig, problem: Problem, permuted: Sequence[Places],
     return best(config.candidates, np.array(_measure(features, truth, own.path(config.candidates))))
 
 
-def _neighbours(config: FewshotConfig, problem: Problem, permuted: Sequence[Places]) -> Found:
+def _neighbours(config: ClassifierSettings, problem: Problem, permuted: Sequence[Places]) -> Found:
     shots, edges = sorted(config.shots), [0, *sorted(config.shots)]
     steps = [between(permuted, start, stop) for start, stop in zip(edges, shots, strict=False)]
     few, counts = np.concatenate(steps), np.cumsum([len(step) for step in steps]).tolist()
@@ -133,14 +133,14 @@ def _neighbours(config: FewshotConfig, problem: Problem, permuted: Sequence[Plac
     return {count: ([value], [np.nan]) for count, value in zip(shots, right, strict=True)}
 
 
-def _linear_probe(config: FewshotConfig, problem: Problem, permuted: Sequence[Places]) -> Found:
+def _linear_probe(config: ClassifierSettings, problem: Problem, permuted: Sequence[Places]) -> Found:
     shots, regularisation = sorted(config.shots), config.probe_regularisation
     rows = [between(permuted, 0, count) for count in shots]
     fitted = (probe(problem.pool[own], problem.labels[own], problem.classes, regularisation) for own in rows)
     return {s: ([v], [regularisation]) for s, v in zip(shots, _test(problem, fitted), strict=True)}
 
 
-METHODS: dict[Classifier, Callable[[FewshotConfig, Problem, Sequence[Places]], Found]] = {
+METHODS: dict[Classifier, Callable[[ClassifierSettings, Problem, Sequence[Places]], Found]] = {
     "least_squares": _least_squares,
     "neighbours": _neighbours,
     "linear_probe": _linear_probe,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from stages.fewshot.linear import LinearClassifier
-from stages.fewshot.moments import EPSILON
+from stages.classifiers.linear import LinearClassifier
+from stages.classifiers.moments import EPSILON
 
 Array = NDArray[np.floating[Any]]
 ITERATIONS = 1000
