@@ -10,7 +10,7 @@ from cluster.errors import UserError
 from pipeline.api import all_states, jobs_address, newest_driver, resume, state_of, submit_driver
 from pipeline.config import Workflow
 from pipeline.driver import read_workflow
-from pipeline.identity import references
+from pipeline.identity import determining, references
 from pipeline.record import EventLog, listed
 from pipeline.retries import make_anew
 from pipeline.settings import Settings
@@ -107,12 +107,16 @@ def retry(workflow_id: str | None, stage: str, settings: Settings, *, foreground
 
 
 def dependents(workflow: Workflow, stage: str) -> list[str]:
-    """The stages that read a stage's output, or that of one that does, in their order. Raises UserError."""
+    """The stages whose results depend on a stage's output, or on that of one that does, in their order.
+
+    Raises UserError.
+    """
     if stage not in workflow.stages:
         raise UserError(f"--from {stage}: expected one of the stages: {', '.join(workflow.stages)}")
     found: list[str] = []
     for name in workflow.order():
-        if not {stage, *found}.isdisjoint(references(workflow.stages[name]).values()):
+        config = workflow.stages[name]
+        if not {stage, *found}.isdisjoint(determining(config, references(config)).values()):
             found.append(name)
     return found
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cluster.storage import Storage
 from pipeline.head import read_head
-from stages.metrics import MetricReader, Point
+from stages.metrics import MetricReader, Point, read_points
+from stages.training.keeping import update_and_attempt
 
 
 class Curves:
     """Which points of a stage are there, which are committed, and which are still to be sent."""
 
-    def __init__(self, storage: Storage, folder: str, *, has_updates: bool) -> None:
+    def __init__(self, storage: Storage, folder: str, *, has_updates: bool, evaluated: bool = False) -> None:
+        """`evaluated` tells that checkpoints are evaluated on the way: the points of that are read too."""
         self._storage, self._folder, self._has_updates = storage, folder, has_updates
+        self.evaluated = evaluated
+        self._evaluations = _Evaluations(storage, folder)
+        self._held_evaluations: list[Point] = []
         self._readers: dict[int, MetricReader] = {}
         self._held: dict[int, list[Point]] = {}
         self.checkpoint: str | None = None
@@ -47,7 +54,49 @@ class Curves:
             self._held[segment.attempt] = [point for point in held if point.step > segment.end]
         if found is not None and found[0].checkpoint is not None:
             self.checkpoint = found[0].checkpoint.prefix
+        if found is not None and self.evaluated:
+            named = {update_and_attempt(item.prefix)[1] for item in found[0].checkpoints}
+            self._collect_evaluations(named, history[-1].end if history else 0)
+
+    def _collect_evaluations(self, named: set[int], covered: int) -> None:
+        for attempt, points, repeated in self._evaluations.new(set(self._readers) | named, named):
+            if attempt in self.live:
+                self.live[attempt] += points
+            self._held_evaluations += [] if repeated else points
+        held = self._held_evaluations
+        self.committed += [point for point in held if point.step <= covered]
+        self._held_evaluations = [point for point in held if point.step > covered]
 
     def _read(self, attempt: int) -> None:
         self._readers[attempt] = MetricReader(self._storage, f"{self._folder}/attempts/{attempt}")
         self._held[attempt] = []
+
+
+class _Evaluations:
+    """The points that evaluations of checkpoints leave: a file for each, written whole."""
+
+    def __init__(self, storage: Storage, folder: str) -> None:
+        self._storage, self._folder = storage, folder
+        self._read: set[str] = set()
+        self._updates: set[str] = set()
+        self._looked_at: set[int] = set()
+        self._named: set[int] = set()
+
+    def new(self, attempts: set[int], named: set[int]) -> Iterator[tuple[int, list[Point], bool]]:
+        """What these attempts have stored since the last call, each with whether an earlier one has that update too.
+
+        `named` are those with checkpoints in HEAD. To others that were looked at before, the newest one apart, no
+        points come any more: a checkpoint stays until it is evaluated.
+        """
+        newest = {max(attempts, default=0)}
+        for attempt in sorted(attempts & (attempts - self._looked_at | named | self._named | newest)):
+            for key in self._storage.list(f"{self._folder}/attempts/{attempt}/fewshot/"):
+                if key in self._read or not key.endswith(".jsonl"):
+                    continue
+                points, update = read_points(self._storage, key), key.rpartition("/")[2]
+                repeated = update in self._updates
+                self._read.add(key)
+                self._updates.add(update)
+                yield attempt, points, repeated
+            self._looked_at.add(attempt)
+        self._named = named

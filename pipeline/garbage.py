@@ -7,7 +7,7 @@ from collections.abc import Collection
 from cluster.storage import Storage
 from pipeline.head import HeadDocument
 
-KEPT = ("metrics/", "logs/", "attempt.json", "fault-")
+KEPT = ("metrics/", "fewshot/", "logs/", "attempt.json", "fault-")
 """Of an attempt that came to nothing: what tells of it."""
 RECENT = 10
 """Newest attempts that are looked at: what a process that lost its lease is still writing belongs to one of these."""

@@ -15,7 +15,7 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -194,6 +194,19 @@ class Head:
 
         return self._change(change)
 
+    def keep(self, keep: Keep) -> tuple[str, ...]:
+        """Give up the checkpoints that do not stay; returns their key prefixes."""
+        given_up: tuple[str, ...] = ()
+
+        def change(document: HeadDocument) -> HeadDocument:
+            nonlocal given_up
+            staying = _kept(document.checkpoints, keep)
+            given_up = tuple(item.prefix for item in document.checkpoints if item not in staying)
+            return document.changed(checkpoints=staying)
+
+        self._change(change)
+        return given_up
+
     def clear(self) -> None:
         """Forget checkpoints, history and record: nothing in the folder is reached from here any more."""
         empty = {"inputs": {}, "checkpoints": (), "refused": (), "history": (), "left_out": (), "record": None}
@@ -237,12 +250,15 @@ def commit_checkpoint(
         # One of the same update is from an attempt whose checkpoint was given up as damaged.
         others = [item for item in document.checkpoints if item.update < update]
         known = [*others, Committed(prefix=prefix, update=update)]
-        staying = set(keep([item.update for item in known]))
-        kept = [item for item in known if item.update in staying]
-        return document.changed(checkpoints=kept, history=_extended(document.history, attempt, update))
+        return document.changed(checkpoints=_kept(known, keep), history=_extended(document.history, attempt, update))
 
     committed = change_head(storage, folder, epoch, attempt, change, owner=owner)
     return tuple(sorted(seen - {item.prefix for item in committed.checkpoints}))
+
+
+def _kept(checkpoints: Sequence[Committed], keep: Keep) -> list[Committed]:
+    staying = set(keep({item.update: item.prefix for item in checkpoints}))
+    return [item for item in checkpoints if item.update in staying]
 
 
 def _extended(history: tuple[Segment, ...], attempt: int, update: int) -> tuple[Segment, ...]:

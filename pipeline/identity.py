@@ -90,8 +90,14 @@ def identity(config: StageConfig, inputs: Mapping[str, str]) -> dict[str, Any]:
         "version": config.version,
         "config": {name: value for name, value in fields.items() if name not in config.without_effect()},
         "external": config.external_digest(),
-        "inputs": dict(inputs),
+        "inputs": determining(config, inputs),
     }
+
+
+def determining(config: StageConfig, by_field: Mapping[str, str]) -> dict[str, str]:
+    """Of what is known of a stage's inputs by field, that of those on which its result depends."""
+    aside = config.without_effect()
+    return {field: value for field, value in by_field.items() if field.partition(".")[0] not in aside}
 
 
 def fingerprint(document: Mapping[str, Any]) -> str:

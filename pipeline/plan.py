@@ -13,7 +13,7 @@ from pipeline.config import Workflow
 from pipeline.consistency import has_known_model, other_batch, trained_model
 from pipeline.estimate import Estimate, Terms, estimate
 from pipeline.head import read_head
-from pipeline.identity import differences, fingerprint, references, stage_folder
+from pipeline.identity import determining, differences, fingerprint, references, stage_folder
 from pipeline.measured import measured_efficiency, measured_upload
 from pipeline.record import read_record
 from pipeline.reuse import Finished, identify, reusable
@@ -98,10 +98,11 @@ def plan(storage: Storage, workflow: Workflow, question: Question | None = None)
             continue
         prints[name] = fingerprint(document)
         folder = stage_folder(config.kind, prints[name])
-        waiting = [target for target in targets.values() if target not in done]
+        needed = determining(config, targets)
+        waiting = [target for target in needed.values() if target not in done]
         found = None
         if not waiting:
-            found = reusable(storage, folder, config, {f: done[target].output.digest for f, target in targets.items()})
+            found = reusable(storage, folder, config, {f: done[target].output.digest for f, target in needed.items()})
         if found is not None:
             done[name] = found
             action, why = "reuse", [f"done in {found.record.seconds:.0f} s by attempt {found.record.attempt}"]

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.storage import Storage
 from pipeline.config import Workflow
 from pipeline.head import read_head
-from pipeline.identity import identity
+from pipeline.identity import determining, identity
 from pipeline.record import Record, read_record, recorded_output
 from stages.config import StageConfig
 from stages.context import Output
@@ -44,7 +44,8 @@ def finished(storage: Storage, folder: str, key: str, config: StageConfig, diges
     """What a record says, if its output is still there, where `config` wants it, and its inputs had these digests."""
     record = read_record(storage, key)
     output = recorded_output(storage, record)
-    if output is None or {field: item.digest for field, item in record.inputs.items()} != digests:
+    recorded = {field: item.digest for field, item in record.inputs.items()}
+    if output is None or determining(config, recorded) != determining(config, digests):
         return None
     if not config.is_in_place(storage, output):
         return None

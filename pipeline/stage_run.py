@@ -14,7 +14,7 @@ from cluster.tasks import map_tasks
 from pipeline.failures import Failure, Failures
 from pipeline.garbage import collect
 from pipeline.head import Head, HeadDocument, LeaseLost, LeftOut, State
-from pipeline.identity import differences, fields_with_role, fingerprint, rounding_fields
+from pipeline.identity import determining, differences, fields_with_role, fingerprint, rounding_fields
 from pipeline.keeper import LeaseKeeper
 from pipeline.kinds import builds_for
 from pipeline.record import (
@@ -33,8 +33,19 @@ from pipeline.status import rolled_back
 from pipeline.trunk import trunk_checkpoint
 from pipeline.worker import Assignment, enter
 from stages.config import StageConfig
-from stages.context import CheckpointDamaged, Context, Rank, Result, Rollback, RollbackWanted, Stopped, read_faults
+from stages.context import (
+    CheckpointDamaged,
+    Context,
+    Keep,
+    Rank,
+    Result,
+    Rollback,
+    RollbackWanted,
+    Stopped,
+    read_faults,
+)
 from stages.metrics import now_ms
+from stages.training.keeping import delete_checkpoint
 
 
 class Tracker(Protocol):
@@ -113,7 +124,8 @@ class StageRun:
         self.drive.tracker.stage_ended(self.name, "reused", done)
 
     def _digests(self) -> dict[str, str]:
-        return {field: done.output.digest for field, done in self.inputs.items()}
+        digests = {field: done.output.digest for field, done in self.inputs.items()}
+        return determining(self.config, digests)
 
     def _finished_by(self, head: Head, state: HeadDocument) -> Finished | None:
         if state.record is None:
@@ -229,6 +241,9 @@ class StageRun:
             gang=partial(self._gang, head, state),
             expect=self._expect,
             rollbacks=_rollbacks(state),
+            checkpoints=lambda: [item.prefix for item in head.read().checkpoints],
+            keep_checkpoints=partial(self._keep_checkpoints, head),
+            side_by_side=self.drive.ray,
         )
         inputs = {field: done.output for field, done in self.inputs.items()}
         result = type(self.config).function()(self.config, inputs, context)
@@ -342,6 +357,10 @@ class StageRun:
         if state.checkpoint is not None or self.config.begins_at is None:
             return state.checkpoint.prefix if state.checkpoint else None
         return trunk_checkpoint(self.drive.storage, self.config, self.inputs[self.config.begins_at[0]].folder)
+
+    def _keep_checkpoints(self, head: Head, keep: Keep) -> None:
+        for prefix in head.keep(keep):
+            delete_checkpoint(self.drive.storage, prefix)
 
     def _expect(self, total: int) -> None:
         self.drive.events.append("stage_length", self.name, updates=total)

@@ -31,6 +31,8 @@ from stages.metrics import Point
 
 HEADLINES = ("images", "test/accuracy", "features/")
 """Beginnings of the figures that a workflow's own run carries."""
+ON_THE_WAY = ("fewshot/",)
+"""Beginnings of the figures of evaluations during pretraining."""
 STATUS = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 """What MLflow calls our outcomes."""
 ANEW = " anew "
@@ -178,7 +180,8 @@ class MlflowTracker:
         for field, done in inputs.items():
             if done.output.kind == "dataset":
                 self._log_dataset(run, done, field)
-        self._curves[stage] = Curves(self._storage, folder, has_updates=config.output == "model")
+        evaluated = getattr(config, "fewshot", None) is not None
+        self._curves[stage] = Curves(self._storage, folder, has_updates=config.output == "model", evaluated=evaluated)
         if not self._runs.new:
             self._close_attempts(stage, run)
 
@@ -217,8 +220,12 @@ class MlflowTracker:
     def _log_outcome(self, stage: str, run: str, outcome: str, finished: Finished) -> None:
         record = finished.record
         step = int(record.metrics.get("updates", 0))
+        # What evaluations on the way measured has its points already, with the times at which they were made.
+        aside = ON_THE_WAY if stage in self._curves and self._curves[stage].evaluated else ()
         points = [
-            Point(name=name, value=value, step=step, time_ms=record.ended_ms) for name, value in record.metrics.items()
+            Point(name=name, value=value, step=step, time_ms=record.ended_ms)
+            for name, value in record.metrics.items()
+            if not name.startswith(aside)
         ]
         output = f"{self._storage.url}/{record.output_prefix}"
         self._runs.log_points(run, points)

@@ -34,6 +34,7 @@ from stages.context import (
     read_output,
 )
 from stages.metrics import now_ms
+from stages.pretrain.config import PretrainConfig
 from stages.training.config import TrainingConfig
 from stages.training.manifest import Damaged
 
@@ -158,8 +159,11 @@ def _run(storage: Storage, found: Trained, folder: str, begin: int, end: int, wo
     )
     # Saved at the window's end and nowhere before: no other update within it is a multiple of that number.
     placement = {"save_every": end, "keep_every": 0, "evaluate_every": 0, "log_every": 1, "workers": workers}
+    aside = {"fewshot": None} if isinstance(found.config, PretrainConfig) else {}
     try:
-        type(found.config).function()(found.config.model_copy(update=placement), _inputs(storage, found), context)
+        type(found.config).function()(
+            found.config.model_copy(update=placement | aside), _inputs(storage, found), context
+        )
     except Stopped:
         # As it was asked to, after the last update of the window.
         return
@@ -183,7 +187,10 @@ def _trunk_checkpoints(storage: Storage, found: Trained) -> tuple[Committed, ...
 
 def _inputs(storage: Storage, found: Trained) -> Inputs:
     outputs = {}
+    aside = found.config.without_effect()
     for field, item in found.record.inputs.items():
+        if field in aside:
+            continue
         try:
             outputs[field] = read_output(storage, item.prefix)
         except NotFound:

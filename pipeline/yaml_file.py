@@ -71,7 +71,9 @@ def apply_override(document: dict[str, Any], override: str, own_fields: Collecti
         stages = ", ".join(document["stages"])
         raise UserError(f"-o {override}: '{parts[0]}' is no stage of this workflow; its stages: {stages}")
     for part in parts[:-1]:
-        inner = with_fields(part, target.setdefault(part, {}))
+        if target.get(part) is None:
+            target[part] = {}
+        inner = with_fields(part, target[part])
         if inner is None:
             raise UserError(f"-o {override}: '{part}' is {target[part]!r} and has no fields")
         target[part] = inner

@@ -124,8 +124,8 @@ class Result:
     """What computed it, beside the packages that the runner knows of."""
 
 
-Keep = Callable[[Sequence[int]], Collection[int]]
-"""Of these updates, in rising order, those whose checkpoints stay."""
+Keep = Callable[[Mapping[int, str]], Collection[int]]
+"""Of checkpoints, their key prefixes by their updates in rising order, the updates of those that stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class Rank:
     commit_checkpoint: Callable[[str, int, Keep], Sequence[str]]
     """Make a fully written checkpoint (its key prefix, its update) the stage's newest. Rank 0 only.
 
-    Given the updates of all committed ones, `Keep` says which stay. The key prefixes of the others are returned:
+    Given all committed ones, `Keep` says which stay. The key prefixes of the others are returned:
     they are no longer reachable, and the caller deletes what lies there.
     """
     stop_requested: Callable[[], StopRequest | None]
@@ -208,6 +208,12 @@ class Context:
     """Told the number of updates that the stage will make, for progress displays."""
     rollbacks: tuple[Rollback, ...] = ()
     """Those of the attempts before this one."""
+    checkpoints: Callable[[], Sequence[str]] = lambda: ()
+    """Key prefixes of the stage's committed checkpoints, by rising updates."""
+    keep_checkpoints: Callable[[Keep], None] = lambda keep: None
+    """Give up the committed checkpoints that do not stay."""
+    side_by_side: bool = False
+    """Whether tasks and gangs have processes of their own, so that they may run at the same time."""
 
     @property
     def prefix(self) -> str:

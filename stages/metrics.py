@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from cluster.errors import check_format
@@ -33,6 +33,16 @@ class Point:
     value: float
     step: int
     time_ms: int
+
+
+def points_body(points: Iterable[Point]) -> bytes:
+    """Points as a file: a line of JSON for each."""
+    return "".join(json.dumps({"format": FORMAT, **asdict(point)}) + "\n" for point in points).encode()
+
+
+def read_points(storage: Storage, key: str) -> list[Point]:
+    """The points of a file. Raises NotFound; UserError for a newer format."""
+    return [_point(line, key) for line in storage.read(key).splitlines()]
 
 
 class MetricWriter:
@@ -72,8 +82,7 @@ class MetricWriter:
         """The points noted so far as a file's body, or None where there are none."""
         with self._points_lock:
             points, self._points = self._points, []
-        lines = [json.dumps({"format": FORMAT, **asdict(point)}) + "\n" for point in points]
-        return "".join(lines).encode() or None
+        return points_body(points) or None
 
     def _store(self) -> None:
         if self._tried is not None:
@@ -106,12 +115,11 @@ class MetricReader:
         while True:
             key = f"{self._prefix}/metrics/{self._number:06d}.jsonl"
             try:
-                body = self._storage.read(key)
+                points = read_points(self._storage, key)
             except NotFound:
                 return
             self._number += 1
-            for line in body.splitlines():
-                yield _point(line, key)
+            yield from points
 
 
 def last_file(storage: Storage, prefix: str) -> str | None:

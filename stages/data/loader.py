@@ -261,10 +261,12 @@ def evaluation_batches(
     classes: Sequence[int],
     config: DataConfig,
     span: tuple[int, int] | None = None,
+    places: NDArray[np.int64] | None = None,
 ) -> Iterator[EvaluationBatch]:
     """All samples of the splits, each once over all ranks, in up to `batch` rows a rank and step.
 
-    With a `span` they are those whose places, the splits laid end to end, lie in [start, stop).
+    With a `span` they are those whose places, the splits laid end to end, lie in [start, stop); with `places` those
+    at these places [n], in that order.
 
     A sample that cannot be decoded is told and masked like padding, the same one on any number of ranks; more than
     `max_bad` of them raise UnreadableImage. Every rank gets the same number of batches of the same shape: a forward
@@ -272,7 +274,7 @@ def evaluation_batches(
     """
     cache = open_cache(storage, dataset, config)
     shards = open_shards(cache, dataset, splits)
-    first, last = span or (0, int(shards.counts.sum()))
+    first, last = span or (0, int(shards.counts.sum()) if places is None else len(places))
     rows = min(batch, -(-(last - first) // world_size))
     reader = _reader(cache, shards, config, classes)
     unreadable: set[int] = set()
@@ -297,12 +299,17 @@ def evaluation_batches(
             while starts and len(pending) <= config.read_ahead:
                 start = starts.popleft()
                 numbers = np.arange(start, max(start, min(start + rows, last)))
+                if places is not None:
+                    numbers = places[numbers]
                 pending.append((start, numbers, workers.submit(numbers, rows)))
             start, numbers, wait = pending.popleft()
             images, labels = wait()
             readable = [number not in unreadable for number in numbers.tolist()]
             mask = torch.tensor([*readable, *[False] * (rows - len(readable))])
-            yield EvaluationBatch(images=images, labels=labels, mask=mask, samples=np.arange(start, start + rows))
+            samples = np.arange(start, start + rows)
+            if places is not None:
+                samples = np.append(numbers, np.full(rows - len(numbers), -1))
+            yield EvaluationBatch(images=images, labels=labels, mask=mask, samples=samples)
     finally:
         workers.close()
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from stages.config import added, reference
+from stages.config import added, placement, reference
 from stages.models.config import AnyModel
 from stages.models.masked_config import MaskedConfig, SupervisedConfig
+from stages.pretrain.fewshot_config import FewshotOnTheWay
 from stages.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -46,6 +47,13 @@ class PretrainConfig(TrainingConfig):
         None, gt=0, description="updates after that, in which the rate falls to end_lr in a straight line"
     )
 
+    fewshot: FewshotOnTheWay | None = placement(
+        None, "few-shot evaluations of checkpoints while training goes on; none if absent"
+    )
+    fewshot_data: str | None = reference(
+        "dataset", "stage whose data set these evaluations are on; the one that is trained on if absent", default=None
+    )
+
     @model_validator(mode="after")
     def _check_grid(self) -> Self:
         self.model.grid(self.resolution)
@@ -69,6 +77,17 @@ class PretrainConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_fewshot(self) -> Self:
+        if self.fewshot_data and self.fewshot is None:
+            raise ValueError(
+                f"fewshot_data={self.fewshot_data} is for evaluations on the way, and there are none: set "
+                "fewshot.every, the updates between them, or take fewshot_data away"
+            )
+        if self.fewshot is not None:
+            self.input.evaluation.check(self.resolution)
+        return self
+
+    @model_validator(mode="after")
     def _check_branch(self) -> Self:
         given = [name for name in BRANCH if getattr(self, name) is not None]
         if given and len(given) < len(BRANCH):
@@ -89,8 +108,9 @@ class PretrainConfig(TrainingConfig):
         return ("trunk", self.branch_at) if self.trunk and self.branch_at else None
 
     def without_effect(self) -> frozenset[str]:
-        # Stages that were made before there were branches are the same stages.
-        return super().without_effect() | (frozenset() if self.trunk else {"branch_at", "cooldown"})
+        # Stages that were made before there were branches are the same stages. Evaluations on the way change no bit.
+        aside = frozenset({"fewshot_data"}) if self.trunk else frozenset({"fewshot_data", "branch_at", "cooldown"})
+        return super().without_effect() | aside
 
     def total_updates(self, images: int) -> int:
         """Update at which the stage ends. `updates` or `epochs` of a branch are its trunk's."""

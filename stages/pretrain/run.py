@@ -9,6 +9,7 @@ from stages.context import Context, Inputs, Output, Result
 from stages.data.manifest import dataset_meta
 from stages.models.masked_config import MaskedConfig
 from stages.pretrain.config import PretrainConfig
+from stages.pretrain.fewshot import Evaluations
 from stages.training.job import Job
 from stages.training.run import run_training
 from stages.training.schedule import Cooldown
@@ -42,8 +43,14 @@ def run(config: PretrainConfig, inputs: Inputs, context: Context) -> Result:
         cooldown=cooldown,
         trunk_folder=str(PurePosixPath(inputs["trunk"].prefix).parents[1]) if "trunk" in inputs else None,
         masked=config.masked,
+        evaluated_every=config.fewshot.every if config.fewshot is not None else 0,
     )
-    return run_training(job, context)
+    if config.fewshot is None:
+        return run_training(job, context)
+    own = Evaluations(job, config.fewshot, inputs.get("fewshot_data", inputs["data"]), context)
+    with own.beside():
+        result = run_training(job, context)
+    return own.added_to(result)
 
 
 def _check_objective(name: str, pretrained: Output, masked: MaskedConfig | None) -> None:

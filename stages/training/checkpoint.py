@@ -15,16 +15,16 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
 from cluster.errors import check_format
-from cluster.storage.base import NotFound, Storage
-from stages.context import Rank, canonical_json
+from cluster.storage.base import NotFound
+from stages.context import Keep, Rank, canonical_json
 from stages.metrics import MetricWriter
 from stages.training.engine import Engine
+from stages.training.keeping import checkpoint_prefix, delete_checkpoint
 from stages.training.manifest import FORMAT, Position, with_digest
 from stages.training.snapshot import Snapshot
 
@@ -33,19 +33,11 @@ PART_TIMEOUT = 1800.0
 """Seconds that rank 0 waits for the other ranks' parts before it gives the attempt up."""
 
 
-def kept(updates: Sequence[int], *, last: int, every: int) -> set[int]:
-    """Of the updates that have checkpoints, in rising order, those whose checkpoints stay."""
-    return {*updates[-last:], *(update for update in updates if every and update % every == 0)}
-
-
 class CheckpointWriter:
     """Saves checkpoints of one attempt. One upload at a time is outstanding; its errors surface at `wait`."""
 
-    def __init__(
-        self, rank: Rank, metrics: MetricWriter | None, about: dict[str, Any], *, keep_last: int, keep_every: int
-    ) -> None:
-        self._rank, self._metrics, self._about = rank, metrics, about
-        self._keep = lambda updates: kept(updates, last=keep_last, every=keep_every)
+    def __init__(self, rank: Rank, metrics: MetricWriter | None, about: dict[str, Any], keep: Keep) -> None:
+        self._rank, self._metrics, self._about, self._keep = rank, metrics, about, keep
         self._snapshot: Snapshot | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -61,7 +53,7 @@ class CheckpointWriter:
         self.wait()
         self._snapshot = self._snapshot or Snapshot(engine.device)
         self._snapshot.take(engine.tensors.own(self._rank.world_size, self._rank.rank))
-        prefix = f"{self._rank.folder}/checkpoints/{position.update:08d}-a{self._rank.attempt}"
+        prefix = checkpoint_prefix(self._rank.folder, position.update, self._rank.attempt)
         self._thread = threading.Thread(target=self._store, args=(prefix, position, self._snapshot), daemon=True)
         self._thread.start()
 
@@ -136,10 +128,3 @@ class CheckpointWriter:
                 continue
             check_format(part.pop("format", PART_FORMAT), PART_FORMAT, key)
             return part
-
-
-def delete_checkpoint(storage: Storage, prefix: str) -> None:
-    """Remove a checkpoint that HEAD does not name: its manifest first, so that what is left is no checkpoint."""
-    storage.delete(f"{prefix}/MANIFEST.json")
-    for key in list(storage.list(f"{prefix}/")):
-        storage.delete(key)

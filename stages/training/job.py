@@ -10,10 +10,12 @@ from stages.data.manifest import dataset_meta
 from stages.models.config import AnyModel
 from stages.models.masked_config import MaskedConfig
 from stages.training.config import TrainingConfig
+from stages.training.keeping import KeepRule
 from stages.training.memory import Network
 from stages.training.schedule import Cooldown, cooled_rate, learning_rate
 
 if TYPE_CHECKING:
+    from cluster.storage import Storage
     from stages.models.resampling import Mode
 
 
@@ -42,6 +44,8 @@ class Job:
     """Key prefix of the trunk's folder."""
     masked: MaskedConfig | None = None
     """How masked patches are predicted, where they are, in place of classes."""
+    evaluated_every: int = 0
+    """Updates between checkpoints that somebody else evaluates, which stay until that is done; 0 for none."""
 
     @property
     def network(self) -> Network:
@@ -54,6 +58,15 @@ class Job:
         if self.cooldown is not None:
             return cooled_rate(self.config, update, self.cooldown)
         return learning_rate(self.config, update, self.updates)
+
+    def keep_rule(self, storage: Storage) -> KeepRule:
+        """Which of the checkpoints stay."""
+        return KeepRule(
+            storage=storage,
+            last=self.config.keep_last,
+            every=self.config.keep_every,
+            evaluated_every=self.evaluated_every,
+        )
 
     def about(self) -> dict[str, Any]:
         """What whoever uses the weights has to know. JSON."""

@@ -129,8 +129,7 @@ class _Run:
         if rank.rank == 0:
             writer = MetricWriter(rank.storage, f"{rank.folder}/attempts/{rank.attempt}")
             self.metrics = stack.enter_context(closing(writer))
-        keep = {"keep_last": job.config.keep_last, "keep_every": job.config.keep_every}
-        self.checkpoints = CheckpointWriter(rank, self.metrics, job.about(), **keep)
+        self.checkpoints = CheckpointWriter(rank, self.metrics, job.about(), job.keep_rule(rank.storage))
         stack.callback(self._settle_checkpoint)
         flops = 6.0 * job.network.macs
         self.meters = Meters(self.engine, job.config, update=position.update, flops_per_image=flops, peak=peak)
@@ -155,7 +154,8 @@ class _Run:
                 own=self.meters.own() if self._logs(update) else None,
             )
             self.pending.append((update, begin, pending))
-            due = last or any(every and update % every == 0 for every in (config.save_every, config.keep_every))
+            saved_every = (config.save_every, config.keep_every, job.evaluated_every)
+            due = last or any(every and update % every == 0 for every in saved_every)
             evaluates = bool(config.evaluate_every) and update % config.evaluate_every == 0 and not last
             # A stop in an evaluation saves this update.
             stop = self._settle(keep=0 if due or evaluates else self.engine.lag)

@@ -27,6 +27,7 @@ from stages.training.config import TrainingConfig
 from stages.training.devices import keep_freed_memory, leave_distributed
 from stages.training.engine import Engine
 from stages.training.job import Job
+from stages.training.keeping import KeepRule
 from stages.training.loop import train
 from stages.training.manifest import Position
 from tests.bench.ingest import make_photos
@@ -155,7 +156,7 @@ def saving(scratch: Path, variant: str) -> dict[str, Any]:
     engine.step(random_batch(1), 1e-4, seed=(0, 0, 0)).report()
     rank = rank_of(storage, "stages/pretrain/saving", 0, 1)
     found: dict[str, list[float]] = {"stall_seconds": [], "synchronous_seconds": [], "deepspeed_seconds": []}
-    writer = CheckpointWriter(rank, None, {}, keep_last=1, keep_every=0)
+    writer = CheckpointWriter(rank, None, {}, KeepRule(storage=storage, last=1))
     for turn in range(3):
         began = time.perf_counter()
         writer.save(engine, Position(data="", update=turn + 1))

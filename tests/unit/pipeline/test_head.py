@@ -161,7 +161,7 @@ def test_checkpoints_that_are_not_kept_are_named_no_longer_and_handed_back(stora
     attempt = head.new_attempt().attempt
 
     def commit(update: int) -> tuple[str, ...]:
-        last_two_and_multiples_of_30 = lambda updates: {*updates[-2:], *(u for u in updates if u % 30 == 0)}  # noqa: E731
+        last_two_and_multiples_of_30 = lambda updates: {*list(updates)[-2:], *(u for u in updates if u % 30 == 0)}  # noqa: E731
         prefix = f"{FOLDER}/checkpoints/{update}"
         return commit_checkpoint(storage, FOLDER, head.epoch, attempt, prefix, update, last_two_and_multiples_of_30)
 

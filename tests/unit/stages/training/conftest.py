@@ -68,7 +68,7 @@ class Stage:
         def commit(prefix: str, update: int, keep: Keep) -> list[str]:
             self.commits.append(update)
             self.kept[update] = prefix
-            return [self.kept.pop(other) for other in set(self.kept) - set(keep(sorted(self.kept)))]
+            return [self.kept.pop(other) for other in set(self.kept) - set(keep(dict(sorted(self.kept.items()))))]
 
         return Rank(
             rank=0, world_size=1, local_rank=0, storage=self.storage, folder=self.folder, attempt=self.attempt,
