@@ -59,6 +59,8 @@ def check_stages(stages: Stages) -> None:
             _check_choice(stages, name, config)
         elif isinstance(config, ScalingConfig):
             check_scaling(stages, name, config)
+        if isinstance(config, PretrainConfig) and config.fewshot is not None:
+            _check_on_the_way(stages, name, config)
         if isinstance(config, TrainingConfig) and config.lr_from:
             _check_rate(name, config.lr_from, stages)
 
@@ -229,6 +231,19 @@ def _check_class_sets(stages: Stages, name: str, config: FewshotConfig, source: 
             f"stages.{name}.class_sets: got {', '.join(apart)}, expected 'all' alone: '{source.model}' and "
             f"'{source.data}' leave no class out of the training"
         )
+
+
+def _check_on_the_way(stages: Stages, name: str, config: PretrainConfig) -> None:
+    """The sets of classes that are told apart while a stage trains."""
+    assert config.fewshot is not None
+    apart = [item for item in config.fewshot.class_sets or () if item != "all"]
+    if not apart:
+        return
+    key = f"stages.{name}.fewshot.class_sets: got {', '.join(apart)}, expected 'all' alone"
+    if config.fewshot_data not in (None, config.data):
+        raise UserError(f"{key}: '{config.fewshot_data}' is not the data set that is trained on")
+    if _never_holds_out(stages, config.data):
+        raise UserError(f"{key}: '{config.data}' leaves no class out of the training")
 
 
 def _never_holds_out(stages: Stages, name: str) -> bool:

@@ -28,6 +28,7 @@ from pipeline.reuse import Finished
 from pipeline.words import duration, headline
 from stages.config import StageConfig
 from stages.metrics import Point
+from stages.pretrain.config import PretrainConfig
 
 HEADLINES = ("images", "test/accuracy", "features/")
 """Beginnings of the figures that a workflow's own run carries."""
@@ -180,7 +181,7 @@ class MlflowTracker:
         for field, done in inputs.items():
             if done.output.kind == "dataset":
                 self._log_dataset(run, done, field)
-        evaluated = getattr(config, "fewshot", None) is not None
+        evaluated = isinstance(config, PretrainConfig) and config.fewshot is not None
         self._curves[stage] = Curves(self._storage, folder, has_updates=config.output == "model", evaluated=evaluated)
         if not self._runs.new:
             self._close_attempts(stage, run)

@@ -10,6 +10,7 @@ from stages.data.cache import CorruptShard, ShardCache
 from stages.data.config import DataConfig
 from stages.data.decode import UnreadableImage, decode_rgb
 from stages.data.fetch_ahead import FetchAhead
+from stages.data.labels import split_labels
 from stages.data.loader import TrainLoader, evaluation_batches
 from stages.data.manifest import base_folder, dataset_meta
 from stages.data.mixup import mix_images
@@ -451,3 +452,29 @@ def test_what_fails_ahead_is_told_when_it_is_needed(digits, tmp_path, capsys):
     with pytest.raises(CorruptShard, match="is no longer where its manifest says"):
         next(batches)
     batches.close()
+
+
+def test_images_at_some_places_are_those_of_all_images(digits, tmp_path):
+    storage, output = digits
+    splits, classes = ("train", "held_out"), range(10)
+
+    def shown(**options):
+        config = DataConfig(cache=str(tmp_path / "cache"), loader_threads=0)
+        return evaluation_batches(
+            storage, output, splits, resolution=16, batch=7, rank=0, world_size=1, classes=classes, config=config,
+            **options,
+        )  # fmt: skip
+
+    everything = list(shown())
+    images, labels = (
+        torch.cat([getattr(batch, name)[batch.mask] for batch in everything]) for name in ("images", "labels")
+    )
+    places = np.array([3, 4, 99, 100, 101, 700, 1200, len(labels) - 1, 5])
+    few = list(shown(places=places))
+    assert [batch.mask.tolist() for batch in few] == [[True] * 7, [True] * 2 + [False] * 5]
+    assert np.concatenate([batch.samples for batch in few]).tolist() == [*places.tolist(), *[-1] * 5]
+    assert torch.equal(torch.cat([batch.images[batch.mask] for batch in few]), images[places])
+    assert torch.equal(torch.cat([batch.labels[batch.mask] for batch in few]), labels[places])
+    config = DataConfig(cache=str(tmp_path / "cache"))
+    assert split_labels(storage, output, splits, config).tolist() == labels.tolist()
+    assert list(shown(places=np.zeros(0, dtype=np.int64))) == []

@@ -1,0 +1,145 @@
+"""Points of few-shot evaluations on their way to MLflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.storage import Storage, open_storage
+from pipeline.curves import Curves
+from pipeline.head import Head, commit_checkpoint
+from stages.metrics import Point, points_body
+from stages.training.keeping import checkpoint_prefix, evaluation_key
+
+FOLDER = "stages/pretrain/x"
+
+
+@pytest.fixture
+def storage(tmp_path) -> Storage:
+    return open_storage(f"file://{tmp_path}")
+
+
+@pytest.fixture
+def head(storage) -> Head:
+    found = Head.acquire(storage, FOLDER, "driver", ttl=3600)
+    assert found is not None
+    return found
+
+
+def commit(storage: Storage, head: Head, attempt: int, update: int, last: int = 10) -> str:
+    prefix = checkpoint_prefix(FOLDER, update, attempt)
+    commit_checkpoint(storage, FOLDER, head.epoch, attempt, prefix, update, lambda known: list(known)[-last:])
+    return prefix
+
+
+def evaluate(storage: Storage, prefix: str, step: int, value: float) -> Point:
+    point = Point(name="fewshot/all/5_shot", value=value, step=step, time_ms=step)
+    storage.write(evaluation_key(prefix), points_body([point]))
+    return point
+
+
+def taken(points: list[Point]) -> list[Point]:
+    found = list(points)
+    points.clear()
+    return found
+
+
+def test_points_are_shown_live_and_by_the_stage(storage, head):
+    attempt = head.new_attempt().attempt
+    curves = Curves(storage, FOLDER, has_updates=True, evaluated=True)
+    curves.follow(attempt)
+    prefix = commit(storage, head, attempt, 10)
+    curves.collect()
+    assert curves.committed == []
+    point = evaluate(storage, prefix, 10, 0.5)
+    curves.collect()
+    assert taken(curves.live[attempt]) == taken(curves.committed) == [point]
+    curves.collect()
+    assert curves.live[attempt] == curves.committed == []
+
+
+def test_a_result_whose_checkpoint_has_gone_already_is_found(storage, head):
+    attempt = head.new_attempt().attempt
+    curves = Curves(storage, FOLDER, has_updates=True, evaluated=True)
+    curves.follow(attempt)
+    curves.collect()
+    prefixes = {update: commit(storage, head, attempt, update, last=1) for update in (10, 20, 30)}
+    points = [evaluate(storage, prefixes[update], update, 0.1) for update in (10, 20)]
+    curves.collect()
+    assert curves.committed == points
+
+
+def test_what_an_earlier_attempt_left_to_do_is_found(storage, head):
+    """Its checkpoint is evaluated when a later attempt, and perhaps another driver, is at work."""
+    first = head.new_attempt().attempt
+    prefixes = [commit(storage, head, first, update) for update in (10, 20)]
+    early = evaluate(storage, prefixes[0], 10, 0.1)
+    second = head.new_attempt().attempt
+    curves = Curves(storage, FOLDER, has_updates=True, evaluated=True)
+    curves.follow(second)
+    curves.collect()
+    assert taken(curves.committed) == [early]
+    late = evaluate(storage, prefixes[1], 20, 0.2)
+    curves.collect()
+    assert taken(curves.committed) == [late]
+    assert curves.live[second] == []
+
+
+def test_an_update_that_is_made_twice_has_one_point(storage, head):
+    first = head.new_attempt().attempt
+    commit(storage, head, first, 10)
+    damaged = commit(storage, head, first, 20)
+    point = evaluate(storage, damaged, 20, 0.2)
+    head.forget_checkpoint(damaged)
+    second = head.new_attempt().attempt
+    curves = Curves(storage, FOLDER, has_updates=True, evaluated=True)
+    curves.follow(second)
+    again = evaluate(storage, commit(storage, head, second, 20), 20, 0.2)
+    curves.collect()
+    assert curves.committed == [point]
+    assert curves.live[second] == [again]
+
+
+def test_points_beyond_what_is_committed_wait(storage, head):
+    attempt = head.new_attempt().attempt
+    curves = Curves(storage, FOLDER, has_updates=True, evaluated=True)
+    curves.follow(attempt)
+    commit(storage, head, attempt, 10)
+    point = evaluate(storage, checkpoint_prefix(FOLDER, 20, attempt), 20, 0.2)
+    curves.collect()
+    assert curves.committed == []
+    commit(storage, head, attempt, 20)
+    curves.collect()
+    assert curves.committed == [point]
+
+
+class Counting:
+    """A storage that counts what is asked of it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage, self.asked = storage, []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._storage, name)
+
+        def asking(*arguments: Any) -> Any:
+            self.asked.append(f"{name} {arguments[0]}")
+            return found(*arguments)
+
+        return asking
+
+
+def test_of_stages_without_evaluations_nothing_more_is_asked(storage, head):
+    for _ in range(3):
+        commit(storage, head, head.new_attempt().attempt, 10)
+    asked = {}
+    for evaluated in (False, True):
+        counting = Counting(storage)
+        curves = Curves(counting, FOLDER, has_updates=True, evaluated=evaluated)  # type: ignore[arg-type]
+        curves.follow(3)
+        curves.collect()
+        counting.asked.clear()
+        curves.collect()
+        asked[evaluated] = [line for line in counting.asked if "fewshot" in line]
+    assert asked == {False: [], True: [f"list {FOLDER}/attempts/3/fewshot/"]}
