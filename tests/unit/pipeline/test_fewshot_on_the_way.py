@@ -346,7 +346,7 @@ def test_data_without_the_images_is_refused_before_anything_is_trained(storage, 
         (["pretrain.fewshot_data=ingest"], "fewshot_data=ingest is for evaluations on the way, and there are none"),
         (
             ["pretrain.fewshot.every=4", "pretrain.fewshot_data=pretrain"],
-            "stages refer to each other in a circle",
+            "stage 'pretrain' makes a model, expected one that makes a dataset",
         ),
         (
             ["pretrain.fewshot.every=4", "pretrain.fewshot.class_sets=[held_out]", "ingest.held_out_classes=0"],

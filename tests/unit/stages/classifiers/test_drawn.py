@@ -32,7 +32,7 @@ POOL, TEST = images(600, 1), images(200, 2)
         {},
         {"regularisation_by": "validation", "validation_images": 6, "candidates": (1.0, 1024.0)},
         {"regularisation_by": "leave_one_out", "candidates": (1.0, 1024.0)},
-        {"classifiers": ("neighbours", "linear_probe")},
+        {"classifiers": ("neighbours", "linear_probe"), "shots": (2,)},
     ],
 )
 def test_accuracies_are_those_of_all_images(fields):

@@ -75,7 +75,7 @@ class Beside:
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
                 self.waited_for.append(prefix)
-            return StopRequest(reason="cancelled") if made == self.stops_at else None
+            return StopRequest(reason="cancelled") if self.stops_at and made >= self.stops_at else None
 
         rank = Rank(
             rank=0, world_size=1, local_rank=0, storage=self.storage, folder=self.folder, attempt=self.attempt,
