@@ -45,6 +45,11 @@ from tests.integration.flows import (
 
 pytestmark = pytest.mark.cluster
 LEASE_SECONDS = 3.0
+EVALUATED = (
+    *("pretrain.fewshot.every=20", "pretrain.fewshot.shots=[1, 5]"),
+    *("pretrain.fewshot.cpus=0.5", "pretrain.cpus_per_worker=0.7"),
+)
+"""Few-shot evaluations with room beside training, which change nothing of what is trained."""
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def reference(stack: Stack) -> tuple[Settings, str]:
             patch.setenv(name, value)
         patch.setenv("PATCHLINE_HOME", stack.home)
         settings = resolve(root=f"{stack.root}/reference")
-        workflow_id = api.submit(small_workflow(), settings)
+        workflow_id = api.submit(small_workflow(*EVALUATED), settings)
         ended(settings, workflow_id, "done")
     return settings, workflow_id
 
@@ -102,6 +107,10 @@ def test_mlflow_shows_workflow_stages_and_attempts(reference):
         for key in ("pretrain", "pretrain/1"):
             assert [step for step, _ in curve(settings, runs[key], name)] == list(range(1, UPDATES + 1))
     assert [step for step, _ in curve(settings, pretrain, "validation/accuracy")] == [25, 50, UPDATES]
+    for key in ("pretrain", "pretrain/1"):
+        assert [step for step, _ in curve(settings, runs[key], "fewshot/all/5_shot")] == [20, 40, UPDATES]
+    table = record(settings.storage(), workflow_id, "pretrain").tables["fewshot_on_the_way"]
+    assert {(row["update"], row["failed"]) for row in table} == {(update, "") for update in (20, 40, UPDATES)}
 
 
 def test_a_second_run_does_nothing(reference, stack_environment):
@@ -185,9 +194,9 @@ def test_another_cluster_is_sent_the_code(stack_environment, s3_root):
 
 
 def test_killed_and_resumed_and_killed_again_gives_the_same_bits(settings, stack, reference):
-    """First a training worker is killed, then, after `resume`, the driver."""
+    """First a training worker is killed, then, after `resume`, the driver. No evaluation on the way is lost."""
     storage = settings.storage()
-    workflow_id = api.submit(small_workflow(), settings)
+    workflow_id = api.submit(small_workflow(*EVALUATED), settings)
     folder = wait_for(lambda: past_checkpoint(storage, workflow_id, SAVE_EVERY), 120, "first checkpoint")
     kill(stack, workflow_id, "worker")
     ended(settings, workflow_id, "failed")
@@ -213,7 +222,8 @@ def test_killed_and_resumed_and_killed_again_gives_the_same_bits(settings, stack
     ends = [runs[key].info.status for key in ("pretrain/1", "pretrain/2", "pretrain/3", "pretrain")]
     assert ends == ["FAILED", "KILLED", "FINISHED", "FINISHED"]
     expected = in_mlflow(first, undisturbed, "pretrain")
-    for name in ("train/loss", "train/accuracy", "train/gradient_norm", "train/lr", "validation/loss"):
+    names = ("train/loss", "train/accuracy", "train/gradient_norm", "train/lr", "validation/loss")
+    for name in (*names, "fewshot/all/1_shot", "fewshot/seen/5_shot"):
         assert curve(settings, runs["pretrain"], name) == curve(first, expected, name)
 
 
