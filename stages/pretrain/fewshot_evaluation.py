@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from stages.frozen.store import Images, check_finite
 from stages.models.build import Network, build
 from stages.models.masked import ARRAYS
 from stages.pretrain.fewshot_task import CheckpointTask, published_before, store
-from stages.training.keeping import CHECKPOINTS
+from stages.training.fetch import new_folder
 from stages.training.manifest import Damaged
 from stages.training.restore import CheckpointFiles
 
@@ -68,16 +68,17 @@ def _scores(task: CheckpointTask) -> tuple[dict[Key, Scores], dict[tuple[str, st
 def _network(task: CheckpointTask) -> Network:
     """As the stage would export it now, without what predicts masked patches."""
     key = "average" if task.averaged else "weight"
-    with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
-        files = CheckpointFiles(Path(folder))
-        try:
-            files.fetch(task.storage, task.prefix)
-            identity = PurePosixPath(task.prefix.partition(CHECKPOINTS)[0]).name
-            files.check_own(identity=identity, data=task.trained_on)
-            tensors = files.tensors(keys=frozenset({key}))
-            state = {name: value for name, _, value in tensors if not name.startswith(ARRAYS)}
-        except Damaged as error:
-            raise UserError(str(error)) from None
+    folder = new_folder()
+    files = CheckpointFiles(folder)
+    try:
+        files.fetch(task.storage, task.prefix)
+        files.check_own(identity=PurePosixPath(task.prefix).parents[1].name, data=task.trained_on)
+        tensors = files.tensors(keys=frozenset({key}))
+        state = {name: value for name, _, value in tensors if not name.startswith(ARRAYS)}
+    except Damaged as error:
+        raise UserError(str(error)) from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     network = build(task.model, task.resolution, task.num_classes)
     network.load_state_dict(state)
     return network.eval().to(_device(task))

@@ -34,7 +34,7 @@ def fetched(rank: Rank, data: str, trunk: str | None = None) -> Iterator[Checkpo
     machine = machine_id()
     dist.all_gather_object(folders, (machine, None))
     first = [found for found, _ in folders].index(machine) == dist.get_rank()
-    own = _new_folder() if first else None
+    own = new_folder() if first else None
     try:
         dist.all_gather_object(folders, (machine, own))
         files = CheckpointFiles(next(path for found, path in folders if found == machine and path is not None))
@@ -66,7 +66,7 @@ def machine_id() -> str:
     return f"{boot} {place.st_dev} {place.st_ino}"
 
 
-def _new_folder() -> Path:
+def new_folder() -> Path:
     """An empty one. What killed processes have left is removed: a checkpoint may be as large as the disk's rest."""
     own = f"{PREFIX}-{_processes()}-"
     for path in Path(tempfile.gettempdir()).glob(f"{own}*"):
