@@ -243,6 +243,7 @@ class StageRun:
             rollbacks=_rollbacks(state),
             checkpoints=lambda: [item.prefix for item in head.read().checkpoints],
             keep_checkpoints=partial(self._keep_checkpoints, head),
+            stop_wanted=self.drive.keeper.stop.is_set,
             side_by_side=self.drive.ray,
         )
         inputs = {field: done.output for field, done in self.inputs.items()}

@@ -212,6 +212,8 @@ class Context:
     """Key prefixes of the stage's committed checkpoints, by rising updates."""
     keep_checkpoints: Callable[[Keep], None] = lambda keep: None
     """Give up the committed checkpoints that do not stay."""
+    stop_wanted: Callable[[], bool] = lambda: False
+    """Whether the workflow is to stop, for what a stage does outside gangs, whose ranks are asked themselves. Cheap."""
     side_by_side: bool = False
     """Whether tasks and gangs have processes of their own, so that they may run at the same time."""
 

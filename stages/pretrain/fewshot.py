@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster.errors import UserError
 from stages.classifiers.class_sets import check_images, class_sets_of
-from stages.context import Context, Output, Result
+from stages.context import Context, Output, Result, Stopped, StopRequest
 from stages.data.manifest import dataset_meta
 from stages.frozen.splits import pool_and_test
 from stages.pretrain.fewshot_config import FewshotOnTheWay
@@ -46,7 +46,8 @@ class Evaluations:
         """Evaluate checkpoints while the block trains, one after the other, and what is left at its end.
 
         Where training runs in this process nothing runs beside it: torch's threads and memory are shared. Where it
-        ends otherwise than well, nobody waits for an evaluation.
+        ends otherwise than well, nobody waits for an evaluation. Raises Stopped where the workflow is to stop before
+        all are done.
         """
         thread = threading.Thread(target=self._follow, name="few-shot", daemon=True)
         is_beside = self._context.side_by_side and self._job.config.workers != 0
@@ -59,7 +60,9 @@ class Evaluations:
         if is_beside:
             thread.join()
         while self._evaluate_next():
-            pass
+            if self._context.stop_wanted():
+                # The model is stored, and its checkpoints stay: another attempt trains nothing and goes on from here.
+                raise Stopped(StopRequest(reason="cancelled"), save_seconds=0.0)
         self._context.keep_checkpoints(self._job.keep_rule(self._context.storage))
 
     def added_to(self, result: Result) -> Result:

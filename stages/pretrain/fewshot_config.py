@@ -22,7 +22,16 @@ class FewshotOnTheWay(ClassifierSettings):
     cpus: float = Field(1, gt=0, description="CPU cores that an evaluation reserves")
     gpus: Literal[0, 1] = Field(0, description="1 computes features on a GPU; 0 on CPUs")
     threads: int = Field(1, ge=1, description="torch threads on a CPU")
-    batch: int = Field(256, ge=1, description="images per forward pass")
+    batch: int | None = Field(
+        None,
+        ge=1,
+        description="images per forward pass; if absent 256 on a GPU, and 16 on CPUs, where more slow training beside it",
+    )
+
+    @property
+    def images_at_once(self) -> int:
+        """Images per forward pass."""
+        return self.batch or (256 if self.gpus else 16)
 
     @model_validator(mode="after")
     def _check_policy(self) -> Self:

@@ -94,7 +94,7 @@ def _images(
         task.dataset,
         splits,
         resolution=task.resolution,
-        batch=task.settings.batch,
+        batch=task.settings.images_at_once,
         rank=0,
         world_size=1,
         classes=range(len(task.dataset.meta["classes"])),

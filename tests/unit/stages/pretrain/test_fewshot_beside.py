@@ -40,14 +40,14 @@ class Beside:
         self.waited_for: list[str] = []
         self.seen: list[set[int]] = []
 
-    def run(self, dataset: Output, *, side_by_side: bool = True, **fields: Any) -> Result:
+    def run(self, dataset: Output, *, side_by_side: bool = True, stop_wanted: bool = False, **fields: Any) -> Result:
         settings = {"updates": 12, "save_every": 100, "keep_last": 1, "workers": 1, **SMALL, **fields}
         config = PretrainConfig.model_validate({**settings, "data": "ingest", "model": MODEL, "resolution": 16})
         self.attempt += 1
         context = Context(
             storage=self.storage, folder=self.folder, attempt=self.attempt, seed=5, tasks=self._tasks, gang=self._gang,
             checkpoints=lambda: list(dict(sorted(self.kept.items())).values()),
-            keep_checkpoints=self._keep, side_by_side=side_by_side,
+            keep_checkpoints=self._keep, side_by_side=side_by_side, stop_wanted=lambda: stop_wanted,
         )  # fmt: skip
         return run(config, {"data": dataset}, context)
 
@@ -200,3 +200,18 @@ def test_another_process_can_be_told_of_a_task(ingested_digits, beside, pool):
     store(task, {}, [])
     assert pool.submit(evaluate_checkpoint, task).result() is None
     assert open_storage(beside.storage.url).read(evaluation_key(task.prefix)) == b""
+
+
+def test_a_stop_does_not_wait_for_all_evaluations_after_the_training(ingested_digits, beside):
+    fields = {"fewshot": EVERY_4, "side_by_side": False}
+    with pytest.raises(Stopped):
+        beside.run(ingested_digits[1], **fields, stop_wanted=True)
+    done = [update for update in (4, 8, 12) if beside.storage.stat(key_of(beside, update)) is not None]
+    assert done == [4]
+    assert set(beside.kept) == {4, 8, 12}
+    result = beside.run(ingested_digits[1], **fields)
+    assert {row["update"] for row in result.tables["fewshot_on_the_way"]} == {4, 8, 12}
+
+
+def key_of(beside: Beside, update: int) -> str:
+    return evaluation_key(checkpoint_prefix(beside.folder, update, 1))
