@@ -25,7 +25,7 @@ class FewshotOnTheWay(ClassifierSettings):
     batch: int | None = Field(
         None,
         ge=1,
-        description="images per forward pass; if absent 256 on a GPU, and 16 on CPUs, where more slow training beside it",
+        description="images per forward pass; if absent 256 on a GPU, and 16 on CPUs, where more slows training",
     )
 
     @property
