@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.gang import most_workers
 
 AHEAD = 4
 """Tasks that are submitted for each of the cluster's CPUs: enough to keep it busy, and memory stays flat."""
@@ -34,6 +35,10 @@ def map_tasks(
     from cluster.connect import connect
 
     handle = connect()
+    if not most_workers(cpus, gpus):
+        # A machine may still join; otherwise nobody would know why nothing happens.
+        asked = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        print(f"{label}: waits, since no machine of the cluster has {asked}", flush=True)
     task = handle.remote(_run).options(num_cpus=cpus, num_gpus=gpus, max_retries=retries, name=label)
     ahead = max(AHEAD, AHEAD * int(handle.cluster_resources().get("CPU", 1)))
     pending: deque[Any] = deque()

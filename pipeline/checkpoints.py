@@ -116,15 +116,22 @@ def _audit_output(storage: Storage, record_key: str, fast: bool) -> Audited:
         return Audited(what=what, files=0, bytes=0, problems=(problem,))
     files = [(output.key(entry["path"]), entry) for entry in output.manifest["files"]]
     found = _audit_files(storage, what, files, fast)
-    if output.kind != "dataset":
-        return found
-    shards = _audit_shards(storage, output, fast)
+    files = [(located(storage, output, file["address"])[1], file) for file in stored_parts(output)]
+    shards = (
+        _audit_shards(storage, output, fast) if output.kind == "dataset" else _audit_files(storage, "", files, fast)
+    )
     return Audited(
         what=what,
         files=found.files + shards.files,
         bytes=found.bytes + shards.bytes,
         problems=(*found.problems, *shards.problems),
     )
+
+
+def stored_parts(output: Any) -> list[dict[str, Any]]:
+    """The files of features [address, bytes, sha256], which the manifest's meta names; none of other outputs."""
+    parts = output.meta["parts"] if output.kind == "features" else []
+    return [file for part in parts for file in part["files"].values()]
 
 
 def _audit_shards(storage: Storage, output: Any, fast: bool) -> Audited:

@@ -150,8 +150,14 @@ class Workflow(Config):
             return
         found, wanted = self.stages[target].output, wanted_outputs(config, field)
         if found not in wanted:
-            expected = " or a ".join(wanted)
-            raise UserError(f"{key}: stage '{target}' makes a {found}, expected one that makes a {expected}")
+            expected = " or ".join(map(_with_article, wanted))
+            raise UserError(f"{key}: stage '{target}' makes {_with_article(found)}, expected one that makes {expected}")
+
+
+def _with_article(output: str) -> str:
+    if output in ("features", "figures"):
+        return output
+    return f"{'an' if output[0] in 'aeiou' else 'a'} {output}"
 
 
 def _check_stage_name(place: str, name: Any) -> None:

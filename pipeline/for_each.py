@@ -20,7 +20,7 @@ from cluster.errors import UserError
 from pipeline.branch import branched
 from pipeline.identity import reference_keys
 from pipeline.kinds import config_of
-from pipeline.repeats import member_names
+from pipeline.repeats import members_of
 from pipeline.spelling import plain_references
 from pipeline.sweep import expand
 
@@ -60,24 +60,37 @@ def _spread(
     if source in (name, *outer):
         raise UserError(f"{key}: got '{source}', which is made for each of this one: a circle")
     _spread(source, bodies, groups, found, (*outer, name))
-    members = groups.get(source) or _members(key, source, bodies)
+    members = _members(key, source, found[source] if source in groups else {source: branched(source, bodies)})
     own = {field: value for field, value in body.items() if field != "for_each"}
     own.setdefault("kind", name)
-    found[name] = {f"{name}{member[len(source) :]}": _for_one(key, own, source, member) for member in members}
+    found[name] = {
+        f"{name}{member[len(source) :]}": _for_one(key, own, source, member, seed) for member, seed in members.items()
+    }
     groups[name] = list(found[name])
 
 
-def _members(key: str, source: str, bodies: Mapping[str, Any]) -> list[str]:
-    """The stages that a sweep or seeds stand for, without the choice among them or the table of them."""
-    body = branched(source, bodies)
-    several = isinstance(body, dict) and ("sweep" in body or "seeds" in body)
-    if not several:
+def _members(key: str, source: str, stages: Stages) -> dict[str, int | None]:
+    """The stages that one of the file stands for, with the seeds of those that are repeated; None for the others.
+
+    Of stages that are made for each of others themselves, the choice among a sweep stands for it.
+    """
+    if source in stages and not _stands_for_several(stages[source]):
         raise UserError(f"{key}: '{source}' is one stage: give it a sweep or seeds, or take for_each away")
-    return member_names(source, expand(source, body))
+    members: dict[str, int | None] = {}
+    for own, body in stages.items():
+        expanded = expand(own, body) if _stands_for_several(body) else {own: body}
+        one = own != source and own in expanded and "seeds" not in body
+        several = {own: body} if one else members_of(own, expanded)
+        members |= {name: found.get("seed") if "seeds" in body else None for name, found in several.items()}
+    return members
 
 
-def _for_one(key: str, body: Mapping[str, Any], source: str, member: str) -> dict[str, Any]:
-    """A stage's body, with `member` in the place of `source` wherever it refers to that."""
+def _stands_for_several(body: Any) -> bool:
+    return isinstance(body, dict) and ("sweep" in body or "seeds" in body)
+
+
+def _for_one(key: str, body: Mapping[str, Any], source: str, member: str, seed: int | None) -> dict[str, Any]:
+    """A stage's body, with `member` in the place of `source` wherever it refers to that, and with its seed."""
     try:
         config = config_of(body["kind"])
         plain = plain_references(config, dict(body))
@@ -90,7 +103,9 @@ def _for_one(key: str, body: Mapping[str, Any], source: str, member: str) -> dic
     for field in fields:
         value = plain[field]
         plain[field] = [member if one == source else one for one in value] if isinstance(value, list) else member
-    return plain
+    if seed is not None and "seeds" in plain:
+        raise UserError(f"{key}: '{source}' has seeds, which this stage takes over: take its own seeds away")
+    return plain if seed is None else {"seed": seed, **plain}
 
 
 def _listed(value: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.errors import UserError
 from cluster.storage import NotFound, Storage, open_storage
-from pipeline.checkpoints import located
+from pipeline.checkpoints import located, stored_parts
 from pipeline.config import Workflow
 from pipeline.head import read_head
 from pipeline.record import read_record, recorded_output
@@ -46,7 +46,7 @@ class StageOutput:
     attempt: int
     files: tuple[OutputFile, ...]
     shards: tuple[OutputFile, ...]
-    """Tars and indexes of a data set, which its tables name; they are copied too."""
+    """Tars and indexes of a data set, which its tables name, or the files of features; they are copied too."""
     elsewhere: int
     """Tars and indexes that a data set's tables name by absolute addresses, which stay where they are."""
 
@@ -125,7 +125,7 @@ def _described(storage: Storage, stage: str, output: Output, attempt: int) -> St
         )
         for entry in output.manifest["files"]
     ]
-    shards = list(_shards(storage, output)) if output.kind == "dataset" else []
+    shards = list(_shards(storage, output)) if output.kind == "dataset" else list(_parts(storage, output))
     own = [file for file in shards if file is not None]
     return StageOutput(
         stage=stage,
@@ -151,6 +151,13 @@ def _shards(storage: Storage, output: Output) -> Iterator[OutputFile | None]:
                     continue
                 place, key = located(storage, output, file.address)
                 yield OutputFile(path=file.address, address=f"{place.url}/{key}", bytes=file.bytes, sha256=file.sha256)
+
+
+def _parts(storage: Storage, output: Output) -> Iterator[OutputFile]:
+    """The files of stored features, which lie below the stage's folder as those of a data set do."""
+    for file in stored_parts(output):
+        place, key = located(storage, output, file["address"])
+        yield OutputFile(path=file["address"], address=f"{place.url}/{key}", bytes=file["bytes"], sha256=file["sha256"])
 
 
 def _destination(to: str) -> Storage:

@@ -21,7 +21,7 @@ from pipeline.identity import reference_keys, wanted_outputs
 from pipeline.kinds import config_of
 from pipeline.spelling import plain_references
 from stages.config import StageConfig
-from stages.summary.config import SummaryConfig
+from stages.summary.config import SummaryConfig, group_of
 
 Bodies = dict[str, dict[str, Any]]
 Repeated = dict[str, dict[int, str]]
@@ -45,9 +45,9 @@ def repeat(expanded: Mapping[str, Bodies], groups: Mapping[str, list[str]]) -> d
     return found
 
 
-def member_names(name: str, bodies: Bodies) -> list[str]:
+def members_of(name: str, bodies: Bodies) -> Bodies:
     """The stages that one of a sweep or of seeds stands for, without the choice among them or the table of them."""
-    return [own for own in _with_seeds(name, bodies, {}) if own != name]
+    return {own: body for own, body in _with_seeds(name, bodies, {}).items() if own != name}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,16 +138,21 @@ def _is_summary(name: str, body: Any) -> bool:
 
 def _summary(body: dict[str, Any], several: Several, outer: tuple[str, ...]) -> dict[str, Any]:
     """A summary of summaries is one of all their models; `outer` are those that this one is within."""
-    if "groups" in body or not isinstance(body.get("from"), list):
+    sources = [body["from"]] if isinstance(body.get("from"), str) else body.get("from")
+    if "groups" in body or not isinstance(sources, list):
         return body
     models: list[Any] = []
     groups: list[Any] = []
-    for one in _without_groups(body["from"], several):
+    for one in _without_groups(sources, several):
         table = several.tables.get(one) if isinstance(one, str) and one not in outer else None
-        inner = _summary(table, several, (*outer, one)) if table is not None else {"from": [one], "groups": [one]}
+        inner = _summary(table, several, (*outer, one)) if table is not None else _alone(one)
         models += inner["from"]
         groups += inner.get("groups", inner["from"])
     return {**body, "from": models, "groups": groups}
+
+
+def _alone(one: Any) -> dict[str, Any]:
+    return {"from": [one], "groups": [group_of(one) if isinstance(one, str) else one]}
 
 
 def _without_groups(names: Iterable[Any], several: Several) -> Iterator[Any]:

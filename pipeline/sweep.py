@@ -44,12 +44,14 @@ def expand(name: str, body: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for chosen in itertools.product(*fields.values()):
         parts = [_part(field, called) for field, (called, _) in zip(fields, chosen, strict=True)]
         variant, own = "-".join([name, *parts]), deepcopy(rest)
+        if "" in (called for called, _ in chosen):
+            raise UserError(f"stages.{name}.sweep: a value has an empty name: stages are called by it")
         if variant in found:
             raise UserError(f"stages.{name}.sweep: two of its stages would be called '{variant}': take one away")
         for path, (_, value) in zip(fields, chosen, strict=True):
             _set(name, own, path, deepcopy(value))
         found[variant] = own
-    choose = body.get("choose") or {}
+    choose = {} if body.get("choose") is None else body["choose"]
     if choose == NOTHING:
         return found
     if not isinstance(choose, dict):

@@ -307,9 +307,8 @@ class MlflowTracker:
 
 
 def _shown(paths: list[str]) -> list[str]:
-    """The pictures among an output's files, and their numbers: the CSV files of the same names."""
-    pictures = {path for path in paths if path.endswith(".png")}
-    return [path for path in paths if path in pictures or path.removesuffix(".csv") + ".png" in pictures]
+    """The pictures among an output's files, and the tables of numbers."""
+    return [path for path in paths if path.endswith((".png", ".csv"))]
 
 
 def _cause(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """Votes of the nearest images, weighted by their cosine: no training at all.
 
 As DINO's evaluation (Caron et al., 2021, appendix F.1; `eval_knn.py`): features of length 1, the k images of the
-greatest cosine vote for their classes with exp(cosine / T), k = 20 and T = 0.07 there. Fewer than k images all vote.
+greatest cosine vote for their classes with exp(cosine / T), k = 20 and T = 0.07 there. Fewer than k images all vote; of
+equal cosines those of earlier images count.
 """
 
 from __future__ import annotations
@@ -45,12 +46,23 @@ def _votes(cosines: Array, labels: NDArray[np.int64], classes: int, neighbours: 
     rows, count = cosines.shape
     nearest = np.broadcast_to(np.arange(count), (rows, count))
     if neighbours < count:
-        nearest = np.argpartition(cosines, count - neighbours, axis=1)[:, count - neighbours :]
+        nearest = _nearest(cosines, neighbours)
     # The greatest cosine is 1: so no power overflows, and the order stays.
     weights = np.exp((np.take_along_axis(cosines, nearest, axis=1) - 1.0) / temperature)
     places = np.arange(rows)[:, None] * classes + labels[nearest]
     votes = np.bincount(places.ravel(), weights.ravel(), minlength=rows * classes)
     return votes.astype(np.float64, copy=False).reshape(rows, classes)
+
+
+def _nearest(cosines: Array, neighbours: int) -> NDArray[np.intp]:
+    """Places of the greatest cosines of each row [b, k]; of equal ones those that come first."""
+    count = cosines.shape[1]
+    nearest = np.argpartition(cosines, count - neighbours, axis=1)[:, count - neighbours :]
+    least = np.take_along_axis(cosines, nearest, axis=1).min(axis=1)
+    # Where more are as near as the farthest of them, which ones were taken is the partition's accident.
+    for row in np.flatnonzero((cosines >= least[:, None]).sum(axis=1) > neighbours):
+        nearest[row] = np.argsort(-cosines[row], kind="stable")[:neighbours]
+    return nearest
 
 
 def _of_length_one(rows: Array) -> Array:

@@ -21,11 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from cluster.errors import UserError
+
 Array = NDArray[np.floating[Any]]
 
 
 def best(candidates: Sequence[float], merit: Array) -> float:
-    """The candidate of the greatest merit [L]."""
+    """The candidate of the greatest merit [L]. Raises UserError where a merit is no number."""
+    if np.isnan(merit).any():
+        tried = ", ".join(f"{value:g}" for value, own in zip(candidates, merit, strict=True) if np.isnan(own))
+        raise UserError(f"candidates={tried}: so far from 1 that nothing can be computed: take them away")
     return max(value for value, own in zip(candidates, merit.tolist(), strict=True) if own == merit.max())
 
 

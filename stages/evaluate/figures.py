@@ -11,6 +11,8 @@ from stages.evaluate.tally import Tally
 from stages.rendered import png_bytes
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
+MOST_NUMBERED = 12
+"""Classes whose shares have room for their numbers at the width of a page; of more, colours alone."""
 
 
 def calibration_figure(rows: list[dict[str, Any]], error: float) -> bytes:
@@ -38,15 +40,17 @@ def confusion_figure(tally: Tally, names: Sequence[str]) -> bytes:
     for (truth, predicted), count in tally.pairs.items():
         counts[truth, predicted] = count
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(4.5, 1.6 + 0.48 * len(names))
+    numbered = len(names) <= MOST_NUMBERED
+    side = max(4.5, 1.6 + 0.48 * len(names)) if numbered else 7.2
     figure, (panel,) = _figure((side + 0.6, side), 1)
     panel.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     places = range(len(names))
-    panel.set_xticks(places, names, rotation=45, ha="right")
-    panel.set_yticks(places, names)
+    small = None if numbered else min(8.0, 270 / len(names))
+    panel.set_xticks(places, names, rotation=45 if numbered else 90, ha="right" if numbered else "center", size=small)
+    panel.set_yticks(places, names, size=small)
     panel.set_xlabel("predicted")
     panel.set_ylabel("true class")
-    for row in places:
+    for row in places if numbered else ():
         for column in places:
             if shares[row, column] >= 0.5:
                 dark = shares[row, column] > 55

@@ -31,7 +31,8 @@ def run(config: EvaluateConfig, inputs: Inputs, context: Context) -> Result:
     tally = Tally(config.calibration_bins).merge(_tallies(config, inputs, context, splits, outputs))
     if not tally.images:
         raise UserError(f"splits={list(splits)} of {meta.name!r}: no image has a label, so nothing can be right")
-    figures = _figures(tally, splits[0], int(model.meta["num_classes"]))
+    named = "test" if set(splits) <= {"test", "held_out_test"} else "_and_".join(splits)
+    figures = _figures(tally, named, int(model.meta["num_classes"]))
     names = [str(name) for name in model.meta["classes"]]
     calibration, classes = calibration_rows(tally), class_rows(tally, names)
     files = [

@@ -41,15 +41,18 @@ def _known(labels: Tensor, outputs: tuple[int, ...], count: int, classes: tuple[
     """Labels of the data set as outputs of the model: [n], or [n, C] where an image has several."""
     position = torch.tensor(outputs)
     if labels.ndim == 2:
-        # A label that the model cannot give makes no answer right.
+        # Of several labels, one that the model cannot give makes no answer right.
         found = torch.zeros(len(labels), count)
         found[:, position[position != NONE]] = labels[:, position != NONE]
-        return found
-    unknown = sorted(set(labels[position[labels] == NONE].tolist()))
+        lost = labels.bool().any(dim=1) & ~found.bool().any(dim=1)
+        unknown = labels[lost].bool().any(dim=0).nonzero().flatten().tolist()
+    else:
+        found = position[labels]
+        unknown = sorted(set(labels[found == NONE].tolist()))
     if unknown:
         names = ", ".join(classes[label] for label in unknown[:3])
         raise UserError(
             f"images of {len(unknown)} classes that the model does not have, such as {names}: leave their splits out, "
             "or fine-tune the model on all classes"
         )
-    return position[labels]
+    return found

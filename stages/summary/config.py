@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+import re
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.config import StageConfig, reference
 
 if TYPE_CHECKING:
     from stages.config import StageFunction
+
+
+SEED = re.compile(r"-seed-\d+$")
+
+
+def group_of(stage: str) -> str:
+    """The row that a stage belongs to where nothing else is said: its name without `-seed-N`."""
+    return SEED.sub("", stage)
 
 
 class SummaryConfig(StageConfig):
@@ -28,6 +37,11 @@ class SummaryConfig(StageConfig):
     metrics: tuple[str, ...] = Field(
         (), description="figures to show; if absent, of models those of validation and test, of evaluations all"
     )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from typing import Any
 
 from cluster.errors import UserError
 from stages.context import Context, Inputs, Output, Result
 from stages.rendered import csv_bytes
-from stages.summary.config import SummaryConfig
+from stages.summary.config import SummaryConfig, group_of
 
 SPLITS = ("validation", "test")
-SEED = re.compile(r"-seed-\d+$")
 
 
 def run(config: SummaryConfig, inputs: Inputs, context: Context) -> Result:
@@ -22,7 +20,7 @@ def run(config: SummaryConfig, inputs: Inputs, context: Context) -> Result:
     if not metrics:
         raise UserError(f"no figure is known of all of {', '.join(config.models)}: name one as metrics")
     groups: dict[str, list[dict[str, float]]] = {}
-    names = config.groups or tuple(SEED.sub("", stage) for stage in config.models)
+    names = config.groups or tuple(group_of(stage) for stage in config.models)
     for stage, group, model in zip(config.models, names, models, strict=True):
         groups.setdefault(group, []).append(_figures(stage, model, metrics))
     rows = [_row(group, figures, metrics) for group, figures in groups.items()]

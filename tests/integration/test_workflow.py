@@ -131,7 +131,7 @@ def test_a_window_trained_again_on_the_cluster_comes_out_the_same(reference, sta
     assert found.exact
 
 
-EVALUATED = """
+EVALUATIONS = """
   evaluate: {data: ingest, from: pretrain, images_per_task: 60, batch: 30, threads: 1}
   features: {data: ingest, from: pretrain, images_per_task: 500, threads: 1, baselines: [untrained]}
   fewshot: {features: features, draws: 3}
@@ -140,7 +140,7 @@ EVALUATED = """
 
 def test_evaluations_by_tasks_of_the_cluster_are_those_of_one_process(reference, stack_environment):
     settings, _ = reference
-    storage, workflow = settings.storage(), small_workflow(more=EVALUATED)
+    storage, workflow = settings.storage(), small_workflow(more=EVALUATIONS)
     workflow_id = api.submit(workflow, settings)
     ended(settings, workflow_id, "done")
     assert stage(storage, workflow_id, "pretrain").outcome == "reused"

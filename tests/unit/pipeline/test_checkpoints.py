@@ -13,18 +13,21 @@ import torch
 
 from cluster.errors import UserError
 from cluster.storage import Storage, open_storage
+from cluster.storage.base import file_digest
 from pipeline import cli
 from pipeline.checkpoints import audit, checkpoints, export
 from pipeline.commands.base import console
 from pipeline.config import Workflow
 from pipeline.head import read_head
+from pipeline.outputs import copy_output
 from pipeline.status import StatusReader
 from stages.training.manifest import Damaged
 from tests.integration.flows import small_workflow
 from tests.unit.pipeline.finished import copied, run_to_its_end
 
 FLOW = small_workflow(
-    "pretrain.updates=12", "pretrain.save_every=4", "pretrain.keep_every=4", "pretrain.polyak_decay=0.9"
+    *("pretrain.updates=12", "pretrain.save_every=4", "pretrain.keep_every=4", "pretrain.polyak_decay=0.9"),
+    more="  features: {data: ingest, from: pretrain, baselines: []}\n",
 )
 
 
@@ -66,10 +69,10 @@ def final(there, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
 
 def test_everything_is_whole_after_a_run(there):
     rows = list(audit(*there, fast=False))
-    assert [row.problems for row in rows] == [()] * 5
-    # The data set's tables, shards and indexes; the model's two files; one file of each checkpoint.
+    assert [row.problems for row in rows] == [()] * 6
+    # The data set has tables, shards and indexes, the model two files, each checkpoint one; and features and labels.
     assert rows[0].files > 10
-    assert [row.files for row in rows[1:]] == [2, 1, 1, 1]
+    assert [row.files for row in rows[1:]] == [2, 1, 1, 1, 2]
     assert sum(row.bytes for row in rows) > 1_000_000
 
 
@@ -99,10 +102,21 @@ def test_damaged_shards_and_outputs_are_found_too(there):
     storage.write(tar, storage.read(tar)[:-512] + bytes(511) + b"x")
     model = next(key for key in storage.list("stages/pretrain/") if key.endswith("/raw.safetensors"))
     storage.delete(model)
+    features = next(key for key in storage.list("stages/features/") if key.endswith("-features.safetensors"))
+    storage.write(features, storage.read(features)[:-1] + b"x")
     problems = [problem for row in audit(*there, fast=False) for problem in row.problems]
-    assert len(problems) == 2
+    assert len(problems) == 3
     assert tar.rsplit("/", 1)[1] in problems[0]
     assert "raw.safetensors is missing" in problems[1]
+    assert problems[2].startswith(f"{features} has sha256 ")
+
+
+def test_stored_features_are_copied_with_their_output(there, tmp_path):
+    storage, workflow_id, flow = there
+    found = copy_output(storage, workflow_id, flow, "features", str(tmp_path / "copy"))
+    assert [file.path.rpartition("-")[2] for file in found.shards] == ["labels.safetensors", "features.safetensors"]
+    for file in found.shards:
+        assert file_digest(tmp_path / "copy" / file.path).sha256 == file.sha256
 
 
 @pytest.mark.parametrize(("raw", "file"), [(False, "model.safetensors"), (True, "raw.safetensors")])
@@ -167,7 +181,7 @@ def test_the_commands_print_and_set_their_exit_codes(there, tmp_path, monkeypatc
     code, text = patchline("checkpoints", "--json")
     assert [row["update"] for row in json.loads(text)] == [4, 8, 12]
     code, text = patchline("audit", workflow_id)
-    assert (code, text.count("✓"), text.count("sha256")) == (0, 5, 5)
+    assert (code, text.count("✓"), text.count("sha256")) == (0, 6, 6)
     code, text = patchline("export", str(tmp_path / "vit.safetensors"), "--workflow", workflow_id)
     assert code == 0
     assert "averaged weights of update 12" in text

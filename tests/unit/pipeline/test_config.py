@@ -95,7 +95,7 @@ def test_shipped_workflows_load_and_survive_a_round_trip(name):
         (WHOLE, ["fewshot.class_sets=[seen]"], "stages.fewshot.class_sets: got seen, expected 'all' alone"),
         (SHARED, ["features.resolution=24"], "stages.features.resolution: got 24, expected 16, that of the model"),
         (SHARED, ["fewshot.class_sets=[seen]"], "stages.fewshot.class_sets: got seen, expected 'all' alone"),
-        (SHARED, ["fewshot.features=ingest"], "stage 'ingest' makes a dataset, expected one that makes a features"),
+        (SHARED, ["fewshot.features=ingest"], "stage 'ingest' makes a dataset, expected one that makes features"),
         (SHARED, ["fewshot.data=ingest"], "says data already: leave it out here"),
         (
             LONGER,

@@ -1,5 +1,8 @@
 """Stages that are made for each of those that another one stands for."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from cluster.errors import UserError
@@ -63,8 +66,33 @@ def test_models_of_seeds_are_all_taken_where_several_can_be_named():
     # One name is a list of one.
     assert parse_workflow(text.replace("[pretrain]", "pretrain"), "mine.yaml") == parse_workflow(text, "mine.yaml")
     text += "  few: {kind: fewshot, data: ingest, from: pretrain, for_each: pretrain, class_sets: [all]}\n"
-    stages = parse_workflow(text, "mine.yaml").stages
-    assert [stages[f"few-seed-{seed}"].model for seed in (0, 3)] == ["pretrain-seed-0", "pretrain-seed-3"]
+    text += "  table: {kind: summary, from: few}\n"
+    workflow = parse_workflow(text, "mine.yaml")
+    few = [f"few-seed-{seed}" for seed in (0, 3)]
+    assert [workflow.stages[name].model for name in few] == ["pretrain-seed-0", "pretrain-seed-3"]
+    # What is made for a model of a seed has that seed, and is a repeat of the others.
+    assert [workflow.seed_of(name) for name in few] == [0, 3]
+    assert (workflow.stages["table"].models, workflow.stages["table"].groups) == (tuple(few), ("few", "few"))
+    with pytest.raises(UserError, match=r"few\.for_each: 'pretrain' has seeds, which this stage takes over"):
+        parse_workflow(text, "mine.yaml", ["few.seeds=[0, 1]"])
+
+
+def test_what_another_one_is_made_for_may_stand_for_several_itself():
+    stages = load("finetune.choose=none").stages
+    ends = [f"{size}-lr-0_01-dropout-{dropout}" for size in ("model-narrow", "model-S") for dropout in ("0", "0_1")]
+    assert [name for name in stages if name.startswith("fewshot")] == [f"fewshot-{end}" for end in ends]
+    assert [stages[f"fewshot-{end}"].model for end in ends] == [f"finetune-{end}" for end in ends]
+    seeds = load("finetune.sweep={dropout: [0]}", "finetune.choose=none", "finetune.seeds=[0, 2]").stages
+    assert seeds["fewshot-model-S-lr-0_01-dropout-0-seed-2"].seed == 2
+
+
+def test_the_example_of_the_documentation_is_read():
+    text = (Path(__file__).parents[3] / "docs/workflows.md").read_text()
+    example = next(block for block in re.findall(r"```yaml\n(.*?)```", text, re.S) if "for_each" in block)
+    body = "".join(f"  {line}\n" for line in example.splitlines())
+    ingest = "name: shown\nstages:\n  ingest: {source: {kind: digits}}\n"
+    stages = parse_workflow(ingest + body, "workflows.md").stages
+    assert stages["table"].models == ("fewshot-model-small", "fewshot-model-large")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +107,8 @@ def test_models_of_seeds_are_all_taken_where_several_can_be_named():
         (["repeated.from=pretrain"], "from: 'pretrain' stands for pretrain-model-narrow-lr-0_01, pretrain-model-S-lr"),
         (["fewshot-model-S-lr-0_01.kind=fewshot"], "'fewshot-model-S-lr-0_01' is no stage of this workflow"),
         (["pretrain.choose=all"], "stages.pretrain.choose: got 'all', expected a mapping such as {metric:"),
+        (["pretrain.choose=false"], "stages.pretrain.choose: got False, expected a mapping"),
+        (["pretrain.sweep={lr: {'': 0.1}}"], "stages.pretrain.sweep: a value has an empty name"),
         (["pretrain.sweep={lr: {}}"], "stages.pretrain.sweep.lr: got {}, expected a list of values, or names of them"),
     ],
 )

@@ -261,3 +261,20 @@ def test_classes_are_told_apart_among_themselves():
     for draw in range(2):
         accuracy, ties = expected(few, rows, 3, draw, 3, 1024.0)
         assert abs(scores["least_squares", 3].values[draw, 0] - accuracy) <= ties + 1e-12
+
+
+def test_of_equal_cosines_earlier_images_vote():
+    few = np.ones((40, 3), dtype=np.float32)
+    labels = np.repeat(np.arange(4), 10)
+    for neighbours, expected in ((5, 0), (10, 0), (20, 0)):
+        found = neighbour_predictions(few[:2], few, labels, [40], classes=4, neighbours=neighbours, temperature=0.07)
+        assert found.tolist() == [[expected] * 2]
+    nearer = few.copy()
+    nearer[35] = [1, 1, 1.001]
+    order = neighbour_predictions(nearer[35:36], nearer, labels, [40], classes=4, neighbours=1, temperature=0.07)
+    assert order.tolist() == [[3]]
+
+
+def test_candidates_that_cannot_be_computed_with_are_refused():
+    with pytest.raises(UserError, match=r"candidates=1e\+300: so far from 1 that nothing can be computed"):
+        best([1.0, 1e300], np.array([0.5, np.nan]))

@@ -107,10 +107,13 @@ def test_outputs_without_names_are_taken_by_their_order_and_others_refused(digit
 
 
 def test_several_labels_of_an_image_become_the_models_outputs():
-    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    labels = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     # The model has the third class as its first output, the first as its last, and not the second.
     found = _known(labels, (3, NONE, 0), 4, ("a", "b", "c"))
-    assert found.tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert found.tolist() == [[1, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    # An image with no other label would look like one without any, and leave the count.
+    with pytest.raises(UserError, match="images of 1 classes that the model does not have, such as b"):
+        _known(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), (3, NONE, 0), 4, ("a", "b", "c"))
 
 
 def test_mistakes_get_one_clear_message(digits):
