@@ -114,7 +114,7 @@ def test_damaged_shards_and_outputs_are_found_too(there):
 def test_stored_features_are_copied_with_their_output(there, tmp_path):
     storage, workflow_id, flow = there
     found = copy_output(storage, workflow_id, flow, "features", str(tmp_path / "copy"))
-    assert [file.path.rpartition("-")[2] for file in found.shards] == ["labels.safetensors", "features.safetensors"]
+    assert {file.path.rpartition("-")[2] for file in found.shards} == {"labels.safetensors", "features.safetensors"}
     for file in found.shards:
         assert file_digest(tmp_path / "copy" / file.path).sha256 == file.sha256
 
