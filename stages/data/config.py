@@ -68,6 +68,9 @@ class DataConfig(Config):
         "stop", "what a shard with wrong bytes does: stop the run, or give way to the samples of the next shard"
     )
     max_bad: float = placement(0.001, "part of the samples read that may be unreadable and replaced", ge=0, le=1)
+    native: bool = placement(
+        True, "whether the native helper makes the crops, where it can be built: same bytes, faster"
+    )
     cache: str | None = placement(None, "folder for shards on each node; one below the temporary folder if absent")
     cache_gigabytes: float = placement(
         40.0, "size that the folder is kept below, in 10^9 bytes, and below 80 % of the disk's free space", gt=0

@@ -32,8 +32,25 @@ def decode_rgb(data: bytes, name: str = "image") -> Image.Image:
     except Exception as error:
         # Pillow's decoders and its readers of metadata raise whatever a damaged file makes them stumble over.
         raise UnreadableImage(
-            f"{name} ({len(data)} bytes) cannot be decoded: {error}; replace the file or leave it out"
+            f"{name} ({len(data)} bytes) cannot be decoded: {_reason(data, error)}; replace the file or leave it out"
         ) from error
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    """Pillow's own, but for JPEGs of 12 bits, of which it says only that it cannot identify them."""
+    bits = jpeg_bits(data)
+    return str(error) if bits in (None, 8) else f"a JPEG of {bits} bits a channel, of which those of 8 can be read"
+
+
+def jpeg_bits(data: bytes) -> int | None:
+    """The bits of a channel that the frame of a JPEG has in its header, None for what has none."""
+    place = 2
+    while data[:2] == b"\xff\xd8" and place + 5 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return data[place + 4]
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
 
 
 def open_image(data: bytes) -> Image.Image:

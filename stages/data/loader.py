@@ -21,17 +21,19 @@ from cluster.storage.base import Storage
 from stages.context import Output
 from stages.data.cache import ShardCache
 from stages.data.config import DataConfig, RandAugment
+from stages.data.crops import Crops
 from stages.data.dataset import open_cache, open_order, open_shards
 from stages.data.evaluation import evaluation_image
 from stages.data.fetch_ahead import FetchAhead
 from stages.data.manifest import dataset_meta
 from stages.data.mixup import mixup_weights, partners
+from stages.data.native.helper import Native, native
 from stages.data.order import in_turn, rank_rows
 from stages.data.randaugment import LANES, randaugment
 from stages.data.random import uniform
-from stages.data.reader import Decoded, SampleReader
+from stages.data.reader import Decoded, SampleReader, Stored
 from stages.data.table import Shards
-from stages.data.transforms import CROP_LANES, crop_boxes, train_crop
+from stages.data.transforms import CROP_LANES, crop_boxes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,9 @@ class TrainLoader(Iterator[Batch]):
         shards = open_shards(cache, dataset, splits)
         self._rows = rank_rows(global_batch, rank, world_size)
         self._order = open_order(shards, dataset, splits, config, seed)
-        self._reader = _reader(cache, shards, config, classes)
+        helper = native() if config.native else None
+        self._reader = _reader(cache, shards, config, classes, helper)
+        self._crops = Crops(helper)
         self._fetch_ahead = None
         if config.fetch == "shards" and config.fetch_ahead:
             self._fetch_ahead = FetchAhead(cache, shards, self._order, start, int(config.cache_gigabytes * 1e9))
@@ -225,23 +229,26 @@ class TrainLoader(Iterator[Batch]):
         return self._reader.replaced
 
     def _fill(self, samples: NDArray[np.int64], images: NDArray[np.uint8], labels: Tensor) -> None:
-        config, resolution = self._config, self._resolution
+        config = self._config
         _, shards, indices = self._order.locate(samples)
-        places = zip(shards.tolist(), indices.tolist(), strict=True)
-        decoded = [self._reader.read_or_replace(*place) for place in places]
-        boxes = crop_boxes(
-            np.array([sample.image.shape[:2] for sample in decoded], dtype=np.int64),
-            uniform(self._seed, "crop", samples, CROP_LANES),
-            area=config.crop_area,
-            ratio=config.crop_ratio,
-            sampling=config.crop_sampling,
-        )
+        places = list(zip(shards.tolist(), indices.tolist(), strict=True))
+        read = [self._reader.stored_or_replaced(*place) for place in places]
+        numbers = uniform(self._seed, "crop", samples, CROP_LANES)
+        boxes = self._boxes([sample.size for sample in read], numbers)
         flips = (uniform(self._seed, "flip", samples, 1)[:, 0] < 0.5) & config.flip
-        for row, (sample, box, flip) in enumerate(zip(decoded, boxes, flips.tolist(), strict=True)):
-            images[row] = train_crop(sample.image, box, flip, resolution)
+        for row, (box, flip) in enumerate(zip(boxes, flips.tolist(), strict=True)):
+            if not self._crops.write(read[row], box, flip, images[row]):
+                # Something is wrong with it, so that the plain way has to say what stands here.
+                read[row] = sample = self._reader.decoded_or_replaced(*places[row])
+                self._crops.write(sample, self._boxes([sample.size], numbers[row : row + 1])[0], flip, images[row])
         if config.randaugment is not None:
             self._augment(samples, images, config.randaugment)
-        _write_labels(decoded, labels)
+        _write_labels(read, labels)
+
+    def _boxes(self, sizes: Sequence[tuple[int, int]], numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+        config = self._config
+        drawn = {"area": config.crop_area, "ratio": config.crop_ratio, "sampling": config.crop_sampling}
+        return crop_boxes(np.array(sizes, dtype=np.int64), numbers, **drawn)
 
     def _augment(self, samples: NDArray[np.int64], images: NDArray[np.uint8], config: RandAugment) -> None:
         numbers = uniform(self._seed, "randaugment", samples, config.layers * LANES)
@@ -314,7 +321,9 @@ def evaluation_batches(
         workers.close()
 
 
-def _reader(cache: ShardCache, shards: Shards, config: DataConfig, classes: Sequence[int]) -> SampleReader:
+def _reader(
+    cache: ShardCache, shards: Shards, config: DataConfig, classes: Sequence[int], helper: Native | None = None
+) -> SampleReader:
     return SampleReader(
         cache,
         shards,
@@ -324,6 +333,7 @@ def _reader(cache: ShardCache, shards: Shards, config: DataConfig, classes: Sequ
         skip_corrupt=config.corrupt_shards == "skip",
         # Each stream reads from one block, whose samples may lie in several shards.
         open_shards=max(128, 4 * config.streams),
+        native=helper,
     )
 
 
@@ -331,9 +341,9 @@ def _label_shape(dataset: Output, classes: Sequence[int]) -> tuple[int, ...]:
     return (len(classes),) if dataset_meta(dataset).multi_label else ()
 
 
-def _write_labels(decoded: Sequence[Decoded], labels: Tensor) -> None:
+def _write_labels(read: Sequence[Decoded | Stored], labels: Tensor) -> None:
     if labels.ndim == 1:
-        labels.copy_(torch.tensor([sample.labels[0] for sample in decoded]))
+        labels.copy_(torch.tensor([sample.labels[0] for sample in read]))
         return
-    for row, sample in enumerate(decoded):
+    for row, sample in enumerate(read):
         labels[row, list(sample.labels)] = 1.0

@@ -6,8 +6,8 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from cluster.errors import UserError
 from stages.data.cache import CorruptShard, ShardCache
 from stages.data.decode import UnreadableImage, decode_rgb
 from stages.data.index import read_index
+from stages.data.jpeg import jpeg_pixels
+from stages.data.native.helper import Native
 from stages.data.table import Shard
 
 _SMALL_IMAGE = 64 * 1024
@@ -25,6 +27,8 @@ FEW = 10
 """Unreadable samples that say nothing yet about their part of the whole."""
 
 _KEPT_BYTES = 256 * 1024**2
+
+T = TypeVar("T")
 
 
 class _OpenShard:
@@ -53,13 +57,27 @@ class Decoded(NamedTuple):
     image: NDArray[np.uint8]
     labels: tuple[int, ...]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+class Stored(NamedTuple):
+    """A JPEG as it is stored, for the native helper to decode; its height and width, and labels as in Decoded."""
+
+    data: bytes
+    size: tuple[int, int]
+    labels: tuple[int, ...]
+
 
 class SampleReader:
     """Reads samples of a list of shards. Safe among threads.
 
     `classes` are the data set's labels in the order of the network's outputs. `whole` fetches shards into
     the cache; otherwise each sample is one range request. Small decoded images are kept in memory up to a
-    bound, since tiny data sets are read many times.
+    bound, since tiny data sets are read many times. With a `native` helper `stored_or_replaced` decodes nothing that
+    the helper can crop from.
     """
 
     def __init__(
@@ -72,6 +90,7 @@ class SampleReader:
         max_bad: float = 0.0,
         skip_corrupt: bool = False,
         open_shards: int = 128,
+        native: Native | None = None,
     ) -> None:
         self._cache, self._shards, self._whole = cache, shards, whole
         self._positions = {label: position for position, label in enumerate(classes)}
@@ -80,6 +99,7 @@ class SampleReader:
         self._open_shards = open_shards
         self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
+        self._native = native
         self._kept: dict[tuple[int, int], Decoded] = {}
         self._free = _KEPT_BYTES
 
@@ -89,12 +109,29 @@ class SampleReader:
         if kept is not None:
             return kept
         opened = self.open(shard)
-        image = np.asarray(decode_rgb(opened.read(index), self._name(shard, index)))
-        decoded = Decoded(image, self._known(opened.index.labels_of(index), shard, index))
+        return self._decoded(opened.read(index), opened.index.labels_of(index), shard, index)
+
+    def _decoded(self, data: bytes, labels: list[int], shard: int, index: int) -> Decoded:
+        image = jpeg_pixels(data)
+        if image is None:
+            image = np.asarray(decode_rgb(data, self._name(shard, index)))
+        decoded = Decoded(image, self._known(labels, shard, index))
         if image.nbytes <= min(_SMALL_IMAGE, self._free):
             self._free -= image.nbytes
             self._kept[shard, index] = decoded
         return decoded
+
+    def _stored(self, shard: int, index: int) -> Stored | Decoded:
+        """One sample, as it is stored where the native helper can decode it and its pixels are not worth keeping."""
+        kept = self._kept.get((shard, index))
+        if kept is not None:
+            return kept
+        opened = self.open(shard)
+        data, labels = opened.read(index), opened.index.labels_of(index)
+        size = None if self._native is None else self._native.look(data)
+        if size is None or 3 * size[0] * size[1] <= min(_SMALL_IMAGE, self._free):
+            return self._decoded(data, labels, shard, index)
+        return Stored(data, size, self._known(labels, shard, index))
 
     def read_bytes(self, shard: int, index: int) -> tuple[bytes, list[int]]:
         """A sample's image as it is stored, and the data set's own labels. Raises CorruptShard."""
@@ -113,10 +150,25 @@ class SampleReader:
         Raises CorruptShard; with `skip_corrupt` the next shard's samples stand in, which do not count as bad.
         """
         self._read += 1
+        return self.decoded_or_replaced(shard, index)
+
+    def decoded_or_replaced(self, shard: int, index: int) -> Decoded:
+        """As `read_or_replace`, of a sample that has been counted as read."""
+        return self._replacing(shard, index, self.read)
+
+    def stored_or_replaced(self, shard: int, index: int) -> Stored | Decoded:
+        """As `read_or_replace`, but what the native helper can decode is given as it is stored.
+
+        Where the helper then cannot, `decoded_or_replaced` has what stands in for it.
+        """
+        self._read += 1
+        return self._replacing(shard, index, self._stored)
+
+    def _replacing(self, shard: int, index: int, read: Callable[[int, int], T]) -> T:
         while True:
             sound, place = self._sound(shard, index)
             try:
-                return self._readable(sound, place)
+                return self._readable(sound, place, read)
             except CorruptShard as error:
                 # Samples that are read one by one show only now that the tar is lost.
                 if not self._skip_corrupt or len(self._corrupt) + 1 >= len(self._shards):
@@ -132,7 +184,7 @@ class SampleReader:
             self._count_bad((shard, index), error, "left out of the evaluation")
             return None
 
-    def _readable(self, shard: int, index: int) -> Decoded:
+    def _readable(self, shard: int, index: int, read: Callable[[int, int], T]) -> T:
         """A sample or the next one of its shard that can be decoded."""
         count = self._shards[shard].count
         for step in range(count):
@@ -140,7 +192,7 @@ class SampleReader:
             if place in self._bad:
                 continue
             try:
-                return self.read(*place)
+                return read(*place)
             except UnreadableImage as error:
                 self._count_bad(place, error, "replaced by another sample")
         raise UnreadableImage(f"no sample of {self._shards[shard].tar.address} can be decoded")

@@ -77,8 +77,10 @@ def _jpeg(data: bytes) -> Header:
             # Within the compressed pixels 0xFF is always followed by 0 or a restart marker.
             if data.rfind(b"\xff\xd9", stop) < 0:
                 raise BadImage("truncated")
+            if bits != 8:
+                raise BadImage(f"a JPEG of {bits} bits a channel, of which those of 8 can be read")
             kind = {1: ("grey",), 4: ("cmyk",)}.get(components, ())
-            traits = (*kind, *(("16-bit",) if bits > 8 else ()), *(("rotated",) if turned else ()))
+            traits = (*kind, *(("rotated",) if turned else ()))
             return Header(format="jpeg", width=size[0], height=size[1], traits=traits)
     raise BadImage("truncated")
 

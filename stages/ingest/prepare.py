@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from PIL import Image
 
 from stages.data.decode import UnreadableImage, decode_rgb
+from stages.data.jpeg import pixel_damage
 from stages.ingest.config import IngestConfig
 from stages.ingest.headers import SUFFIXES, BadImage, Header, read_header
-from stages.ingest.jpeg import pixel_damage
 from stages.ingest.sources.base import RawImage
 
 KEPT = {"jpeg": "jpg", "png": "png", "webp": "webp"}
