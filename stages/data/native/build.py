@@ -92,6 +92,7 @@ def _compile(compiler: str, target: Path) -> None:
 def _run(*command: str, text: str = "") -> str:
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_SECONDS, check=False)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["nothing"]
-        raise NotBuilt(f"{command[0]} says: {said[0].strip()}")
+        lines = done.stderr.splitlines() or ["nothing"]
+        reason = next((line for line in lines if "error" in line or "cannot find" in line), lines[0])
+        raise NotBuilt(f"{command[0]} says: {reason.strip()}")
     return done.stdout

@@ -47,7 +47,7 @@ static int is_within(const int32_t *box, const struct jpeg_decompress_struct *de
 
 static void decode(Work *work, const int32_t *box) {
     struct jpeg_decompress_struct *decoder = &work->decoder;
-    JDIMENSION top = (JDIMENSION)box[0], left = (JDIMENSION)box[1], bottom = top + (JDIMENSION)box[2];
+    JDIMENSION top = (JDIMENSION)box[0], left = (JDIMENSION)box[1];
     /* Smooth upsampling of colours looks at the neighbours. */
     JDIMENSION start = left < 4 ? 0 : left - 4, stop = left + (JDIMENSION)box[3] + 4;
     if (stop > decoder->output_width)
@@ -57,14 +57,15 @@ static void decode(Work *work, const int32_t *box) {
     work->row = calloc(1, 3 * (size_t)width + SLACK);
     if (!work->row)
         fail((j_common_ptr)decoder);
-    if (top)
-        jpeg_skip_scanlines(decoder, top);
-    while (decoder->output_scanline < bottom) {
-        int32_t y = (int32_t)(decoder->output_scanline - top);
-        JSAMPROW row = work->row;
+    JSAMPROW row = work->row;
+    /* From the first row of the image alone: after skipping from between, libjpeg may take the wrong neighbours of a row
+     * for smooth upsampling, so rows that are not wanted are read as well. */
+    if (top && jpeg_skip_scanlines(decoder, top) != top)
+        fail((j_common_ptr)decoder);
+    for (int32_t y = 0; y < box[2]; y++) {
         if (jpeg_read_scanlines(decoder, &row, 1) != 1)
             fail((j_common_ptr)decoder);
-        if (is_wanted(&work->resizer, y))
+        if (y == next_wanted(&work->resizer, y))
             take_row(&work->resizer, y, work->row + 3 * (left - start));
     }
 }

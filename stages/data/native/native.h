@@ -38,10 +38,10 @@ typedef struct {
 int begin_resizer(Resizer *resizer, const int32_t *shape, int flip, const int32_t *new_shape, uint8_t *out);
 void end_resizer(Resizer *resizer);
 
-/* Whether a row of the crop has a part in any new one. */
-int is_wanted(const Resizer *resizer, int32_t row);
+/* The next row of the crop, from this one on, that has a part in a new one; `height` where there is none. */
+int32_t next_wanted(const Resizer *resizer, int32_t row);
 
-/* The row of the crop with this number, [width, 3] with SLACK behind its end. Those not wanted may be left out. */
+/* The row of the crop with this number, [width, 3] with SLACK behind its end. All that are wanted have to be given. */
 void take_row(Resizer *resizer, int32_t row, const uint8_t *pixels);
 
 #endif

@@ -172,11 +172,11 @@ int begin_resizer(Resizer *resizer, const int32_t *shape, int flip, const int32_
     return 1;
 }
 
-int is_wanted(const Resizer *resizer, int32_t row) {
+int32_t next_wanted(const Resizer *resizer, int32_t row) {
     if (resizer->next >= resizer->new_height)
-        return 0;
+        return resizer->height;
     int32_t first = resizer->rows.first[resizer->next];
-    return row == first || (row == first + 1 && resizer->rows.weights[resizer->next][1]);
+    return row < first ? first : row;
 }
 
 void take_row(Resizer *resizer, int32_t row, const uint8_t *pixels) {
@@ -209,11 +209,10 @@ EXPORTED int patchline_resize(
     uint8_t *row = calloc(1, bytes + SLACK);
     int result = NOT_MINE;
     if (begin_resizer(&resizer, shape, flip, new_shape, out) && row) {
-        for (int32_t y = 0; y < shape[0]; y++)
-            if (is_wanted(&resizer, y)) {
-                memcpy(row, pixels + y * stride, bytes);
-                take_row(&resizer, y, row);
-            }
+        for (int32_t y = next_wanted(&resizer, 0); y < shape[0]; y = next_wanted(&resizer, y + 1)) {
+            memcpy(row, pixels + y * stride, bytes);
+            take_row(&resizer, y, row);
+        }
         result = DONE;
     }
     free(row);
