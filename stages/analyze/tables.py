@@ -74,10 +74,19 @@ def rollout_rows(rollout: Array, places: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def filter_rows(filters: Filters) -> list[dict[str, Any]]:
-    """One row for each principal component."""
+    """One row for each principal component, with its elements: in column `red/2/0` that of row 2, column 0."""
     total = np.cumsum(filters.explained)
+    channels = ("red", "green", "blue")
     return [
-        {"component": number, "explained": _short(own), "explained_so_far": _short(total[number])}
+        {
+            "component": number,
+            "explained": _short(own),
+            "explained_so_far": _short(total[number]),
+            **{
+                f"{channels[channel]}/{row}/{column}": _short(value)
+                for (channel, row, column), value in np.ndenumerate(filters.components[number])
+            },
+        }
         for number, own in enumerate(filters.explained)
     ]
 

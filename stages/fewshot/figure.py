@@ -12,6 +12,8 @@ STYLES = {
     "untrained": ("#D55E00", "s", "untrained"),
     "pixels": ("#009E73", "^", "raw pixels"),
 }
+MOST_COLUMNS = 3
+"""Panels beside each other that a page has room for."""
 LINES = {"least_squares": ("-", ""), "neighbours": ("--", ", neighbours"), "linear_probe": (":", ", linear probe")}
 
 
@@ -22,9 +24,14 @@ def accuracy_figure(rows: list[dict[str, Any]]) -> bytes:
 
     wanted = list(dict.fromkeys((row["data"], row["class_set"]) for row in rows))
     several = len({data for data, _ in wanted}) > 1
-    figure = Figure(figsize=(4.2 * len(wanted), 3.6), layout="constrained", dpi=150)
+    columns = min(MOST_COLUMNS, len(wanted))
+    lines = -(-len(wanted) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.6 * lines), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(wanted), squeeze=False, sharey=True)[0]
+    every = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    panels = every.flat[: len(wanted)]
+    for empty in every.flat[len(wanted) :]:
+        empty.set_axis_off()
     shots = sorted({row["shots"] for row in rows})
     for panel, (data, class_set) in zip(panels, wanted, strict=True):
         _draw(panel, [row for row in rows if (row["data"], row["class_set"]) == (data, class_set)])
@@ -34,7 +41,8 @@ def accuracy_figure(rows: list[dict[str, Any]]) -> bytes:
         panel.set_title(f"{data + ', ' if several else ''}{class_set.replace('_', '-')} classes")
         panel.set_xlabel("images per class")
         panel.grid(alpha=0.25)
-    panels[0].set_ylabel("test accuracy (%)")
+    for first in every[:, 0]:
+        first.set_ylabel("test accuracy (%)")
     panels[-1].legend(frameon=False, loc="lower right")
     return png_bytes(figure)
 

@@ -15,6 +15,7 @@ from stages.fewshot.config import FewshotConfig
 from stages.fewshot.figure import accuracy_figure
 from stages.frozen.extract import extract
 from stages.frozen.store import FeatureSet, read_features
+from stages.rendered import csv_bytes
 
 
 def run(config: FewshotConfig, inputs: Inputs, context: Context) -> Result:
@@ -94,6 +95,7 @@ def _commit(
         # Addresses in it are meant of the folder of the stage that computed the features: this one's, or another's.
         context.write("features.json", canonical_json({name: own.meta for name, own in sets.items()})),
         context.write("table.json", canonical_json(tables)),
+        context.write("fewshot.csv", csv_bytes(rows)),
         context.write("fewshot.png", accuracy_figure(rows)),
     ]
     skipped = [name for name in CLASS_SETS if not any(name in own for own in class_sets.values())]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.analyze.tables import filter_rows
 from stages.analyze.weights import about_positions, embedding_filters, position_similarity, principal
 from tests.unit.stages.models.outputs import random_model
 
@@ -59,3 +60,11 @@ def test_networks_without_position_embeddings_say_so(kind):
     model = random_model(0, position=kind)
     assert position_similarity(model) is None
     assert about_positions(model).startswith("left out: ")
+
+
+def test_the_numbers_of_the_tiles_are_in_the_table():
+    found = principal(torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(0)), "some")
+    rows = filter_rows(found)
+    assert len(rows) == len(found.components)
+    assert rows[1]["green/1/0"] == pytest.approx(found.components[1, 1, 1, 0], rel=1e-5)
+    assert len(rows[0]) == 3 + 3 * 2 * 2

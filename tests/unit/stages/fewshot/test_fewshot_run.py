@@ -16,7 +16,7 @@ from cluster.errors import UserError
 from stages.context import read_output
 from stages.data.manifest import base_folder, dataset_meta
 from stages.fewshot.config import FewshotConfig
-from stages.fewshot.figure import STYLES
+from stages.fewshot.figure import STYLES, accuracy_figure
 from stages.fewshot.run import choose_class_sets
 from stages.frozen.store import FeatureSet
 from stages.models.initialize import initialize
@@ -185,9 +185,13 @@ def test_the_output_is_committed_with_its_tables(evaluation, result):
     assert output.meta["skipped_class_sets"] == []
     assert [entry["path"] for entry in output.manifest["files"]] == [
         "features.json",
+        "fewshot.csv",
         "fewshot.png",
         "table.json",
     ]
+    lines = evaluation.storage.read(output.key("fewshot.csv")).decode().splitlines()
+    assert lines[0].split(",") == list(result.tables["fewshot"][0])
+    assert len(lines) == 1 + len(result.tables["fewshot"])
 
 
 def width_and_colours(png):
@@ -204,6 +208,12 @@ def test_the_figure_is_a_png_with_a_panel_for_each_set_of_classes(evaluation, re
     assert {colour for colour, *_ in STYLES.values()} & found == {STYLES["features"][0]}
     assert [row["features"] for row in alone.tables["fewshot"]] == ["features"]
     assert alone.output.meta["skipped_class_sets"] == ["all", "held_out"]
+
+
+def test_many_data_sets_have_their_panels_below_each_other(result):
+    rows = [{**row, "data": data} for data in "abcde" for row in result.tables["fewshot"] if row["class_set"] == "all"]
+    five, three = (Image.open(io.BytesIO(accuracy_figure(own))) for own in (rows, rows[: len(rows) * 3 // 5]))
+    assert five.size == (three.width, 2 * three.height)
 
 
 def described(evaluation, model):
