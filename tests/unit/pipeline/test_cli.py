@@ -133,7 +133,7 @@ def test_every_command_that_takes_a_workflow_refuses_it_alike(patchline, command
     document["stages"]["pretrain"]["colour"] = "blue"
     path.write_text(yaml.safe_dump(document))
     refused(patchline(command, str(path)), f"{path}:", ": stages.pretrain.colour: unknown field")
-    shipped = "shipped workflows: digits, families, fashion, folder, positions, augreg"
+    shipped = "shipped workflows: digits, families, fashion, folder, positions, scaling, augreg"
     refused(patchline(command, "digts"), f"no workflow file 'digts'; {shipped}")
     assert not (tmp_path / "home" / "results").exists()
 
