@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from cluster.errors import UserError
 from stages.analyze import figures, tables
 from stages.analyze.config import AnalyzeConfig, no_attention
@@ -15,6 +13,7 @@ from stages.analyze.measured import Measured, measure
 from stages.analyze.measures import patch_distances
 from stages.analyze.weights import about_positions, embedding_filters, position_similarity
 from stages.context import Context, Inputs, Result
+from stages.frozen.threads import torch_threads
 from stages.models.build import build
 from stages.models.initialize import initialize
 from stages.models.store import load_model
@@ -54,16 +53,12 @@ def untrained(model: VisionTransformer, seed: int) -> VisionTransformer:
 
 
 def _measured(config: AnalyzeConfig, networks: dict[str, VisionTransformer], drawn: Drawn) -> dict[str, Measured]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
     settings: dict[str, Any] = {"batch": config.batch, "renormalise": config.renormalise}
-    try:
+    with torch_threads(config.threads):
         return {
             which: measure(network, drawn.images, examples=config.examples if which == "trained" else 0, **settings)
             for which, network in networks.items()
         }
-    finally:
-        torch.set_num_threads(before)
 
 
 def _figures(

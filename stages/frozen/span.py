@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from cluster.storage import Storage
 from stages.context import Context, Output
 from stages.data.config import DataConfig
 from stages.data.dataset import open_cache, open_shards
 from stages.data.loader import EvaluationBatch, evaluation_batches
 from stages.frozen.config import ForwardConfig
+from stages.frozen.threads import torch_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +32,7 @@ class Span:
 
     def batches(self, resolution: int) -> Iterator[EvaluationBatch]:
         """Each image once, with the data set's own labels; torch has the span's number of threads meanwhile."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
+        with torch_threads(self.threads):
             yield from evaluation_batches(
                 self.storage,
                 self.dataset,
@@ -48,8 +45,6 @@ class Span:
                 config=self.input,
                 span=(self.start, self.stop),
             )
-        finally:
-            torch.set_num_threads(before)
 
 
 def ranges(config: ForwardConfig, storage: Storage, dataset: Output, splits: tuple[str, ...]) -> list[dict[str, Any]]:

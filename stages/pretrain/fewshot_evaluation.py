@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -22,6 +20,7 @@ from stages.data.manifest import dataset_meta
 from stages.data.pixels import normalise
 from stages.frozen.splits import pool_and_test
 from stages.frozen.store import Images, check_finite
+from stages.frozen.threads import torch_threads
 from stages.models.build import Network, build
 from stages.models.masked import ARRAYS
 from stages.pretrain.fewshot_task import CheckpointTask, published_before, store
@@ -40,7 +39,7 @@ def evaluate_checkpoint(task: CheckpointTask) -> None:
     """
     if published_before(task.storage, task.prefix):
         return
-    with _threads(task.settings.threads):
+    with torch_threads(task.settings.threads):
         found, counts = _scores(task)
     rows = accuracy_rows(found, counts)
     store(task, metrics(rows), [{name: row[name] for name in row if name != "features"} for row in rows])
@@ -122,13 +121,3 @@ def _input(task: CheckpointTask, *, few: bool) -> DataConfig:
 
 def _device(task: CheckpointTask) -> str:
     return "cuda" if task.settings.gpus else "cpu"
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
