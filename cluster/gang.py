@@ -32,6 +32,8 @@ class Place:
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int = 1
+    """Workers of the gang on this worker's machine."""
     own_process: bool = True
     """Whether the process is this worker's alone."""
     interruption: Callable[[], Interruption | None] = lambda: None
@@ -141,6 +143,7 @@ def _on_worker(config: dict[str, Any]) -> Any:
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
         local_rank=context.get_local_rank(),
+        local_world_size=context.get_local_world_size(),
         interruption=_interruption,
     )
     return config["function"](config["argument"], place)

@@ -1,11 +1,36 @@
-"""What this machine calls itself, and how much memory it gives."""
+"""What this machine calls itself, and how many cores and how much memory it gives."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """A container's limit of memory, as version 2 and version 1 of cgroups show it from within."""
+
+
+CPU_QUOTAS = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+"""A container's limit of processor time; in version 1 its period is in `cpu.cfs_period_us` beside it."""
+
+
+def cores() -> int:
+    """Cores that this process may use: the container's, where it has a limit, else those that it is bound to."""
+    bound = len(os.sched_getaffinity(0))
+    return max(1, min(bound, round(_quota() or bound)))
+
+
+def _quota() -> float | None:
+    """Cores that a container's limit of processor time amounts to; None where there is none."""
+    for name in CPU_QUOTAS:
+        try:
+            found = Path(name).read_text().split()
+            if len(found) == 1:
+                found.append(Path(name).with_name("cpu.cfs_period_us").read_text())
+        except OSError:
+            continue
+        if found[0].isdigit() and int(found[1]) > 0:
+            return int(found[0]) / int(found[1])
+    return None
 
 
 def cpu_name() -> str:

@@ -19,6 +19,7 @@ from pipeline.progress import LOSS, Progress
 from pipeline.record import Event
 from pipeline.status import TOLD, StageStatus, StatusReader, WorkflowStatus, origin
 from pipeline.words import duration, headline, size
+from stages.data.bound import WAITING
 
 POLL_SECONDS = 0.5
 SHOWN_DIFFERENCES = 3
@@ -103,8 +104,10 @@ def figures(stage: StageStatus) -> str:
     if stage.update is None or not stage.updates:
         return ""
     speed = f"{stage.images_per_s:.0f} images/s" if stage.images_per_s is not None else ""
+    waits = stage.data_wait is not None and stage.data_wait >= WAITING
+    waiting = f"waits for images {stage.data_wait:.0%} of the time" if waits else ""
     left = f"{duration(stage.seconds_left)} left" if stage.seconds_left is not None else ""
-    return _joined(f"{stage.update}/{stage.updates} updates", speed, left)
+    return _joined(f"{stage.update}/{stage.updates} updates", speed, waiting, left)
 
 
 def _attempt(stage: StageStatus) -> str:

@@ -12,7 +12,7 @@ from stages.metrics import MetricReader, Point, last_file, last_point
 
 AT_ONCE = 16
 """Stages that are looked at side by side."""
-SPEED, LOSS = "train/images_per_s", "train/loss"
+SPEED, LOSS, DATA_WAIT = "train/images_per_s", "train/loss", "train/data_wait"
 
 
 class Progress:
@@ -25,7 +25,8 @@ class Progress:
         self._reached: dict[str, int] = {}
 
     def measure(self, status: WorkflowStatus) -> WorkflowStatus:
-        """The same status, whose training stages have `update`, `images_per_s`, `seconds_left`, `updates_repeated`."""
+        """The same status, whose training stages have `update`, `images_per_s`, `data_wait`, `seconds_left` and
+        `updates_repeated`."""
         training = [stage for stage in status.stages.values() if stage.updates or "updates" in stage.metrics]
         if training:
             with ThreadPoolExecutor(min(AT_ONCE, len(training))) as pool:
@@ -35,7 +36,7 @@ class Progress:
     def _measure(self, stage: StageStatus) -> None:
         if stage.outcome in ("done", "reused") and "updates" in stage.metrics:
             stage.update = stage.updates = int(stage.metrics["updates"])
-            stage.images_per_s = stage.seconds_left = None
+            stage.images_per_s = stage.seconds_left = stage.data_wait = None
             self._lost(stage)
         elif stage.prefix is not None and stage.updates:
             self._under_way(stage, stage.prefix)
@@ -48,9 +49,10 @@ class Progress:
         tail = self._tails.setdefault(prefix, Tail(self._storage, prefix))
         tail.update()
         stage.update = max(tail.step, stage.began.get(stage.attempt or 0, 0))
-        stage.images_per_s = stage.seconds_left = None
+        stage.images_per_s = stage.seconds_left = stage.data_wait = None
         if stage.outcome == "running":
             stage.images_per_s = tail.values.get(SPEED)
+            stage.data_wait = tail.values.get(DATA_WAIT)
             stage.seconds_left = tail.seconds_left(stage.updates or 0)
         self._lost(stage)
 

@@ -40,6 +40,8 @@ class StageStatus:
     """Updates done."""
     images_per_s: float | None = None
     seconds_left: float | None = None
+    data_wait: float | None = None
+    """Part of the newest interval in which it waited for images."""
     updates_repeated: int | None = None
     """Work lost: updates that an attempt made, and a later one made again."""
 

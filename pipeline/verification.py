@@ -214,6 +214,7 @@ def run_window(window: Window, place: Place) -> Any:
         rank=place.rank,
         world_size=place.world_size,
         local_rank=place.local_rank,
+        local_world_size=place.local_world_size,
         storage=open_storage(window.root),
         folder=window.folder,
         attempt=1,

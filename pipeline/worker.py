@@ -50,6 +50,7 @@ def enter(assignment: Assignment, place: Place) -> Any:
         rank=place.rank,
         world_size=place.world_size,
         local_rank=place.local_rank,
+        local_world_size=place.local_world_size,
         storage=storage,
         folder=assignment.folder,
         attempt=assignment.attempt,

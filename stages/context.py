@@ -150,6 +150,8 @@ class Rank:
     """Whether and why this rank has been asked to stop. Cheap: it may be called at every update."""
     rollbacks: tuple[Rollback, ...] = ()
     """Those before this attempt."""
+    local_world_size: int = 1
+    """Ranks on this machine."""
     own_process: bool = True
     """Whether the process is this rank's alone, so that it may end it."""
 

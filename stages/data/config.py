@@ -6,7 +6,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from cluster.machine import cores
 from stages.config import Config, placement
+
+MOST_THREADS = 16
+"""That a worker decodes with where nobody says how many: they feed more than a GPU takes, and idle else."""
 
 
 class EvaluationResize(Config):
@@ -58,7 +62,12 @@ class DataConfig(Config):
     mixup: float = Field(default=0.0, ge=0, description="alpha of Beta(alpha, alpha) for mixing pairs; 0 mixes none")
     evaluation: EvaluationResize = Field(default_factory=EvaluationResize, description="resizing for evaluation")
 
-    loader_threads: int = placement(2, "threads of each worker that decode; 0 decodes in the training thread", ge=0)
+    loader_threads: int | None = placement(
+        None,
+        "threads of each worker that decode; 0 decodes in the training thread; if absent its share of the machine's "
+        "cores in training, 16 at most, and 2 elsewhere",
+        ge=0,
+    )
     read_ahead: int = placement(2, "updates whose images are prepared ahead", ge=1)
     fetch: Literal["shards", "samples"] = placement(
         "shards", "whole shards into the cache, or each sample by a range request, past the cache and its checks"
@@ -75,6 +84,12 @@ class DataConfig(Config):
     cache_gigabytes: float = placement(
         40.0, "size that the folder is kept below, in 10^9 bytes, and below 80 % of the disk's free space", gt=0
     )
+
+    def threads(self, workers_here: int | None = None) -> int:
+        """Threads of a worker that decode, where so many workers share this machine's cores; None where none are."""
+        if self.loader_threads is not None:
+            return self.loader_threads
+        return 2 if workers_here is None else max(1, min(MOST_THREADS, cores() // workers_here))
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -14,11 +16,12 @@ from numpy.typing import NDArray
 
 from cluster.errors import UserError
 from stages.data.cache import CorruptShard, ShardCache
+from stages.data.config import DataConfig
 from stages.data.decode import UnreadableImage, decode_rgb
 from stages.data.index import read_index
 from stages.data.jpeg import jpeg_pixels
 from stages.data.native.helper import Native
-from stages.data.table import Shard
+from stages.data.table import Shard, Shards
 
 _SMALL_IMAGE = 64 * 1024
 """Decoded images up to this many bytes are worth keeping: many fit, and decoding costs more than memory."""
@@ -100,6 +103,8 @@ class SampleReader:
         self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
         self._native = native
+        self.waited = 0.0
+        """Seconds in which threads, all together, have waited for storage."""
         self._kept: dict[tuple[int, int], Decoded] = {}
         self._free = _KEPT_BYTES
 
@@ -108,8 +113,7 @@ class SampleReader:
         kept = self._kept.get((shard, index))
         if kept is not None:
             return kept
-        opened = self.open(shard)
-        return self._decoded(opened.read(index), opened.index.labels_of(index), shard, index)
+        return self._decoded(*self.read_bytes(shard, index), shard, index)
 
     def _decoded(self, data: bytes, labels: list[int], shard: int, index: int) -> Decoded:
         image = jpeg_pixels(data)
@@ -126,8 +130,7 @@ class SampleReader:
         kept = self._kept.get((shard, index))
         if kept is not None:
             return kept
-        opened = self.open(shard)
-        data, labels = opened.read(index), opened.index.labels_of(index)
+        data, labels = self.read_bytes(shard, index)
         size = None if self._native is None else self._native.look(data)
         if size is None or 3 * size[0] * size[1] <= min(_SMALL_IMAGE, self._free):
             return self._decoded(data, labels, shard, index)
@@ -136,7 +139,10 @@ class SampleReader:
     def read_bytes(self, shard: int, index: int) -> tuple[bytes, list[int]]:
         """A sample's image as it is stored, and the data set's own labels. Raises CorruptShard."""
         opened = self.open(shard)
-        return opened.read(index), opened.index.labels_of(index)
+        if self._whole:
+            return opened.read(index), opened.index.labels_of(index)
+        with self._waiting():
+            return opened.read(index), opened.index.labels_of(index)
 
     @property
     def replaced(self) -> int:
@@ -178,23 +184,41 @@ class SampleReader:
     def read_or_none(self, shard: int, index: int) -> Decoded | None:
         """One sample, or None where it cannot be decoded. Raises UnreadableImage as `read_or_replace` does."""
         self._read += 1
+        return self.decoded_or_none(shard, index)
+
+    def decoded_or_none(self, shard: int, index: int) -> Decoded | None:
+        """As `read_or_none`, of a sample that has been counted as read."""
+        return self._or_none(shard, index, self.read)
+
+    def stored_or_none(self, shard: int, index: int) -> Stored | Decoded | None:
+        """As `read_or_none`, but what the native helper can decode is given as it is stored.
+
+        Where the helper then cannot, `decoded_or_none` has it.
+        """
+        self._read += 1
+        return self._or_none(shard, index, self._stored)
+
+    def _or_none(self, shard: int, index: int, read: Callable[[int, int], T]) -> T | None:
         try:
-            return self.read(shard, index)
+            return read(shard, index)
         except UnreadableImage as error:
             self._count_bad((shard, index), error, "left out of the evaluation")
             return None
 
     def _readable(self, shard: int, index: int, read: Callable[[int, int], T]) -> T:
         """A sample or the next one of its shard that can be decoded."""
-        count = self._shards[shard].count
-        for step in range(count):
-            place = (shard, (index + step) % count)
-            if place in self._bad:
-                continue
-            try:
-                return read(*place)
-            except UnreadableImage as error:
-                self._count_bad(place, error, "replaced by another sample")
+        place, tried = (shard, index), 0
+        while True:
+            if place not in self._bad:
+                try:
+                    return read(*place)
+                except UnreadableImage as error:
+                    self._count_bad(place, error, "replaced by another sample")
+            # Asked for here alone: a row of the table takes longer to read than an image.
+            tried, count = tried + 1, self._shards[shard].count
+            if tried == count:
+                break
+            place = (shard, (index + tried) % count)
         raise UnreadableImage(f"no sample of {self._shards[shard].tar.address} can be decoded")
 
     def _count_bad(self, place: tuple[int, int], error: UnreadableImage, what: str) -> None:
@@ -235,12 +259,22 @@ class SampleReader:
                 self._opened.move_to_end(number)
                 return opened
         # Outside the lock: fetching one shard must not hold up reading from the others.
-        opened = _OpenShard(self._cache, self._shards[number], whole=self._whole)
+        with self._waiting():
+            opened = _OpenShard(self._cache, self._shards[number], whole=self._whole)
         with self._lock:
             self._opened[number] = opened
             if len(self._opened) > self._open_shards:
                 self._opened.popitem(last=False)
         return opened
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.waited += time.monotonic() - began
 
     def _name(self, shard: int, index: int) -> str:
         return f"sample {index} of {self._shards[shard].tar.address}"
@@ -253,3 +287,20 @@ class SampleReader:
                 "choose other splits or classes"
             )
         return tuple(self._positions[label] for label in labels)
+
+
+def open_reader(
+    cache: ShardCache, shards: Shards, config: DataConfig, classes: Sequence[int], helper: Native | None = None
+) -> SampleReader:
+    """A reader of some shards, as a config says."""
+    return SampleReader(
+        cache,
+        shards,
+        classes,
+        whole=config.fetch == "shards",
+        max_bad=config.max_bad,
+        skip_corrupt=config.corrupt_shards == "skip",
+        # Each stream reads from one block, whose samples may lie in several shards.
+        open_shards=max(128, 4 * config.streams),
+        native=helper,
+    )

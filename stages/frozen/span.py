@@ -8,9 +8,10 @@ from typing import Any
 
 from cluster.storage import Storage
 from stages.context import Context, Output
+from stages.data.batches import EvaluationBatch
 from stages.data.config import DataConfig
 from stages.data.dataset import open_cache, open_shards
-from stages.data.loader import EvaluationBatch, evaluation_batches
+from stages.data.evaluation_loader import evaluation_batches
 from stages.frozen.config import ForwardConfig
 from stages.frozen.threads import torch_threads
 

@@ -14,8 +14,8 @@ from stages.classifiers.drawn import DrawnProblem, drawn_places
 from stages.classifiers.evaluate import Scores, evaluate
 from stages.classifiers.tables import Count, Key, accuracy_rows, metrics
 from stages.data.config import DataConfig
+from stages.data.evaluation_loader import evaluation_batches
 from stages.data.labels import split_labels
-from stages.data.loader import evaluation_batches
 from stages.data.manifest import dataset_meta
 from stages.data.pixels import normalise
 from stages.frozen.splits import pool_and_test
@@ -115,7 +115,7 @@ def _input(task: CheckpointTask, *, few: bool) -> DataConfig:
     """How images are read: with no more threads than the task has cores, since training is beside it."""
     busy = 0 if task.settings.gpus else task.settings.threads
     spare = max(0, int(task.settings.cpus) - busy)
-    changed = {"loader_threads": min(task.input.loader_threads, spare)} | ({"fetch": "samples"} if few else {})
+    changed = {"loader_threads": min(task.input.threads(), spare)} | ({"fetch": "samples"} if few else {})
     return task.input.model_copy(update=changed)
 
 

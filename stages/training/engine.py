@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster.errors import UserError
-from stages.data.loader import Batch, EvaluationBatch
+from stages.data.batches import Batch, EvaluationBatch
 from stages.models.build import Network
 from stages.training.collectives import Collectives
 from stages.training.config import TrainingConfig

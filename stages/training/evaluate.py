@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from stages.context import Rank
-from stages.data.loader import evaluation_batches
+from stages.data.evaluation_loader import evaluation_batches
 from stages.training.engine import Engine
 from stages.training.watchdog import Watchdog
 

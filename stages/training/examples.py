@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.data.loader import Batch, EvaluationBatch
+from stages.data.batches import Batch, EvaluationBatch
 from stages.data.mixup import mix_classes, mix_images, mix_multi_hot
 from stages.data.pixels import normalise
 

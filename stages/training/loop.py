@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from cluster.machine import cores
 from stages.context import CheckpointDamaged, Rank, Rollback
+from stages.data.bound import Host, InputBound
 from stages.data.loader import TrainLoader
 from stages.metrics import MetricWriter
 from stages.models.build import Network, build
@@ -133,6 +135,7 @@ class _Run:
         stack.callback(self._settle_checkpoint)
         flops = 6.0 * job.network.macs
         self.meters = Meters(self.engine, job.config, update=position.update, flops_per_image=flops, peak=peak)
+        self.input_bound = InputBound(job.config.input, _host(self.loader, rank))
         self.pending: deque[tuple[int, int, Pending]] = deque()
 
     def updates(self) -> dict[str, Any] | None:
@@ -151,7 +154,7 @@ class _Run:
                 seed=(job.seed, update, self.rank.rank),
                 signal=self.rank.stop_requested() is not None,
                 replaced=self.loader.replaced,
-                own=self.meters.own() if self._logs(update) else None,
+                own=self.meters.own(self.loader.spent()) if self._logs(update) else None,
             )
             self.pending.append((update, begin, pending))
             saved_every = (config.save_every, config.keep_every, job.evaluated_every)
@@ -228,13 +231,16 @@ class _Run:
     def _log(self, update: int, report: StepReport) -> None:
         if self.metrics is None:
             return
+        meters = self.meters.report(update, report.ranks)
+        if told := self.input_bound.look(meters["data_wait"], meters["storage_wait"]):
+            print(told, flush=True)
         values = {
             "loss": report.loss,
             "accuracy": report.accuracy if self.engine.objective.has_accuracy else None,
             "gradient_norm": report.gradient_norm,
             "parameter_norm": report.parameter_norm,
             "lr": self.job.rate(update),
-            **self.meters.report(update, report.ranks),
+            **meters,
             "checkpoint_seconds": self.checkpoints.seconds_stored or None,
             "replaced": report.replaced or None,
         }
@@ -318,4 +324,9 @@ def _loader(job: Job, rank: Rank, start: int) -> TrainLoader:
         classes=job.class_ids,
         left_out=[(rollback.start, rollback.stop) for rollback in rank.rollbacks],
         pinned=job.config.gpus_per_worker > 0,
+        ranks_here=rank.local_world_size,
     )
+
+
+def _host(loader: TrainLoader, rank: Rank) -> Host:
+    return Host(cores=cores(), loaders=rank.local_world_size, threads=loader.threads, native=loader.native)

@@ -146,7 +146,7 @@ def _states(config: TrainingConfig, parameters: int, world_size: int) -> tuple[i
 def _images_ahead(config: TrainingConfig, resolution: int, world_size: int) -> int:
     """Bytes of the update's images, and of those that the loader has prepared behind it: three bytes a pixel."""
     rows = config.global_batch // world_size
-    batches = 1 + (config.input.read_ahead if config.input.loader_threads else 0)
+    batches = 1 + (config.input.read_ahead if config.input.loader_threads != 0 else 0)
     return (batches + (1 if config.input.mixup else 0)) * rows * 3 * resolution**2
 
 

@@ -5,13 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
+from stages.data.loader import Spent
 from stages.training.config import TrainingConfig
 from stages.training.devices import forget_peak, peak_memory
 from stages.training.engine import Engine
 
-Own = tuple[float, float, float]
-"""Of one rank: seconds that it has waited for data, and that saving has stopped it, so far; peak memory in bytes."""
+
+class Own(NamedTuple):
+    """Of one rank, so far."""
+
+    data: float = 0.0
+    """Seconds that it has waited for data."""
+    save: float = 0.0
+    """Seconds that saving has stopped it."""
+    memory: float = 0.0
+    """Peak since the last report, in bytes."""
+    filling: float = 0.0
+    """Seconds that the loader's threads have worked."""
+    storage: float = 0.0
+    """Seconds of these in which they waited for storage."""
 
 
 class Meters:
@@ -53,34 +67,42 @@ class Meters:
         self._apart += time.monotonic() - began
         self._collectives += self._engine.collectives.seconds - collectives
 
-    def own(self) -> Own:
+    def own(self, loader: Spent) -> Own:
         """This rank's part of the next report."""
-        found = (self._data, self._save, float(peak_memory(self._engine.device)))
+        memory = float(peak_memory(self._engine.device))
         forget_peak(self._engine.device)
-        return found
+        return Own(self._data, self._save, memory, loader.filling, loader.storage)
 
     def report(self, update: int, ranks: Sequence[tuple[float, ...]]) -> dict[str, float]:
         """The interval that ends with this update, given what `own` was on every rank; the next one begins.
 
-        Of the ranks' waits, stalls and memory it has the greatest: the others wait for that rank.
+        Of the ranks' waits, stalls and memory it has the greatest: the others wait for that rank. `storage_wait` is,
+        of the rank that waited the longest for data, the part of its loader's work that was waiting for storage.
         """
         now, collectives = time.monotonic(), self._engine.collectives.seconds
         seconds = max(now - self._began - self._apart, 1e-9)
         images = (update - self._update) * self._batch / seconds
         tflops = images * self._flops / 1e12
-        before = self._before or [(0.0, 0.0, 0.0)] * len(ranks)
-        waits, stalls = (max(new[i] - old[i] for new, old in zip(ranks, before, strict=True)) for i in range(2))
+        newest = [Own(*rank) for rank in ranks]
+        since = [_since(*pair) for pair in zip(newest, self._before or [Own()] * len(ranks), strict=True)]
+        slowest = max(since, key=lambda rank: rank.data)
         found = {
             "images_per_s": images,
             "tflops": tflops,
             "mfu": tflops / (self.peak * self._engine.world_size),
-            "data_wait": waits / seconds,
-            "checkpoint_stall": stalls / seconds,
-            "memory_gb": max(rank[2] for rank in ranks) / 1e9,
+            "data_wait": slowest.data / seconds,
+            "storage_wait": slowest.storage / slowest.filling if slowest.filling else 0.0,
+            "checkpoint_stall": max(rank.save for rank in since) / seconds,
+            "memory_gb": max(rank.memory for rank in newest) / 1e9,
         }
         if self._engine.device.type == "cpu":
             # A GPU's collectives run beside its computation: how long they take shows nowhere on this side.
             found["communication"] = (collectives - self._collectives) / seconds
         self._update, self._began, self._collectives = update, now, collectives
-        self._before, self._apart = [(rank[0], rank[1], rank[2]) for rank in ranks], 0.0
+        self._before, self._apart = newest, 0.0
         return found
+
+
+def _since(new: Own, old: Own) -> Own:
+    """What a rank did between two reports; of memory, the newest."""
+    return Own(*(a - b for a, b in zip(new, old, strict=True)))._replace(memory=new.memory)

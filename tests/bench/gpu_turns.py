@@ -137,7 +137,7 @@ def config(batch: int, **fields: Any) -> TrainingConfig:
 def examples(batch: int) -> Any:
     import numpy as np
 
-    from stages.data.loader import Batch
+    from stages.data.batches import Batch
 
     images = torch.randint(0, 256, (batch, RESOLUTION, RESOLUTION, 3), dtype=torch.uint8)
     return Batch(images=images, labels=torch.arange(batch) % CLASSES, samples=np.arange(batch))

@@ -113,7 +113,7 @@ def _updates(config: TrainingConfig, network: Network) -> None:
     import numpy as np
     import torch
 
-    from stages.data.loader import Batch
+    from stages.data.batches import Batch
     from stages.models.initialize import initialize
     from stages.models.vit import VisionTransformer
     from stages.training.engine import Engine

@@ -15,7 +15,7 @@ import torch
 
 from cluster.storage import open_storage
 from stages.context import Context, read_output
-from stages.data.loader import Batch
+from stages.data.batches import Batch
 from stages.data.pixels import normalise
 from stages.ingest.config import FolderSource, IngestConfig
 from stages.ingest.run import run as run_ingest

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from cluster.storage import open_storage
 from stages.context import Context
 from stages.data.config import DataConfig
-from stages.data.loader import TrainLoader, evaluation_batches
+from stages.data.evaluation_loader import evaluation_batches
+from stages.data.loader import TrainLoader
 from stages.data.manifest import dataset_meta
 from stages.data.shards import ShardWriter
 from stages.ingest.config import IngestConfig, WebDatasetSource

@@ -9,9 +9,10 @@ from cluster.storage import open_storage
 from stages.data.cache import CorruptShard, ShardCache
 from stages.data.config import DataConfig
 from stages.data.decode import UnreadableImage, decode_rgb
+from stages.data.evaluation_loader import evaluation_batches
 from stages.data.fetch_ahead import FetchAhead
 from stages.data.labels import split_labels
-from stages.data.loader import TrainLoader, evaluation_batches
+from stages.data.loader import TrainLoader
 from stages.data.manifest import base_folder, dataset_meta
 from stages.data.mixup import mix_images
 from stages.data.order import Order

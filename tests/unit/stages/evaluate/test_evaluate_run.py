@@ -10,7 +10,7 @@ import torch
 
 from cluster.errors import UserError
 from stages.data.config import DataConfig
-from stages.data.loader import evaluation_batches
+from stages.data.evaluation_loader import evaluation_batches
 from stages.data.manifest import dataset_meta
 from stages.data.pixels import normalise
 from stages.evaluate.classes import NONE

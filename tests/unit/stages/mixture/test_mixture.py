@@ -10,7 +10,8 @@ from cluster.storage import open_storage
 from stages.context import Context
 from stages.data.config import DataConfig
 from stages.data.dataset import open_order
-from stages.data.loader import TrainLoader, evaluation_batches
+from stages.data.evaluation_loader import evaluation_batches
+from stages.data.loader import TrainLoader
 from stages.data.manifest import dataset_meta
 from stages.ingest.config import DigitsSource, FolderSource, IngestConfig
 from stages.ingest.run import run as ingest

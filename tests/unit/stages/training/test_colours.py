@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_images
 
 from cluster.storage import open_storage
 from stages.context import Context
-from stages.data.loader import evaluation_batches
+from stages.data.evaluation_loader import evaluation_batches
 from stages.data.pixels import normalise
 from stages.ingest.config import FolderSource, IngestConfig
 from stages.ingest.run import run as run_ingest
