@@ -62,6 +62,32 @@ def measured_upload(storage: Storage, config: TrainingConfig, network: Network) 
     return None
 
 
+def measured_speed(storage: Storage, config: TrainingConfig, network: Network) -> tuple[float, str] | None:
+    """Images/s that a worker of the newest run of this network took, and which run that was. None where there is none.
+
+    Without the time in which it waited for them: `train/images_per_s` over 1 - `train/data_wait`, in precision and
+    device as the config has them.
+    """
+    for folder, record in _finished(storage):
+        fields: Any = record.identity.get("config", {})
+        workers = record.placement.get("workers")
+        alike = fields.get("precision") == config.precision and fields["resolution"] == network.resolution
+        on_gpus = bool(record.placement.get("gpus_per_worker"))
+        if not alike or on_gpus != bool(config.gpus_per_worker) or not isinstance(workers, int):
+            continue
+        if model_config(fields["model"]) != network.model:
+            continue
+        speeds, waits = dict[int, float](), dict[int, float]()
+        for point in MetricReader(storage, f"{folder}/attempts/{record.attempt}").new_points():
+            for name, found in (("train/images_per_s", speeds), ("train/data_wait", waits)):
+                if point.name == name:
+                    found[point.step] = point.value
+        took = [speed / max(0.01, 1 - waits.get(step, 0.0)) for step, speed in speeds.items()]
+        if took:
+            return median(took) / max(1, workers), f"taken by {folder.removeprefix('stages/')}"
+    return None
+
+
 def _finished(storage: Storage) -> Iterator[tuple[str, Record]]:
     """Pretraining stages of the newest workflows, newest first, with their records."""
     newest = sorted(listed(storage), key=lambda name: name.split("-")[-3:], reverse=True)

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shlex
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
-from cluster import jobs
-from cluster.errors import UserError
-from pipeline.api import PACKAGES, jobs_address
+from pipeline.command_job import run_as_job
 from pipeline.comparison import Verified
 from pipeline.driver import read_workflow
 from pipeline.kinds import own_code
 from pipeline.settings import Settings
-
-POLL_SECONDS = 2.0
 
 
 def verify_on_cluster(
@@ -28,35 +19,21 @@ def verify_on_cluster(
 
     Raises UserError where no cluster answers, and where the job found nothing, with the end of its log.
     """
-    address = jobs_address(settings)
     code = own_code(read_workflow(settings.storage(), workflow_id).stages.values())
-    job = f"verify-{workflow_id}-{secrets.token_hex(3)}"
-    jobs.submit(
-        address,
-        f"exec {shlex.join(_command(settings, workflow_id, stage, workers, start))}",
-        submission_id=job,
-        environment=settings.passed_on(),
-        modules=None if settings.local else [Path(__file__).parents[1] / name for name in PACKAGES],
+    answer = run_as_job(
+        settings,
+        f"verify-{workflow_id}",
+        _words(settings, workflow_id, stage, workers, start),
         code=code,
         metadata={"patchline_workflow": workflow_id},
     )
-    try:
-        while jobs.status(address, job) in ("PENDING", "RUNNING"):
-            time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        jobs.stop(address, job)
-        raise
-    log = jobs.logs(address, job)
-    if (found := _result(log)) is None:
-        end = "\n".join(log.splitlines()[-15:])
-        raise UserError(f"the job {job} on {address} has verified nothing; the end of its log:\n{end}")
+    if (found := _result(answer.log)) is None:
+        raise answer.missing("verified")
     return found
 
 
-def _command(settings: Settings, workflow_id: str, stage: str, workers: int, start: int | None) -> list[str]:
-    # The local stack runs on this very installation.
-    python = sys.executable if settings.local else "python"
-    words = [python, "-m", "pipeline.cli", "verify", stage, "--workflow", workflow_id, "--root", settings.root]
+def _words(settings: Settings, workflow_id: str, stage: str, workers: int, start: int | None) -> list[str]:
+    words = ["-m", "pipeline.cli", "verify", stage, "--workflow", workflow_id, "--root", settings.root]
     begin = [] if start is None else ["--from-update", str(start)]
     return [*words, "--workers", str(workers), *begin, "--json"]
 

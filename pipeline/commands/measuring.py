@@ -1,0 +1,69 @@
+"""Measuring what a workflow would find on its machines."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from cluster.errors import UserError
+from pipeline.commands.base import Address, AsJson, Overrides, Root, WorkflowName, console
+from pipeline.commands.shown import print_json
+from pipeline.settings import resolve
+
+app = typer.Typer()
+
+
+@app.command("bench-data")
+def bench_data(
+    workflow: WorkflowName,
+    override: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="one that trains; the first one if absent")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="for each of the four parts")] = 5.0,
+    workers: Annotated[int, typer.Option(min=0, help="ranks on the Ray cluster; 0 measures in this process")] = 0,
+    on: Annotated[str | None, typer.Option(metavar="GPUxN", help="GPUs to be fed: h100x64")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="GPUs of a machine; 8 if absent")] = None,
+    efficiency: Annotated[float | None, typer.Option(min=0.01, max=1, help="MFU to expect of them")] = None,
+    images_per_s: Annotated[float | None, typer.Option(min=0.1, help="what training takes of a machine")] = None,
+    address: Address = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what a machine can feed training with: storage, decoding, hand-over, and whether that is enough.
+
+    The data set has to be there. Example: `patchline bench-data digits --on h100x8`
+    """
+    from cluster.shapes import parse_shape
+    from pipeline.config import load_workflow
+    from pipeline.display_feeding import feeding_report
+    from pipeline.feeding import Ask, in_a_gang
+    from pipeline.feeding import bench_data as measure
+
+    if on is None and (gpus_per_node is not None or efficiency is not None):
+        name = "--gpus-per-node" if gpus_per_node is not None else "--efficiency"
+        raise UserError(f"{name} says nothing without --on, for example --on h100x8")
+    if on is not None and images_per_s is not None:
+        raise UserError("--on estimates what --images-per-s states: give one of them")
+    settings = resolve(root=root, address=address)
+    shape = None if on is None else parse_shape(on, gpus_per_node=gpus_per_node)
+    ranks = None
+    if workers:
+        from pipeline.feeding_job import on_cluster
+
+        # A job of the cluster's has that variable from Ray.
+        inside = "RAY_ADDRESS" in os.environ
+        ranks = partial(in_a_gang, workers) if inside else partial(on_cluster, settings, workers)
+    fit = measure(
+        load_workflow(workflow, override or []),
+        settings.storage(),
+        stage=stage,
+        seconds=seconds,
+        ask=Ask(images_per_s=images_per_s, shape=shape, efficiency=efficiency),
+        ranks=ranks,
+    )
+    if as_json:
+        print_json(fit.document())
+    else:
+        console.print(feeding_report(fit))
