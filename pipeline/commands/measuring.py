@@ -10,7 +10,7 @@ import typer
 
 from cluster.errors import UserError
 from pipeline.commands.base import Address, AsJson, Overrides, Root, WorkflowName, console
-from pipeline.commands.shown import print_json
+from pipeline.commands.shown import print_json, told_beside
 from pipeline.settings import resolve
 
 app = typer.Typer()
@@ -55,14 +55,12 @@ def bench_data(
         # A job of the cluster's has that variable from Ray.
         inside = "RAY_ADDRESS" in os.environ
         ranks = partial(in_a_gang, workers) if inside else partial(on_cluster, settings, workers)
-    fit = measure(
+    loaded, ask = (
         load_workflow(workflow, override or []),
-        settings.storage(),
-        stage=stage,
-        seconds=seconds,
-        ask=Ask(images_per_s=images_per_s, shape=shape, efficiency=efficiency),
-        ranks=ranks,
+        Ask(images_per_s=images_per_s, shape=shape, efficiency=efficiency),
     )
+    with told_beside(as_json):
+        fit = measure(loaded, settings.storage(), stage=stage, seconds=seconds, ask=ask, ranks=ranks)
     if as_json:
         print_json(fit.document())
     else:

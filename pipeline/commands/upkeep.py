@@ -11,7 +11,7 @@ import typer
 
 from cluster.errors import UserError
 from pipeline.commands.base import Address, AsJson, Mlflow, Root, console
-from pipeline.commands.shown import match, print_json
+from pipeline.commands.shown import match, print_json, told_beside
 from pipeline.settings import Settings, resolve
 from pipeline.words import seconds_of, size
 
@@ -114,7 +114,8 @@ def _verify_here(
     workflow = read_workflow(storage, workflow_id)
     report = (lambda line: None) if as_json else console.print
     try:
-        return verify_stage(storage, workflow_id, workflow, stage, start=start, workers=workers, report=report)
+        with told_beside(as_json):
+            return verify_stage(storage, workflow_id, workflow, stage, start=start, workers=workers, report=report)
     except Damaged as error:
         raise UserError(f"{error}: `patchline audit {workflow_id}` finds what else is") from None
 

@@ -101,12 +101,10 @@ class _Images:
             sample = self._reader.stored_or_none(*place)
             if sample is not None and self._crops.write(sample, np.array([0, 0, *sample.size]), False, out):
                 return sample
-            # Where the helper gave up, `out` holds anything.
-            out[...] = 0
-            return None if sample is None else self._plainly(self._reader.decoded_or_none(*place), out)
+            # The helper gave up, or there is nothing to read.
+            return self._plainly(None if sample is None else self._reader.decoded_or_none(*place), out)
         return self._plainly(self._reader.read_or_none(*place), out)
 
     def _plainly(self, sample: Decoded | None, out: NDArray[np.uint8]) -> Decoded | None:
-        if sample is not None:
-            out[...] = evaluation_image(sample.image, self._config.evaluation, self._resolution)
+        out[...] = 0 if sample is None else evaluation_image(sample.image, self._config.evaluation, self._resolution)
         return sample

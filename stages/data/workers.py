@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Fill = Callable[[NDArray[np.int64], NDArray[np.uint8], Tensor], None]
-"""Write the images [n, R, R, 3] and labels [n] or [n, C] of the samples with these numbers [n]."""
+"""Write the images [n, R, R, 3] and labels [n] or [n, C], which are zeros before, of samples with these numbers [n]."""
 
 LEAST_ROWS = 8
 """Of a batch that a thread takes at once: what is drawn for all rows together is cheaper by the row in larger parts."""
@@ -36,9 +36,14 @@ class Workers:
         """Time that all threads together have spent on filling so far."""
 
     def submit(self, numbers: NDArray[np.int64], rows: int) -> Callable[[], tuple[Tensor, Tensor]]:
-        """Begin to fill tensors of `rows` rows, the first ones with these samples; returns how to wait."""
+        """Begin to fill tensors of `rows` rows, the first ones with these samples, the others with zeros.
+
+        Returns how to wait for them.
+        """
         size = self._resolution
-        images = torch.zeros(rows, size, size, 3, dtype=torch.uint8, pin_memory=self._pinned)
+        # Not zeros: the caller would write all of them a first time, while its GPU may wait.
+        images = torch.empty(rows, size, size, 3, dtype=torch.uint8, pin_memory=self._pinned)
+        images[len(numbers) :] = 0
         labels = torch.zeros(rows, *self._label_shape, dtype=torch.float32 if self._label_shape else torch.int64)
         pixels = images.numpy()
         futures: list[Future[None]] = []

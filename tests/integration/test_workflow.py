@@ -19,6 +19,8 @@ from cluster.local.stack import Stack
 from cluster.storage import Storage
 from cluster.tasks import map_tasks
 from pipeline import api
+from pipeline.feeding import bench_data
+from pipeline.feeding_job import on_cluster
 from pipeline.settings import Settings, resolve
 from pipeline.stage_logs import workflow_logs
 from pipeline.verification_job import verify_on_cluster
@@ -129,6 +131,16 @@ def test_a_window_trained_again_on_the_cluster_comes_out_the_same(reference, sta
     found = verify_on_cluster(settings, workflow_id, "pretrain", workers=2)
     assert (found.start, found.end, found.losses, found.differs) == (UPDATES - SAVE_EVERY, UPDATES, SAVE_EVERY, ())
     assert found.exact
+
+
+def test_workers_of_the_cluster_are_measured_at_once(reference, stack_environment):
+    settings, _ = reference
+    ranks = partial(on_cluster, settings, 2)
+    fit = bench_data(small_workflow(), settings.storage(), seconds=0.2, ranks=ranks)
+    machine = fit.slowest
+    assert (len(fit.machines), machine.loaders, machine.threads) == (1, 2, 1)
+    assert min(machine.storage, machine.one_thread, machine.decoding, machine.hand_over) > 0
+    assert fit.wanted is not None
 
 
 EVALUATIONS = """

@@ -18,6 +18,25 @@ def test_a_container_has_the_memory_of_its_limit(monkeypatch: pytest.MonkeyPatch
     assert machine.memory_bytes() == 1048576
 
 
+QUOTAS = {
+    "version 2": ({"cpu.max": "150000 100000\n"}, 2),
+    "version 2, a part of a core": ({"cpu.max": "20000 100000\n"}, 1),
+    "version 2, no limit": ({"cpu.max": "max 100000\n"}, None),
+    "version 1": ({"cpu.cfs_quota_us": "100000\n", "cpu.cfs_period_us": "100000\n"}, 1),
+    "version 1, no limit": ({"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"}, None),
+    "neither": ({}, None),
+}
+
+
+@pytest.mark.parametrize(("files", "expected"), QUOTAS.values(), ids=QUOTAS)
+def test_a_container_has_the_cores_of_its_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files, expected):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "CPU_QUOTAS", (str(tmp_path / "cpu.max"), str(tmp_path / "cpu.cfs_quota_us")))
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda process: set(range(3)))
+    assert machine.cores() == (expected or 3)
+
+
 @pytest.mark.parametrize("text", ["max\n", "9223372036854771712\n"])
 def test_without_a_limit_it_is_the_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str):
     (tmp_path / "limit").write_text(text)

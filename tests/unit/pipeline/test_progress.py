@@ -21,6 +21,7 @@ from pipeline.record import EventLog, mark
 from pipeline.settings import Settings
 from pipeline.stage_logs import Wanted, workflow_logs
 from pipeline.status import StatusReader, WorkflowStatus
+from stages.metrics import Point, points_body
 
 FOLDER = "stages/pretrain/0123456789abcdef0123"
 BEGAN_MS = 1_700_000_000_000
@@ -107,6 +108,15 @@ def test_a_running_stage_tells_how_far_it_is_how_fast_and_what_was_lost(storage,
     # 51 to 57 were made twice, or will be.
     assert stage.updates_repeated == 7
     assert figures(stage) == "53/100 updates  102 images/s  1 min 34 s left"
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.34, "  waits for images 34% of the time"), (0.04, "")])
+def test_a_stage_that_waits_for_its_images_says_so(storage, trained, share, told):
+    body = points_body([Point(name="train/data_wait", value=share, step=53, time_ms=BEGAN_MS + 2000 * 53)])
+    storage.write(f"{FOLDER}/attempts/2/metrics/000001.jsonl", body)
+    stage = measured(storage, trained[0]).stages["pretrain"]
+    assert stage.data_wait == share
+    assert figures(stage) == f"53/100 updates  102 images/s{told}  1 min 34 s left"
 
 
 def test_a_follower_sees_new_points_and_a_new_attempt(storage, trained):

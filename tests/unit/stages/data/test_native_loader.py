@@ -6,6 +6,7 @@ import torch
 
 from stages.data.config import DataConfig
 from stages.data.crops import Crops
+from stages.data.evaluation_loader import evaluation_batches
 from stages.data.loader import TrainLoader
 from stages.data.manifest import dataset_meta
 from stages.data.native.helper import native
@@ -118,6 +119,37 @@ def test_mixed_and_changed_images_are_the_same_too(pictures, tmp_path):
     fast, plain = (batches(pictures, tmp_path, native=each, **settings) for each in (True, False))
     assert same(fast, plain)
     assert all(torch.equal(a.mixing.images, b.mixing.images) for a, b in zip(fast[0][0], plain[0][0], strict=True))
+
+
+@pytest.mark.parametrize("method", [{"method": "resize"}, {"method": "resize_then_crop", "size": 56}], ids=str)
+@pytest.mark.parametrize("threads", [0, 3])
+def test_evaluation_shows_the_same_with_and_without_it(pictures, tmp_path, method, threads):
+    """Unreadable images too are the same ones, and zeros."""
+    storage, output = pictures
+    found = []
+    for fast in (True, False):
+        config = DataConfig(
+            cache=str(tmp_path / "cache"), max_bad=0.5, native=fast, loader_threads=threads, evaluation=method
+        )
+        found.append(
+            list(
+                evaluation_batches(
+                    storage,
+                    output,
+                    ["train"],
+                    resolution=48,
+                    batch=7,
+                    rank=0,
+                    world_size=1,
+                    config=config,
+                    classes=range(len(dataset_meta(output).classes)),
+                )
+            )
+        )
+    assert sum(int((~batch.mask).sum()) for batch in found[0]) > 3
+    for one, other in zip(*found, strict=True):
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("images", "labels", "mask"))
+        assert not one.images[~one.mask].any()
 
 
 def test_decoded_images_are_resized_in_place_by_it():

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config as inductor
+from PIL import Image
 
 from cluster.errors import UserError
 from stages.data.loader import TrainLoader
 from stages.data.pixels import normalise
+from stages.ingest.run import run as run_ingest
 from stages.metrics import MetricReader
 from stages.models.build import build
 from stages.models.config import model_config
@@ -20,6 +22,7 @@ from stages.training.objectives import cross_entropy
 from stages.training.optimizer import make_optimizer
 from stages.training.run import run_training
 from stages.training.schedule import learning_rate
+from tests.unit.stages.ingest.pictures import context, ingest
 from tests.unit.stages.models.outputs import stage_context
 
 
@@ -56,6 +59,28 @@ def test_losses_are_those_of_a_plain_loop(make_stage, zero_stage, optimizer):
     found = stage.losses(1)
     assert list(found) == list(range(1, 61))
     np.testing.assert_allclose(list(found.values()), plain_losses(stage, job), rtol=0, atol=1e-5)
+
+
+def test_training_that_waits_for_its_images_says_so_once(make_stage, tmp_path, capsys):
+    """Photos that take longer to decode than a tiny network takes to learn of them."""
+    photos = tmp_path / "photos"
+    rows, columns = np.mgrid[:600, :800]
+    for number in range(20):
+        (photos / f"{number % 2}").mkdir(parents=True, exist_ok=True)
+        levels = np.stack([rows * 3, columns + number, rows * columns // 7], axis=2).astype(np.uint8)
+        Image.fromarray(levels).save(photos / f"{number % 2}" / f"{number}.jpg", quality=95)
+    place = context(tmp_path)
+    source = {"kind": "folder", "path": str(photos)}
+    dataset = run_ingest(ingest(source, validation_fraction=0, test_fraction=0), {}, place).output
+    stage = make_stage("waiting")
+    stage.storage = place.storage
+    job = replace(
+        stage.job(updates=6, save_every=1000), dataset=dataset, class_ids=(0, 1), evaluation={}, resolution=16
+    )
+    assert train(job, stage.rank())["outcome"] == "done"
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("input-bound")]
+    assert len(lines) == 1
+    assert "The limit is decoding, by the training thread" in lines[0]
 
 
 NETWORKS = {
