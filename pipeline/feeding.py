@@ -215,8 +215,8 @@ def _dataset(storage: Storage, workflow: Workflow, name: str) -> Output:
     output = recorded_output(storage, read_record(storage, head[0].record)) if head and head[0].record else None
     if output is None:
         raise UserError(
-            f"the data set of '{name}' is not in {storage.url} yet, so that nothing can be read: `patchline ingest` "
-            f"makes it, or the workflow, whose stage '{name}' it is"
+            f"the data set of '{name}' is not in {storage.url} yet, so that nothing can be read ({' '.join(planned.why)}): "
+            f"`patchline ingest` makes it, or the workflow, whose stage '{name}' it is"
         )
     return output
 
