@@ -214,9 +214,10 @@ def _dataset(storage: Storage, workflow: Workflow, name: str) -> Output:
     head = read_head(storage, planned.folder) if planned.action == "reuse" else None
     output = recorded_output(storage, read_record(storage, head[0].record)) if head and head[0].record else None
     if output is None:
+        why = " ".join(planned.why)
         raise UserError(
-            f"the data set of '{name}' is not in {storage.url} yet, so that nothing can be read ({' '.join(planned.why)}): "
-            f"`patchline ingest` makes it, or the workflow, whose stage '{name}' it is"
+            f"the data set of '{name}' is not in {storage.url} yet, so that nothing can be read ({why}): `patchline "
+            f"ingest` makes it, or the workflow, whose stage '{name}' it is"
         )
     return output
 
