@@ -159,7 +159,7 @@ def bench_data(
     and where its data set is not there yet.
     """
     name, config = _training_stage(workflow, stage)
-    dataset = _dataset(storage, workflow, config.data)
+    dataset = finished_dataset(storage, workflow, config.data)
     found = dataset_meta(dataset)
     classes = len(found.classes) - len(found.held_out)
     machines = _machines((ranks or _in_this_process)(feeding_of(storage, dataset, config, seconds), config))
@@ -208,7 +208,7 @@ def _training_stage(workflow: Workflow, stage: str | None) -> tuple[str, Trainin
     return name, training[name]
 
 
-def _dataset(storage: Storage, workflow: Workflow, name: str) -> Output:
+def finished_dataset(storage: Storage, workflow: Workflow, name: str) -> Output:
     """A finished data set. Raises UserError where it is not finished."""
     planned = next(item for item in plan(storage, workflow, Question(images=1, classes=1)) if item.name == name)
     head = read_head(storage, planned.folder) if planned.action == "reuse" else None

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import UserError
-from pipeline.commands.base import Address, AsJson, Overrides, Root, WorkflowName, console
+from pipeline.commands.base import Address, AsJson, Mlflow, Overrides, Root, WorkflowName, console
 from pipeline.commands.shown import print_json, told_beside
 from pipeline.settings import resolve
 
@@ -65,3 +65,44 @@ def bench_data(
         print_json(fit.document())
     else:
         console.print(feeding_report(fit))
+
+
+@app.command()
+def preflight(
+    workflow: Annotated[
+        str | None, typer.Option(metavar="WORKFLOW", help="tell whether its training would wait for network or storage")
+    ] = None,
+    override: Overrides = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="of all-reduces")] = 120.0,
+    storage_seconds: Annotated[float, typer.Option(min=0.1, help="of writing to storage, and of reading")] = 5.0,
+    address: Address = None,
+    root: Root = None,
+    mlflow: Mlflow = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check storage, tracking and every machine of a cluster before anything is trained. Exit code 1 where unfit.
+
+    Without a cluster, what can be checked from here. Example: `patchline preflight --address http://head:8265`
+    """
+    from pipeline.config import load_workflow
+    from pipeline.display_preflight import preflight_report
+    from pipeline.preflight import Length
+    from pipeline.preflight import preflight as check
+    from pipeline.preflight_job import on_cluster
+
+    if override and workflow is None:
+        raise UserError("-o says nothing without --workflow")
+    settings = resolve(root=root, mlflow=mlflow, address=address)
+    loaded = None if workflow is None else load_workflow(workflow, override or [])
+    found = check(
+        settings,
+        Length(reduction=seconds, storage=storage_seconds),
+        survey=partial(on_cluster, settings) if settings.jobs else None,
+        workflow=loaded,
+        tell=(lambda line: None) if as_json else lambda line: console.print(f"… {line}", style="dim", markup=False),
+    )
+    if as_json:
+        print_json(found.document())
+    else:
+        console.print(preflight_report(found))
+    raise typer.Exit(0 if found.fit else 1)

@@ -1,0 +1,50 @@
+"""How fast a machine writes to storage and reads from it, in pieces as large as those of checkpoints and shards."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from cluster.storage import Storage
+
+PIECE = 32 * 2**20
+"""Bytes of an object."""
+AT_ONCE = 4
+"""Objects under way at the same time, as when a checkpoint is stored or shards are fetched."""
+
+
+def bytes_per_s(storage: Storage, folder: str, seconds: float) -> tuple[float, float]:
+    """Written and read in a second, each measured for so long. What is written below `folder` is removed again.
+
+    Raises OSError where the storage does not answer.
+    """
+    body, names = os.urandom(PIECE), [f"{folder}/piece-{secrets.token_hex(4)}-{n}" for n in range(AT_ONCE)]
+    try:
+        written = _rate(lambda number: storage.write(names[number], body), seconds)
+        read = _rate(lambda number: storage.read(names[number]), seconds)
+    finally:
+        for name in names:
+            storage.delete(name)
+    return written, read
+
+
+def _rate(transfer: Callable[[int], object], seconds: float) -> float:
+    began, lock, moved = time.perf_counter(), threading.Lock(), 0
+
+    def repeat(number: int) -> None:
+        nonlocal moved
+        while True:
+            transfer(number)
+            with lock:
+                moved += PIECE
+            if time.perf_counter() - began > seconds:
+                return
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for done in [pool.submit(repeat, number) for number in range(AT_ONCE)]:
+            done.result()
+    return moved / (time.perf_counter() - began)

@@ -1,0 +1,80 @@
+"""What a machine says of itself before anything is trained on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import socket
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from cluster.machine import cores, cpu_name, memory_bytes
+from cluster.preflight.bandwidth import bytes_per_s
+from cluster.storage import open_storage
+
+PACKAGES = ("ray", "torch", "deepspeed", "numpy", "pillow")
+"""Whose versions have to be the same on all machines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What machines are asked. Picklable."""
+
+    root: str
+    folder: str
+    """Below the root, for keys of ours alone."""
+    cache: str
+    """Where shards will be kept."""
+    seconds: float
+    """For each direction of the bandwidth to storage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """One machine. Sizes are in bytes, rates in bytes/s."""
+
+    host: str
+    cpu: str
+    cores: int
+    memory: int | None
+    cache_free: int
+    shared_memory: int
+    open_files: int
+    """Files that a process may have open."""
+    versions: dict[str, str] = field(default_factory=dict)
+    written: float
+    read: float
+
+
+def look(asked: Asked) -> Machine:
+    """This machine. Importable, so that Ray can send it. Raises OSError where the storage does not answer."""
+    written, read = bytes_per_s(open_storage(asked.root), f"{asked.folder}/{socket.gethostname()}", asked.seconds)
+    return Machine(
+        host=socket.gethostname(),
+        cpu=cpu_name(),
+        cores=cores(),
+        memory=memory_bytes(),
+        cache_free=_free(Path(asked.cache)),
+        shared_memory=_free(Path("/dev/shm")),
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        written=written,
+        read=read,
+    )
+
+
+def _free(folder: Path) -> int:
+    """Bytes that can still be written there; where the folder is not there yet, in the nearest above it that is."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free if os.access(folder, os.W_OK) else 0
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,193 @@
+"""`preflight`: whether a cluster, its storage and its tracking server are fit for training, before any is paid for."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from cluster.errors import UserError
+from cluster.preflight.conditions import broken_conditions
+from cluster.preflight.machine import Asked
+from cluster.storage import Storage
+from pipeline.config import Workflow
+from pipeline.preflight_findings import Finding, Surveyed, judged
+from pipeline.preflight_workflow import bounds
+from pipeline.settings import Settings
+from pipeline.versions import check_versions
+from stages.metrics import now_ms
+
+if TYPE_CHECKING:
+    from cluster.nodes import Nodes
+    from stages.training.reduction import Ranked
+
+ANSWER_SECONDS = 10.0
+START_SECONDS = 120.0
+"""In which a process has to start on each machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """All that was found."""
+
+    findings: list[Finding]
+    surveyed: Surveyed | None = None
+
+    @property
+    def fit(self) -> bool:
+        """Whether nothing stands in the way."""
+        return all(finding.level != "problem" for finding in self.findings)
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"fit": self.fit, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """How long to measure, in seconds."""
+
+    reduction: float = 120.0
+    storage: float = 5.0
+
+
+def preflight(
+    settings: Settings,
+    length: Length | None = None,
+    *,
+    survey: Callable[[Asked, Length], Surveyed] | None = None,
+    workflow: Workflow | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Preflight:
+    """Check what the settings name: storage from here, and every machine of the cluster by `survey`, where it is given.
+
+    Of a `workflow` it is predicted whether network or storage would hold its training up. `tell` is given a line for
+    each step. What is wrong is a finding; nothing is raised.
+    """
+    length, findings, surveyed = length or Length(), list[Finding](), None
+    tell(f"conditional writes, in {settings.root}")
+    storage, folder = _opened(settings), f"scratch/{now_ms()}-{secrets.token_hex(4)}"
+    findings.append(storage if isinstance(storage, Finding) else conditions(storage, folder))
+    if settings.mlflow.startswith("http"):
+        tell(f"the tracking server, {settings.mlflow}")
+        findings.append(tracking(settings.mlflow))
+    if survey is not None:
+        tell(f"versions, on {settings.jobs}")
+        findings += _versions(settings)
+    if survey is not None and not any(finding.level == "problem" for finding in findings):
+        tell(f"machines and collectives, on {settings.jobs}: about {length.reduction + 2 * length.storage + 20:.0f} s")
+        asked = Asked(root=settings.root, folder=folder, cache=_cache(), seconds=length.storage)
+        try:
+            surveyed = survey(asked, length)
+            findings += judged(surveyed)
+            if workflow is not None:
+                findings += bounds(settings.storage(), workflow, surveyed)
+        except UserError as error:
+            findings.append(Finding(level="problem", check="machines", told=str(error)))
+    return Preflight(findings=findings, surveyed=surveyed)
+
+
+def _opened(settings: Settings) -> Storage | Finding:
+    try:
+        return settings.storage()
+    except UserError as error:
+        return Finding(level="problem", check="storage", told=str(error))
+
+
+def _cache() -> str:
+    from stages.data.cache import default_folder
+
+    return str(default_folder())
+
+
+def conditions(storage: Storage, folder: str) -> Finding:
+    """Whether the storage takes our writes, and keeps their conditions."""
+    try:
+        broken = broken_conditions(storage, folder)
+    except OSError as error:
+        return Finding(level="problem", check="storage", told=f"{error}: is it there, and are the credentials good?")
+    if broken:
+        told = (
+            f"{storage.url} does not keep the conditions of writes: {'; '.join(broken)}. Two drivers could hold one "
+            "workflow, and commits be lost: take a store that has conditional writes, such as AWS S3, GCS, R2, MinIO "
+            "or SeaweedFS"
+        )
+        return Finding(level="problem", check="conditional writes", told=told)
+    return Finding(level="ok", check="conditional writes", told=f"{storage.url} keeps them")
+
+
+def tracking(address: str) -> Finding:
+    """Whether an MLflow server answers there."""
+    try:
+        with urlopen(f"{address.rstrip('/')}/version", timeout=ANSWER_SECONDS) as answer:
+            version = answer.read(100).decode().strip()
+    except HTTPError as error:
+        if error.code in (401, 403):
+            # Its users are asked for by the client of MLflow, which has their names and passwords.
+            return Finding(level="ok", check="MLflow", told=f"{address} answers, and asks who one is")
+        return Finding(level="problem", check="MLflow", told=f"{address} answers {error.code}: is it an MLflow server?")
+    except OSError as error:
+        told = f"{address} does not answer ({error}): runs wait for it, and are logged once it is there"
+        return Finding(level="warning", check="MLflow", told=told)
+    return Finding(level="ok", check="MLflow", told=f"{address} has version {version}")
+
+
+def _versions(settings: Settings) -> Iterable[Finding]:
+    lines = list[str]()
+    try:
+        check_versions(settings, lines.append)
+    except UserError as error:
+        return [Finding(level="problem", check="versions", told=str(error))]
+    warned = [Finding(level="warning", check="versions", told=line) for line in lines]
+    return warned or [Finding(level="ok", check="versions", told="Python's and Ray's are those of this machine")]
+
+
+# On the cluster
+
+
+def surveyed(asked: Asked, length: Length) -> Surveyed:
+    """Ask every machine of the cluster that RAY_ADDRESS names, and measure a gang on it."""
+    from cluster.nodes import Nodes
+    from cluster.preflight.machine import look
+
+    nodes = Nodes(start_seconds=START_SECONDS)
+    try:
+        errors = dict.fromkeys(nodes.silent, f"no process could be started within {START_SECONDS:.0f} s")
+        # Longer than it takes on a storage that is slow beyond use.
+        answers = nodes.each(look, asked, seconds=120 + 4 * length.storage)
+        clocks = nodes.clocks()
+        ranks, unmeasured = _measured(nodes, length)
+    finally:
+        nodes.close()
+    return Surveyed(
+        machines={answer.node: answer.value for answer in answers if not answer.error},
+        errors=errors | {answer.node: answer.error for answer in answers if answer.error},
+        clocks=clocks,
+        ranks=ranks,
+        unmeasured=unmeasured,
+    )
+
+
+def _measured(nodes: Nodes, length: Length) -> tuple[list[Ranked], str]:
+    """A rank for each GPU that is free or, where there are none, one for each machine; else why there are none."""
+    from cluster.gang import GangError, free_workers, run_gang
+    from stages.training.reduction import Reduction, measure_collectives
+
+    gpus = sum(int(own.get("GPU", 0)) for own in nodes.resources.values())
+    cpus = [own.get("CPU", 0.0) for own in nodes.resources.values() if own.get("CPU", 0.0) >= 1]
+    if not gpus and not cpus:
+        return [], "no machine of the cluster has a CPU or GPU for a worker"
+    each, gpu = (1.0, 1.0) if gpus else (float(min(cpus)), 0.0)
+    room = free_workers(each, gpu)
+    if not room:
+        return [], "others use the cluster: there is no room for a worker to measure with"
+    asked = Reduction(seconds=length.reduction, megabytes=256 if gpus else 16, gpus=bool(gpus))
+    try:
+        ranks = run_gang(measure_collectives, asked, workers=room, cpus=each, gpus=gpu, name="preflight")
+    except (GangError, UserError) as error:
+        return [], str(error)
+    wanted = gpus or len(cpus)
+    return ranks, f"{room} of {wanted} were free" if room < wanted else ""
