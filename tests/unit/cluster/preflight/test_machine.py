@@ -1,0 +1,96 @@
+"""What a machine says of itself, and what a storage's conditions are worth."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from cluster.preflight import bandwidth
+from cluster.preflight.conditions import broken_conditions
+from cluster.preflight.machine import PACKAGES, Asked, Machine, look
+from cluster.storage import Storage, open_storage
+from cluster.storage.file import FileStorage
+
+
+class Unconditional(FileStorage):
+    """Takes every write, as stores do that ignore headers which they do not know."""
+
+    def write_if_absent(self, key: str, data: bytes) -> str:
+        return self.write(key, data)
+
+    def compare_and_swap(self, key: str, data: bytes, tag: str) -> str:
+        return self.write(key, data)
+
+
+class Unordered(FileStorage):
+    """Looks first and writes then, so that several who create one key at once are all told that they have."""
+
+    def write_if_absent(self, key: str, data: bytes) -> str:
+        if self.stat(key) is None:
+            return self.write(key, data)
+        return super().write_if_absent(key, data)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/root"
+
+
+def test_a_storage_that_keeps_conditions_has_nothing_against_it_and_nothing_left(any_storage: Storage):
+    assert broken_conditions(any_storage, "scratch/check") == []
+    assert list(any_storage.list("scratch/")) == []
+
+
+def test_a_storage_that_ignores_conditions_is_found_out(url: str):
+    storage = Unconditional(url)
+    first, stale, race = broken_conditions(storage, "scratch/check")
+    assert first == "If-None-Match is ignored: what was there has been overwritten"
+    assert stale == "If-Match is ignored: a stale ETag has been taken for the newest"
+    assert race == "of 8 that created one key at the same time with If-None-Match, 8 were told that they had"
+    assert list(storage.list("scratch/")) == []
+
+
+def test_a_storage_that_looks_first_and_writes_then_is_found_out(url: str, monkeypatch: pytest.MonkeyPatch):
+    storage = Unordered(url)
+    stat = storage.stat
+
+    def slow_stat(key: str):
+        found = stat(key)
+        # Until all of them have looked.
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(storage, "stat", slow_stat)
+    (race,) = broken_conditions(storage, "scratch/check")
+    assert race.startswith("of 8 that created one key at the same time")
+
+
+def test_bandwidth_is_measured_and_leaves_nothing(url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bandwidth, "PIECE", 2**16)
+    storage = open_storage(url)
+    written, read = bandwidth.bytes_per_s(storage, "scratch/check", 0.05)
+    assert written > 0
+    assert read > 0
+    assert list(storage.list("")) == []
+
+
+def test_a_storage_that_does_not_answer_is_an_error_and_leaves_no_thread_waiting(tmp_path: Path):
+    (tmp_path / "root").write_text("no folder")
+    with pytest.raises(OSError):
+        bandwidth.bytes_per_s(open_storage(f"file://{tmp_path}/root"), "scratch/check", 0.05)
+
+
+def test_a_machine_tells_what_training_needs_to_know(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bandwidth, "PIECE", 2**16)
+    cache = tmp_path / "not" / "yet" / "there"
+    found = look(Asked(root=url, folder="scratch/check", cache=str(cache), seconds=0.05))
+    assert set(found.versions) == {"python", *PACKAGES}
+    assert min(found.cores, found.cache_free, found.open_files) > 0
+    assert found.shared_memory >= 0
+    assert not cache.exists()
+    # As it comes back from a job.
+    assert Machine(**json.loads(json.dumps(asdict(found)))) == found

@@ -1,0 +1,262 @@
+"""`preflight`: from what is found on machines to what is told of it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import replace
+from functools import partial
+from importlib import metadata
+
+import pytest
+from rich.console import Console
+
+from cluster import jobs
+from cluster.errors import UserError
+from cluster.preflight.machine import Asked, Machine
+from cluster.storage import open_storage
+from pipeline import cli, preflight_job
+from pipeline import preflight as preflight_module
+from pipeline.commands.base import console
+from pipeline.config import parse_workflow
+from pipeline.display_preflight import preflight_report
+from pipeline.preflight import Length, Preflight, conditions, preflight, tracking
+from pipeline.preflight_findings import Surveyed, judged
+from pipeline.preflight_workflow import bounds, measured_shape
+from pipeline.settings import Settings
+from stages.training.reduction import Ranked
+from tests.unit.cluster.preflight.test_machine import Unconditional
+from tests.unit.pipeline.test_feeding import INGEST, PRETRAIN, run
+
+MACHINE = Machine(
+    host="a", cpu="cpu", cores=8, memory=10**11, cache_free=10**12, shared_memory=10**10, open_files=65536,
+    versions={"torch": "2.13.0", "ray": "2.60.0"}, written=1e9, read=2e9,
+)  # fmt: skip
+RANK = Ranked(host="a", local_rank=0, device="NVIDIA H100", tflops=700.0, bus=300.0, slowest=1.2, pair=40.0)
+NAMES = ("a", "b", "c", "d")
+
+
+def survey(**changes: Machine) -> Surveyed:
+    """Four machines of two GPUs each, alike but for what is changed."""
+    machines = {name: replace(MACHINE, host=name) for name in NAMES} | changes
+    ranks = [
+        replace(RANK, host=name, local_rank=number, pair=None if number else 40.0)
+        for name in NAMES
+        for number in (0, 1)
+    ]
+    return Surveyed(machines=machines, errors={}, clocks=dict.fromkeys(NAMES, (0.001, 0.002)), ranks=ranks)
+
+
+def told(found: Surveyed, *levels: str) -> list[str]:
+    return [f"{item.check}: {item.told}" for item in judged(found) if item.level in (levels or ("warning", "problem"))]
+
+
+def test_of_machines_that_are_in_order_nothing_is_held_against():
+    found = survey()
+    assert told(found) == []
+    assert "all-reduce: 8 ranks, bus bandwidth 300 GB/s" in told(found, "ok")
+    assert "links between machines: 40 GB/s each" in told(found, "ok")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"written": 1e8}, "bytes written to storage: b is slow: 100 MB/s, half of the machines reach 1e+03"),
+        ({"read": 1e9}, "bytes read from storage: b is slow: 1e+03 MB/s, half of the machines reach 2e+03"),
+        ({"cache_free": 10**9}, "disk: b has 1.0 GB free for shards: mount a disk"),
+        ({"shared_memory": 64 * 2**20}, "shared memory: b has 64 MiB of shared memory, which NCCL"),
+        ({"open_files": 1024}, "open files: b lets a process open 1024 files: ulimit -n 65536"),
+        ({"versions": {"torch": "2.12.0", "ray": "2.60.0"}}, "packages: torch: 2.12.0 on b, 2.13.0 on a, c, d: give"),
+        ({"versions": {"torch": "2.13.0"}}, "packages: ray: 2.60.0 on a, c, d, not installed on b"),
+    ],
+    ids=str,
+)
+def test_a_machine_that_is_not_as_the_others_is_named(change, line):
+    (found,) = told(survey(b=replace(MACHINE, host="b", **change)))
+    assert found.startswith(line)
+
+
+def test_a_machine_that_says_nothing_and_a_clock_that_is_wrong_are_problems():
+    found = replace(survey(), errors={"e": "no answer within 120 s"}, clocks={"a": (0.0, 0.01), "b": (-5.0, 0.01)})
+    assert told(found, "problem") == [
+        "machines: e: no answer within 120 s", "clocks: b's is 5.0 s behind: let NTP (chrony) set it",
+    ]  # fmt: skip
+    # What may be the network's doing is not held against a clock.
+    assert told(replace(survey(), clocks={"a": (3.0, 2.0)})) == []
+
+
+def test_slow_ranks_and_slow_links_are_named():
+    ranks = survey().ranks
+    slow = [*ranks[:2], replace(ranks[2], tflops=300.0, pair=10.0), *ranks[3:7], replace(ranks[7], tflops=100.0)]
+    assert told(replace(survey(), ranks=slow)) == [
+        "products of matrices: b is slow: 300 TFLOP/s, half of the machines reach 700",
+        "products of matrices: d:1 is slow: 100 TFLOP/s, half of the machines reach 700",
+        "links between machines: b is slow: 10 GB/s, half of the machines reach 40",
+    ]
+    (uneven,) = told(replace(survey(), ranks=[replace(rank, slowest=9.0) for rank in ranks]))
+    assert uneven.startswith("all-reduce: the slowest took 9.0 times as long as the median")
+    (other,) = told(replace(survey(), ranks=[replace(ranks[0], device="NVIDIA A100"), *ranks[1:]]))
+    assert other.startswith("devices: NVIDIA A100, NVIDIA H100: all ranks wait for the slowest")
+
+
+def test_what_was_not_measured_is_told():
+    assert told(replace(survey(), ranks=[], unmeasured="others use the cluster")) == [
+        "collectives: others use the cluster"
+    ]
+    assert told(replace(survey(), ranks=[RANK])) == [
+        "all-reduce: there is room for one rank alone, which sends nothing"
+    ]
+
+
+# What the rates mean for a workflow
+
+
+def test_the_cluster_is_taken_as_it_was_measured():
+    slower = [replace(rank, pair=rank.pair and 30.0) if rank.host == "d" else rank for rank in survey().ranks]
+    shape = measured_shape(replace(survey(), ranks=slower))
+    assert shape is not None
+    assert (shape.gpu.title, shape.gpus, shape.gpus_per_node) == ("H100 SXM", 8, 2)
+    assert (shape.network_gbit, shape.bucket_mb_per_s) == (240.0, 1000.0)
+    assert measured_shape(replace(survey(), ranks=[replace(RANK, device="AMD EPYC")])) is None
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory):
+    """A root with a data set."""
+    storage = open_storage(f"file://{tmp_path_factory.mktemp('root')}")
+    run(storage, parse_workflow(INGEST, "small.yaml"))
+    return storage
+
+
+def of_workflow(storage, **changes) -> list[str]:
+    found = bounds(storage, parse_workflow(INGEST + PRETRAIN, "small.yaml"), replace(survey(), **changes))
+    return [f"{item.level}: {item.told}" for item in found]
+
+
+def test_a_workflow_that_waits_for_nothing_has_its_speed_told(ingested):
+    fast = {name: replace(machine, read=1e15) for name, machine in survey().machines.items()}
+    pretrain, finetune = of_workflow(ingested, ranks=survey().ranks[:2], machines=fast)
+    assert pretrain.startswith("ok: pretrain: ")
+    assert pretrain.endswith("neither network nor storage is the limit")
+    assert finetune.startswith("ok: finetune: ")
+
+
+def test_a_workflow_that_would_wait_is_told_for_what(ingested):
+    slow = {name: replace(machine, read=1000.0) for name, machine in survey().machines.items()}
+    storage = [line for line in of_workflow(ingested, ranks=survey().ranks[:2], machines=slow) if "storage" in line]
+    assert len(storage) == 2
+    assert storage[0].startswith("warning: pretrain: the first epoch waits for storage: training takes ")
+    links = [replace(rank, pair=rank.pair and 1e-6) for rank in survey().ranks]
+    assert any("the network between nodes is the limit" in line for line in of_workflow(ingested, ranks=links))
+    assert "of GPUs alone" in of_workflow(ingested, ranks=[replace(RANK, device="AMD EPYC")])[0]
+
+
+# The whole
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    return Settings(root=f"file://{tmp_path}/root", mlflow=f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_without_a_cluster_storage_alone_is_checked(settings):
+    found = preflight(settings)
+    assert (found.fit, [item.check for item in found.findings]) == (True, ["conditional writes"])
+
+
+def test_a_storage_without_conditions_is_refused(settings):
+    found = conditions(Unconditional(settings.root), "scratch/x")
+    assert found.level == "problem"
+    assert "does not keep the conditions of writes: If-None-Match is ignored" in found.told
+    assert "Two drivers could hold one workflow" in found.told
+
+
+def test_a_storage_that_is_not_there_is_a_finding_and_nobody_asks_machines(settings, tmp_path, monkeypatch):
+    (tmp_path / "root").write_text("no folder")
+    monkeypatch.setattr(preflight_module, "check_versions", lambda *_: None)
+    found = preflight(settings, survey=lambda *_: pytest.fail("asked"), tell=lambda line: None)
+    assert not found.fit
+    assert found.findings[0].told.endswith("is it there, and are the credentials good?")
+
+
+def test_a_tracking_server_that_does_not_answer_is_told(settings):
+    found = tracking("http://127.0.0.1:9")
+    assert (found.level, found.check) == ("warning", "MLflow")
+    assert "does not answer" in found.told
+
+
+@pytest.fixture
+def cluster(settings, monkeypatch, capsys):
+    """A job server that runs the command at once, in this process; machines are what the test says."""
+    logs, answers = {}, [survey()]
+
+    def submit(address, command, *, submission_id, **_):
+        monkeypatch.setattr(sys, "argv", ["preflight_job", shlex.split(command)[-1]])
+        try:
+            preflight_job.main()
+        except UserError as error:
+            print(f"error: {error}")
+        logs[submission_id] = f"a line of Ray's\n{capsys.readouterr().out}"
+
+    def surveyed(asked: Asked, length: Length) -> Surveyed:
+        assert asked.root == settings.root
+        if isinstance(answers[-1], Exception):
+            raise answers[-1]
+        return answers[-1]
+
+    monkeypatch.setattr(jobs, "submit", submit)
+    monkeypatch.setattr(jobs, "status", lambda address, job: "SUCCEEDED")
+    monkeypatch.setattr(jobs, "logs", lambda address, job: logs[job])
+    monkeypatch.setattr(jobs, "versions", lambda address: jobs.Versions(ray=metadata.version("ray"), python=None))
+    monkeypatch.setattr(preflight_job, "surveyed", surveyed)
+    there = replace(settings, jobs="http://127.0.0.1:8265")
+    return there, answers
+
+
+def test_what_a_job_says_comes_back_as_it_was(cluster):
+    there, answers = cluster
+    found = preflight(there, survey=partial(preflight_job.on_cluster, there))
+    assert found.surveyed == answers[0]
+    assert found.fit
+    assert "! versions" in shown(found)
+    answers.append(UserError("no such thing"))
+    failed = preflight(there, survey=partial(preflight_job.on_cluster, there))
+    assert not failed.fit
+    assert "has found nothing; the end of its log" in failed.findings[-1].told
+
+
+def shown(found: Preflight) -> str:
+    own = Console(width=100)
+    with own.capture() as capture:
+        own.print(preflight_report(found))
+    return capture.get()
+
+
+def test_the_report_has_a_line_for_each_machine_and_the_worst_last(cluster):
+    there, answers = cluster
+    answers.append(replace(survey(), errors={"e": "no answer within 120 s"}))
+    text = shown(preflight(there, survey=partial(preflight_job.on_cluster, there)))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    assert [line.split()[0] for line in lines if line.split()[0] in NAMES] == list(NAMES)
+    assert lines[-2].startswith("✗ machines")
+    assert lines[-1] == "not fit for training"
+
+
+def test_the_command_has_an_exit_code(settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATCHLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(console, "width", 120)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["patchline", "preflight", "--root", settings.root, *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), capsys.readouterr()
+
+    code, captured = call("--json")
+    assert (code, json.loads(captured.out)["fit"]) == (0, True)
+    monkeypatch.setattr(preflight_module, "broken_conditions", lambda *_: ["nothing is kept"])
+    code, captured = call()
+    assert (code, "not fit for training" in captured.out) == (1, True)
+    code, captured = call("-o", "pretrain.lr=1")
+    assert (code, "-o says nothing without --workflow" in captured.err) == (2, True)
