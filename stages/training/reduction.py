@@ -40,7 +40,7 @@ class Ranked:
     """Of a product of matrices, in bf16 on GPUs and fp32 on CPUs, while all others compute too."""
     bus: float
     """Bandwidth of the slowest link that the all-reduces came to: 2 (n - 1) / n of the bytes over the time, as
-    nccl-tests' PERFORMANCE.md has it. The same for all ranks; 0 for a single one."""
+    nccl-tests' PERFORMANCE.md has it, by this rank's clock; 0 for a single one."""
     slowest: float
     """Seconds of the slowest all-reduce over those of the median one."""
     pair: float | None

@@ -1,0 +1,54 @@
+"""Collectives of real processes: every rank is measured, and all know of all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from multiprocessing.queues import Queue
+
+import pytest
+
+from cluster.gang import Place
+from stages.training.reduction import Reduction, measure_collectives
+
+RANKS = 3
+ASKED = Reduction(seconds=0.2, megabytes=1, gpus=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _rank(rank: int, machines: int, port: int, results: Queue) -> None:
+    place = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    # As on machines of their own, or all on one.
+    local = 0 if machines > 1 else rank
+    results.put(measure_collectives(ASKED, Place(rank=rank, world_size=RANKS, local_rank=local)))
+
+
+@pytest.mark.parametrize("machines", [1, RANKS])
+def test_every_rank_has_its_figures(machines):
+    context = multiprocessing.get_context("spawn")
+    results, port = context.Queue(), _free_port()
+    processes = [context.Process(target=_rank, args=(rank, machines, port, results)) for rank in range(RANKS)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    # All know of all.
+    assert found[0] == found[1] == found[2]
+    assert [rank.local_rank for rank in found[0]] == ([0] * RANKS if machines > 1 else list(range(RANKS)))
+    assert all(rank.tflops > 0 and rank.bus > 0 and rank.slowest >= 1 for rank in found[0])
+    pairs = [rank.pair for rank in found[0]]
+    assert all(pair is not None and pair > 0 for pair in pairs) if machines > 1 else pairs == [None] * RANKS
+
+
+def test_a_gang_of_one_sends_nothing():
+    (own,) = measure_collectives(ASKED, Place(rank=0, world_size=1, local_rank=0))
+    assert (own.bus, own.slowest, own.pair) == (0.0, 1.0, None)
+    assert own.tflops > 0
