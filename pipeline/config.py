@@ -20,6 +20,7 @@ from pipeline.explain import explain
 from pipeline.for_each import spread
 from pipeline.identity import references, wanted_outputs
 from pipeline.kinds import KINDS, config_of, kind_of
+from pipeline.notify_config import NotifyConfig
 from pipeline.opaque import OpaqueConfig, looked_for, opaque
 from pipeline.places import with_lines
 from pipeline.repeats import repeat
@@ -61,6 +62,9 @@ class Workflow(Config):
     seed: int = Field(0, ge=0, description="seed of every stage that has none of its own")
     pin: dict[str, str] = Field(
         default_factory=dict, description="versions that the driver's machine has to have, by package: torch, python, …"
+    )
+    notify: NotifyConfig | None = Field(
+        None, description="what a webhook is told of; all, where the driver's machine has PATCHLINE_WEBHOOK"
     )
     stages: dict[str, SerializeAsAny[StageConfig]] = Field(min_length=1, description="stages by name")
 
@@ -232,7 +236,7 @@ def _workflow(source: str, document: dict[str, Any], stored: bool) -> Workflow:
 def json_schema() -> dict[str, Any]:
     """JSON schema of the workflow file, for editors."""
     schema = Workflow.model_json_schema()
-    definitions: dict[str, Any] = {}
+    definitions: dict[str, Any] = {NotifyConfig.__name__: NotifyConfig.model_json_schema()}
     choices = []
     for kind, config in KINDS.items():
         stage = config.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")

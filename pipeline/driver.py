@@ -26,6 +26,7 @@ from pipeline.head import LeaseLost, read_head
 from pipeline.identity import differences
 from pipeline.ids import check_id, generate, note_named
 from pipeline.logs import LogShipper
+from pipeline.notify import notifying
 from pipeline.record import EventLog, mark
 from pipeline.runner import Runner
 from pipeline.settings import Settings
@@ -110,7 +111,8 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
             number=number,
             lease_seconds=float(os.environ.get("PATCHLINE_LEASE_SECONDS", LEASE_SECONDS)),
         )
-        with _stop_on_signals(runner.stop, hurry):
+        told = notifying(storage, workflow_id, workflow.notify, _tell)
+        with told, _stop_on_signals(runner.stop, hurry):
             return runner.run(lambda state: tracker.workflow_ended(state, runner.stop))
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PASSED_ON = ("AWS_", "MLFLOW_", "PATCHLINE_", "RAY_AUTH_", "RAY_TRAIN_", "NO_PROXY", "no_proxy")
 """Beginnings of the environment variables that a submitted driver is given."""
-SECRET = re.compile(r"SECRET|TOKEN(?!_PATH|_FILE)|PASSWORD|ACCESS_KEY|SECURITY")
+SECRET = re.compile(r"SECRET|TOKEN(?!_PATH|_FILE)|PASSWORD|ACCESS_KEY|SECURITY|WEBHOOK")
 """In the names of variables whose values Ray would show to all who may use a cluster."""
 SEND_SECRETS = "PATCHLINE_SEND_SECRETS"
 """Set to 1, it has them sent all the same."""

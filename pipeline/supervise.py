@@ -18,6 +18,7 @@ from pipeline.cancelling import end_lost
 from pipeline.driver import end_failed, read_workflow
 from pipeline.head import LeaseWatch
 from pipeline.losses import ClusterAway, Loss, LossWatch, progress
+from pipeline.notify import Notifier, notifier_of
 from pipeline.record import EventLog, mark
 from pipeline.settings import Settings
 from pipeline.supervise_note import Note, claim, read_note, spent
@@ -147,13 +148,14 @@ class Supervisor:
         return self._cases[key]
 
     def _submit(self, loss: Loss, tries: int) -> None:
-        log = EventLog(self._storage, loss.workflow)
+        log, told = EventLog(self._storage, loss.workflow), self._notifier(loss.workflow)
         log.append("driver_lost", number=loss.driver, reason=loss.reason, tries=tries, budget=self._budget)
         try:
             number = submit_driver(self._storage, loss.workflow, self._settings, again=True)
         except UserError as error:
             raise ClusterAway(str(error)) from error
         self._report(f"{loss.workflow}: {loss.reason}: submitted driver {number} ({tries} of {self._budget})")
+        self._tell(told)
 
     def _give_up(self, loss: Loss, tries: int) -> None:
         if loss.done:
@@ -164,8 +166,23 @@ class Supervisor:
             f"given up: {loss.reason}, and {tries} more drivers were lost before the workflow got on: "
             f"look for the cause in `patchline logs {loss.workflow}`, then `patchline resume {loss.workflow}`"
         )
+        told = self._notifier(loss.workflow)
         end_failed(self._storage, loss.workflow, loss.driver, message)
         self._report(f"{loss.workflow}: {message}")
+        self._tell(told)
+
+    def _notifier(self, workflow_id: str) -> Notifier | None:
+        """Before anything is told in storage that it is to send on."""
+        try:
+            config = read_workflow(self._storage, workflow_id).notify
+            return notifier_of(self._storage, workflow_id, config, self._report)
+        except UserError as error:
+            self._report(f"{workflow_id}: nobody is told what happens: {error}")
+            return None
+
+    def _tell(self, notifier: Notifier | None) -> None:
+        if notifier is not None:
+            notifier.catch_up()
 
 
 def _backoff(tries: int) -> float:
