@@ -18,8 +18,8 @@ SLOW = 0.75
 """Part of the median below which a machine is called slow."""
 UNEVEN = 5.0
 """How often the median an all-reduce may take before that is told."""
-CLOCK_SECONDS = 2.0
-"""That a clock may be off: leases last for fifteen, and S3 refuses signatures from fifteen minutes on."""
+CLOCK_SECONDS, REFUSED_SECONDS = 2.0, 600.0
+"""That a clock may be off before times are misread, and before S3, which refuses signatures from 900 s on, is near."""
 CACHE_BYTES, SHARED_BYTES = 50 * 10**9, 2**30
 """Free space for shards, and of shared memory, below which that is told."""
 OPEN_FILES = 4096
@@ -84,7 +84,7 @@ def _clocks(clocks: dict[str, tuple[float, float]]) -> Iterable[Finding]:
     wrong = {name: ahead for name, (ahead, uncertain) in clocks.items() if abs(ahead) - uncertain > CLOCK_SECONDS}
     for name, ahead in wrong.items():
         told = f"{name}'s is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}: let NTP (chrony) set it"
-        yield Finding(level="problem", check="clocks", told=told)
+        yield Finding(level="problem" if abs(ahead) > REFUSED_SECONDS else "warning", check="clocks", told=told)
     if clocks and not wrong:
         worst = max(abs(ahead) + uncertain for ahead, uncertain in clocks.values())
         yield Finding(level="ok", check="clocks", told=f"within {1000 * worst:.0f} ms of each other's")
