@@ -78,7 +78,11 @@ def test_a_machine_that_is_not_as_the_others_is_named(change, line):
 
 
 def test_a_machine_that_says_nothing_and_a_clock_that_is_wrong_are_problems():
-    found = replace(survey(), errors={"e": "no answer within 120 s"}, clocks={"a": (0.0, 0.01), "b": (-5.0, 0.01), "c": (700.0, 0.01)})
+    found = replace(
+        survey(),
+        errors={"e": "no answer within 120 s"},
+        clocks={"a": (0.0, 0.01), "b": (-5.0, 0.01), "c": (700.0, 0.01)},
+    )
     assert told(found, "problem") == [
         "machines: e: no answer within 120 s", "clocks: c's is 700.0 s ahead: let NTP (chrony) set it",
     ]  # fmt: skip
