@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
+import struct
+from contextlib import suppress
 from pathlib import Path
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """A container's limit of memory, as version 2 and version 1 of cgroups show it from within."""
 
 
+SIOCGIFADDR = 0x8915
+"""Of `linux/sockios.h`: an interface's address."""
 CPU_QUOTAS = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 """A container's limit of processor time; in version 1 its period is in `cpu.cfs_period_us` beside it."""
 
@@ -31,6 +37,26 @@ def _quota() -> float | None:
         if found[0].isdigit() and int(found[1]) > 0:
             return int(found[0]) / int(found[1])
     return None
+
+
+def interface_of(address: str) -> str | None:
+    """Name of the network interface that has this IP address, None where none has it."""
+    for _, name in socket.if_nameindex():
+        if address in _addresses(name):
+            return name
+    return None
+
+
+def _addresses(interface: str) -> set[str]:
+    found = set[str]()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+        # The kernel's answer is a `struct ifreq`: the name in 16 bytes, then a `struct sockaddr_in`.
+        answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", interface.encode()))
+        found.add(socket.inet_ntop(socket.AF_INET, answer[20:24]))
+    with suppress(OSError):
+        lines = [line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines()]
+        found |= {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line[0])) for line in lines if line[5] == interface}
+    return found
 
 
 def cpu_name() -> str:

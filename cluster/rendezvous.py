@@ -13,6 +13,7 @@ from typing import Any
 
 from ray.train.backend import Backend, BackendConfig
 
+from cluster.machine import interface_of
 from cluster.signals import note_termination
 
 
@@ -31,6 +32,7 @@ class _RendezvousBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         address, port = worker_group.execute_single(0, _free_address)
         worker_group.execute(_set, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
+        worker_group.execute(_name_interface)
         # Here and not in the function that they run, which is in another thread.
         worker_group.execute(note_termination)
 
@@ -54,6 +56,18 @@ def _free_address() -> tuple[str, int]:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind(("", 0))
         return address, probe.getsockname()[1]
+
+
+def _name_interface() -> None:
+    """Have gloo listen where Ray says that this machine is.
+
+    By itself it listens where the machine's name leads, which for many is the loopback: then nobody else reaches it.
+    """
+    from ray.util import get_node_ip_address
+
+    name = interface_of(get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def _set(variables: dict[str, str]) -> None:

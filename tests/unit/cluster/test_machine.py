@@ -18,6 +18,13 @@ def test_a_container_has_the_memory_of_its_limit(monkeypatch: pytest.MonkeyPatch
     assert machine.memory_bytes() == 1048576
 
 
+def test_the_loopback_has_its_addresses_and_nobody_has_anothers():
+    name = machine.interface_of("127.0.0.1")
+    assert name == "lo"
+    assert "127.0.0.1" in machine._addresses("lo")
+    assert machine.interface_of("203.0.113.7") is None
+
+
 QUOTAS = {
     "version 2": ({"cpu.max": "150000 100000\n"}, 2),
     "version 2, a part of a core": ({"cpu.max": "20000 100000\n"}, 1),

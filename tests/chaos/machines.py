@@ -1,0 +1,270 @@
+"""A Ray cluster of several machines on one: each has a network namespace, an address, a name and folders of its own.
+
+All are on one bridge, and so are the stack's S3 and MLflow servers. What one does to a machine is what happens to real
+ones: its cable is pulled (`part`), it no longer reaches some of the others (`cut`), its link becomes slow (`slow`), all
+of its processes end at once (`lose`). Needs root or user namespaces, and the `ip` command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cluster import job_server
+from cluster.environment import in_force
+from cluster.errors import UserError
+from cluster.local.stack import Stack
+from pipeline.settings import Settings
+
+START_SECONDS = 120.0
+GCS, DASHBOARD = 6379, 8265
+SOON = {
+    # A machine that is not heard of for three seconds is lost; by default it takes half a minute.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    # Several start at once, on few cores.
+    "RAY_raylet_start_wait_time_s": "90",
+}
+
+
+def missing() -> str:
+    """Why there can be no such machines here; empty where there can."""
+    if shutil.which("ip") is None or shutil.which("unshare") is None:
+        return "the commands ip and unshare are not installed (apt install iproute2 util-linux)"
+    name = f"pl{secrets.token_hex(3)}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    return made.stderr.strip()
+
+
+class Machines:
+    """A head, which has no room for workers, and machines with one CPU each. A context manager."""
+
+    def __init__(self, stack: Stack, count: int) -> None:
+        self._stack, self._count = stack, count
+        self._id = secrets.token_hex(2)
+        self._net = f"10.{71 + secrets.randbelow(100)}.{secrets.randbelow(250)}"
+        self.folder = Path(tempfile.mkdtemp(prefix="patchline-m-"))
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._doors: list[_Door] = []
+
+    def __enter__(self) -> Machines:
+        try:
+            self._wire()
+            self.start(0)
+            self.wait()
+            for number in range(1, self._count + 1):
+                self.start(number)
+            self.wait()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in list(self._processes):
+            self.lose(number)
+        for number in range(self._count + 1):
+            _ip("netns", "del", self._name(number), check=False)
+        _ip("link", "del", self._bridge, check=False)
+        for door in self._doors:
+            door.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # What is there
+
+    def settings(self, root: str) -> Settings:
+        """Those of a client that is on none of the machines."""
+        s3, mlflow = (f"http://{self._net}.1:{door.port}" for door in self._doors)
+        own = self._stack.s3_environment()
+        places = {name: s3 for name in own if name.endswith(("ENDPOINT_URL", "ENDPOINT_URL_S3"))}
+        nowhere = {"NO_PROXY": "*", "no_proxy": "*"}
+        environment = {**own, **places, **self._stack.ray_environment(), **nowhere}
+        jobs = f"http://{self.address(0)}:{DASHBOARD}"
+        return Settings(root=root, mlflow=mlflow, jobs=jobs, environment=environment)
+
+    def address(self, number: int) -> str:
+        """Of a machine; the head is number 0."""
+        return f"{self._net}.{10 + number}"
+
+    def processes(self, number: int) -> list[int]:
+        """Ids of all that runs on a machine."""
+        found = _ip("netns", "pids", self._name(number), check=False)
+        return [int(word) for word in found.split()]
+
+    def with_process(self, *words: str) -> list[int]:
+        """Machines that have a process whose command line has all these words."""
+        return [number for number in range(self._count + 1) if self._matching(number, words)]
+
+    def _matching(self, number: int, words: Sequence[str]) -> list[int]:
+        found = []
+        for pid in self.processes(number):
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if all(word in command for word in words):
+                    found.append(pid)
+        return found
+
+    # What happens to them
+
+    def start(self, number: int) -> None:
+        """Start Ray on a machine: on the head first."""
+        own = self.folder / str(number)
+        own.mkdir(exist_ok=True)
+        command = ["ip", "netns", "exec", self._name(number), "unshare", "--uts", "sh", "-c"]
+        ray = " ".join(self._ray(number))
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "RAY_"))},
+            **self.settings("").environment,
+            **SOON,
+            # So that each has a cache of its own.
+            "TMPDIR": str(own),
+            "RAY_JOB_STOP_WAIT_TIME_S": "60",
+            "RAY_JOB_ALLOW_DRIVER_ON_WORKER_NODES": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        with open(self.folder / f"{number}.log", "ab") as log:
+            self._processes[number] = subprocess.Popen(
+                [*command, f"hostname machine-{number} && exec {ray}"],
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=own,
+            )  # fmt: skip
+
+    def wait(self) -> None:
+        """Until the head knows all machines that were started."""
+        deadline = time.monotonic() + START_SECONDS
+        with in_force(self._stack.ray_environment()):
+            while time.monotonic() < deadline:
+                with contextlib.suppress(UserError, OSError):
+                    if self._alive() >= len(self._processes):
+                        return
+                time.sleep(0.5)
+        logs = "\n".join(f"{log}: {log.read_text()[-2000:]}" for log in sorted(self.folder.glob("*.log")))
+        raise AssertionError(f"the machines did not find each other within {START_SECONDS:.0f} s:\n{logs}")
+
+    def lose(self, number: int) -> None:
+        """End all processes of a machine at once, as if its power were cut."""
+        for _ in range(5):
+            for pid in self.processes(number):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        process = self._processes.pop(number, None)
+        if process is not None:
+            process.wait(10)
+
+    def part(self, number: int) -> None:
+        """Pull a machine's cable: its processes go on, and reach nobody."""
+        _ip("link", "set", self._wire_of(number), "down")
+
+    def join(self, number: int) -> None:
+        """Plug the cable in again."""
+        _ip("link", "set", self._wire_of(number), "up")
+
+    def cut(self, number: int, others: Sequence[int]) -> None:
+        """Let a machine reach some others no more, the servers still."""
+        for other in others:
+            _ip("netns", "exec", self._name(number), "ip", "route", "add", "blackhole", f"{self.address(other)}/32")
+
+    def slow(self, number: int, megabits: float) -> None:
+        """Give a machine's link a rate, in 10^6 bits/s for what it is sent."""
+        rate = ("rate", f"{megabits}mbit", "burst", "64kbit", "latency", "2000ms")
+        subprocess.run(["tc", "qdisc", "add", "dev", self._wire_of(number), "root", "tbf", *rate], check=True)
+
+    # How they are made
+
+    def _wire(self) -> None:
+        _ip("link", "add", self._bridge, "type", "bridge")
+        _ip("addr", "add", f"{self._net}.1/24", "dev", self._bridge)
+        _ip("link", "set", self._bridge, "up")
+        for number in range(self._count + 1):
+            name, inside = self._name(number), f"{self._wire_of(number)}i"
+            _ip("netns", "add", name)
+            _ip("link", "add", self._wire_of(number), "type", "veth", "peer", "name", inside)
+            _ip("link", "set", self._wire_of(number), "master", self._bridge, "up")
+            _ip("link", "set", inside, "netns", name)
+            within = ("netns", "exec", name, "ip")
+            _ip(*within, "addr", "add", f"{self.address(number)}/24", "dev", inside)
+            _ip(*within, "link", "set", inside, "up")
+            _ip(*within, "link", "set", "lo", "up")
+            # Nothing is behind it; Ray finds out by it which address is its own.
+            _ip(*within, "route", "add", "default", "via", f"{self._net}.1")
+        for port in (self._stack.ports["s3"], self._stack.ports["mlflow"]):
+            self._doors.append(_Door(f"{self._net}.1", port))
+
+    def _ray(self, number: int) -> Iterator[str]:
+        own = self.address(number)
+        yield from (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
+        yield from (f"--node-ip-address={own}", f"--object-store-memory={100 * 2**20}")
+        # Sockets of its own: raylets that share a folder take each other's where they start at the same time.
+        yield from ("--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={self.folder / f'ray-{number}'}")
+        if number == 0:
+            yield from ("--head", f"--port={GCS}", "--num-cpus=0")
+            yield from (f"--dashboard-host={own}", f"--dashboard-port={DASHBOARD}", "--include-dashboard=true")
+        else:
+            yield from (f"--address={self.address(0)}:{GCS}", "--num-cpus=1")
+
+    def _alive(self) -> int:
+        found = job_server.ask(f"http://{self.address(0)}:{DASHBOARD}", "/api/v0/nodes") or {}
+        nodes = found.get("data", {}).get("result", {}).get("result", [])
+        return sum(node["state"] == "ALIVE" for node in nodes)
+
+    @property
+    def _bridge(self) -> str:
+        return f"pl{self._id}b"
+
+    def _name(self, number: int) -> str:
+        return f"patchline-{self._id}-{number}"
+
+    def _wire_of(self, number: int) -> str:
+        return f"pl{self._id}{number}"
+
+
+class _Door:
+    """Passes connections to an address of the bridge on to a server of the loopback."""
+
+    def __init__(self, host: str, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server((host, 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                inner, _ = self._listener.accept()
+                outer = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                return
+            for source, sink in ((inner, outer), (outer, inner)):
+                threading.Thread(target=_pass_on, args=(source, sink), daemon=True).start()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(2**16):
+            sink.sendall(data)
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def _ip(*words: str, check: bool = True) -> str:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    if check and done.returncode:
+        raise AssertionError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
