@@ -11,11 +11,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from cluster.errors import UserError
 from cluster.storage import retry
@@ -23,7 +23,7 @@ from cluster.storage.base import Conflict, Digest, NotFound, ObjectWriter, Stat,
 from cluster.storage.keys import check_key, check_prefix
 from cluster.storage.multipart import multipart
 from cluster.storage.retry import patiently
-from cluster.storage.transfer import check_part, fetch_parts, whole_file
+from cluster.storage.transfer import PIECE_BYTES, check_part, fetch_parts, whole_file, write_at
 
 MULTIPART_BYTES = 16 * 2**20
 WRITE_TRIES = 5
@@ -110,7 +110,7 @@ class S3Storage:
             raise NotFound(key)
         try:
             with whole_file(path) as file:
-                fetch_parts(lambda *part: self._get_range(key, *part, IfMatch=found.tag), found.bytes, file)
+                fetch_parts(lambda *part: self._fetch_range(key, *part, found.tag, file), found.bytes)
         except Conflict:
             raise OSError(f"{self.url}: {key} changed while it was fetched") from None
 
@@ -144,9 +144,9 @@ class S3Storage:
 
         return self._read(key, get)
 
-    def _get_range(self, key: str, start: int, length: int, **condition: str) -> bytes:
+    def _get_range(self, key: str, start: int, length: int) -> bytes:
         """The bytes that there are from `start`, at most `length`."""
-        part = {**self._place(key), **condition, "Range": f"bytes={start}-{start + length - 1}"}
+        part = {**self._place(key), "Range": f"bytes={start}-{start + length - 1}"}
 
         def get() -> bytes:
             answer = _reading_client().get_object(**part)
@@ -155,6 +155,19 @@ class S3Storage:
             return data
 
         return self._read(key, get)
+
+    def _fetch_range(self, key: str, start: int, length: int, tag: str, file: BinaryIO) -> None:
+        """Write these bytes of the object with this tag to the same place of a file, as they come."""
+        part = {**self._place(key), "IfMatch": tag, "Range": f"bytes={start}-{start + length - 1}"}
+
+        def fetch() -> None:
+            answer = _reading_client().get_object(**part)
+            with closing(answer["Body"]) as body:
+                # Before the first byte is written: an answer that is too long would reach into the next part.
+                check_part(answer.get("ContentRange"), answer["ContentLength"], start, length)
+                write_at(file, start, body.iter_chunks(PIECE_BYTES))
+
+        self._read(key, fetch)
 
     def _put(self, key: str, data: bytes, **condition: str) -> str:
         place = self._place(key)

@@ -6,8 +6,12 @@ mirror half of them. Two worker processes on two cores, as their documentations 
 
 from __future__ import annotations
 
+import importlib.machinery
 import io
+import sys
+import types
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +120,13 @@ def litdata(tars: list[str], photos: list[Path], folder: Path) -> Loader:
     import litdata as peer
 
     if not (folder / "litdata").exists():
-        peer.optimize(fn=_stored, inputs=list(map(str, photos)), output_dir=str(folder / "litdata"), chunk_bytes="16MB")
+        peer.optimize(
+            fn=_stored,
+            inputs=list(map(str, photos)),
+            output_dir=str(folder / "litdata"),
+            chunk_bytes="16MB",
+            start_method="fork",
+        )
     found = peer.StreamingDataset(str(folder / "litdata"), shuffle=True, transform=_from_stored)
     return peer.StreamingDataLoader(found, batch_size=BATCH, num_workers=WORKERS)
 
@@ -129,10 +139,58 @@ def _from_stored(row: dict[str, Any]) -> tuple[torch.Tensor, int]:
     return with_pillow(_opened(row["jpg"])), row["cls"]
 
 
+def mosaicml_streaming(tars: list[str], photos: list[Path], folder: Path) -> Loader:
+    _without_torchvision()
+    from PIL import Image
+    from streaming import MDSWriter, StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    class Streamed(StreamingDataset):
+        def __getitem__(self, at: Any) -> Any:
+            row = super().__getitem__(at)
+            return with_pillow(row["jpg"]), row["cls"]
+
+    stored = folder / "mosaicml"
+    if not stored.exists():
+        classes = sorted({path.parent.name for path in photos})
+        # Of an image that Pillow opened from a file, `jpeg` keeps the file's own bytes.
+        with MDSWriter(out=str(stored), columns={"jpg": "jpeg", "cls": "int"}) as writer:
+            for path in photos:
+                writer.write({"jpg": Image.open(path), "cls": classes.index(path.parent.name)})
+    clean_stale_shared_memory()
+    found = Streamed(local=str(stored), shuffle=True, batch_size=BATCH)
+    return torch.utils.data.DataLoader(found, batch_size=BATCH, num_workers=WORKERS)
+
+
+def _without_torchvision() -> None:
+    """Empty modules in its place, where it is not there or has no build for this torch, as for CPUs.
+
+    StreamingDataset imports it for data sets that are not used here.
+    """
+    with suppress(ImportError, RuntimeError):
+        import torchvision  # noqa: F401
+
+        return
+    names = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
+    for name in names:
+        module = _Empty(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        sys.modules[name] = module
+
+
+class _Empty(types.ModuleType):
+    def __getattr__(self, name: str) -> type:
+        """Whatever is asked of it is a class that does nothing."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return object
+
+
 PEERS: dict[str, Callable[[list[str], list[Path], Path], Loader]] = {
     "webdataset_pil": webdataset_pil,
     "webdataset_turbo": webdataset_turbo,
     "decode_limit": decode_limit,
     "ray_data": ray_data,
     "litdata": litdata,
+    "mosaicml_streaming": mosaicml_streaming,
 }

@@ -1,0 +1,148 @@
+"""Our loader for `tests.bench.loader`: the training loop's own, over ingested photos, on the local disk and in S3."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.storage import Storage, open_storage
+from stages.context import Output
+from stages.data.manifest import base_folder, dataset_meta
+from tests.bench.loader_peers import BATCH, SIZE
+
+STREAMS, WINDOW = 4, 1024
+"""A buffer of 4,096 samples to shuffle in, which has to be there before the first batch. The default of 262,144 is
+meant for epochs of a million; of these small ones it would be the whole."""
+
+
+def ingest(photos: Path, root: Path, per_shard: int) -> tuple[Storage, Output]:
+    """The storage and the data set that the stage `ingest` makes of a folder."""
+    from pipeline.config import parse_workflow
+    from pipeline.driver import create
+    from pipeline.runner import Runner
+    from tests.unit.pipeline.test_runner import Silent
+
+    text = f"""
+name: loader
+stages:
+  ingest:
+    source: {{kind: folder, path: {photos.absolute()}}}
+    samples_per_shard: {per_shard}
+    validation_fraction: 0
+    test_fraction: 0
+"""
+    storage, flow = open_storage(f"file://{root}"), parse_workflow(text, "loader.yaml")
+    runner = Runner(storage, create(storage, flow), flow, owner="bench", ray=False, tracker=Silent())
+    assert runner.run() == "done", runner.failed
+    return storage, runner.finished["ingest"].output
+
+
+def several_times(photos: list[Path], folder: Path, times: int) -> Path:
+    """A folder with every photo under several names, each time in other classes; links, so no bytes are copied."""
+    for turn in range(times):
+        for path in photos:
+            link = folder / f"{path.parent.name}-{turn:02d}" / path.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, link) if path.stat().st_dev == folder.stat().st_dev else shutil.copy(path, link)
+    return folder
+
+
+class Epochs:
+    """Epochs of a data set, one after the other as in a long training run."""
+
+    def __init__(self, storage: Storage, dataset: Output) -> None:
+        self._storage, self._dataset, self._epoch = storage, dataset, 0
+        self._images = dataset_meta(dataset).split("train").count
+
+    def next(self, cache: Path) -> Iterator[Any]:
+        """Batches of the next epoch, with shards in this cache; opening the data set is part of it."""
+        from stages.data.config import DataConfig
+        from stages.data.loader import TrainLoader
+
+        batches = self._images // BATCH
+        start, self._epoch = self._epoch * batches * BATCH, self._epoch + 1
+        config = DataConfig(
+            crop_sampling="torchvision",
+            loader_threads=os.cpu_count() or 1,
+            cache=str(cache),
+            window=WINDOW,
+            streams=STREAMS,
+        )
+        with TrainLoader(
+            self._storage, self._dataset, ("train",), config, resolution=SIZE, seed=0, global_batch=BATCH, rank=0,
+            world_size=1, start=start, classes=range(len(self._dataset.meta["classes"])),
+        ) as loader:  # fmt: skip
+            for _ in range(batches):
+                batch = next(loader)
+                yield batch.images, batch.labels
+
+
+class Repeated:
+    """The same tars on the local disk and in S3: epochs from a warm cache, and from S3 with an empty one and that."""
+
+    def __init__(self, storage: Storage, dataset: Output, remote: Storage, folder: Path) -> None:
+        for key in storage.list(f"{base_folder(dataset)}/"):
+            storage.download(key, folder / "copied")
+            remote.upload(key, folder / "copied")
+        self._folder, self._round = folder, 0
+        self._bytes = dataset_meta(dataset).split("train").bytes
+        self._local, self._remote = Epochs(storage, dataset), Epochs(remote, dataset)
+
+    def local(self) -> Iterator[Any]:
+        """From tars of the local disk."""
+        return self._local.next(self._folder / "cache-local")
+
+    def first(self) -> Iterator[Any]:
+        """From S3 into a cache that is empty at the start."""
+        shutil.rmtree(self._folder / f"cache-s3-{self._round}", ignore_errors=True)
+        _use_memory(self._folder / "memory", self._bytes)
+        self._round += 1
+        return self._remote.next(self._folder / f"cache-s3-{self._round}")
+
+    def cached(self) -> Iterator[Any]:
+        """From the cache that the last first epoch has filled."""
+        return self._remote.next(self._folder / f"cache-s3-{self._round}")
+
+
+def _use_memory(path: Path, size: int) -> None:
+    """Write so many bytes to a file, and remove it.
+
+    A virtual machine gets memory from its host when it first writes to it, which costs ten times what writing costs.
+    What a machine that has run for long has, and this one may not, is no matter of the loader.
+    """
+    block = bytes(2**20)
+    with open(path, "wb") as file:
+        for _ in range(0, size, len(block)):
+            file.write(block)
+    path.unlink()
+
+
+@contextmanager
+def s3(home: Path) -> Iterator[tuple[Storage, int]]:
+    """A SeaweedFS of its own on this machine, for as long as the block lasts; its storage and process id."""
+    from cluster.local import processes, servers
+
+    for name in ("logs", "s3-home"):
+        (home / name).mkdir(parents=True, exist_ok=True)
+    words = servers.Secrets(access_key=secrets.token_hex(10), secret_key=secrets.token_hex(20), ray_token="")
+    server, ports = servers.start_s3(home, words, {})
+    address = f"http://{servers.HOST}:{ports['s3']}"
+    kept = dict(os.environ)
+    own = {"AWS_ENDPOINT_URL_S3": address, "AWS_REGION": "us-east-1"}
+    os.environ.update(own, AWS_ACCESS_KEY_ID=words.access_key, AWS_SECRET_ACCESS_KEY=words.secret_key)
+    try:
+        deadline = time.monotonic() + 60
+        while not servers.s3_works(address):
+            assert time.monotonic() < deadline, f"SeaweedFS does not answer: {server.log}"
+            time.sleep(0.2)
+        yield open_storage(f"s3://{servers.BUCKET}/bench"), server.pid
+    finally:
+        processes.stop(server)
+        os.environ.clear()
+        os.environ.update(kept)
