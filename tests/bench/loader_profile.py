@@ -10,9 +10,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 HERTZ = 499
+ATTACHED_S = 1.0
 PARTS = (
     ("libjpeg", "decoding (libjpeg)"),
     ("libcrypto", "sha256 (libcrypto)"),
@@ -34,12 +34,14 @@ def profile(work: Callable[[], int], processes: Sequence[int]) -> None:
         watched = ",".join(map(str, processes))
         command = ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(HERTZ), "-o", data, "-p", watched]
         with subprocess.Popen(command) as perf:
-            while not Path(data).exists():
-                time.sleep(0.1)
+            # It says nowhere that it watches; threads that are made before it does are not seen.
+            time.sleep(ATTACHED_S)
             images = work()
             perf.send_signal(signal.SIGINT)
         fields = ["--sort", "comm,dso", "-F", "sample,comm,dso", "-t", ";", "--stdio"]
-        report = subprocess.run(["perf", "report", "-q", "-i", data, *fields], stdout=subprocess.PIPE, text=True)
+        report = subprocess.run(
+            ["perf", "report", "-q", "-i", data, *fields], check=True, stdout=subprocess.PIPE, text=True
+        )
     found = _summed(report.stdout)
     for what, samples in found.most_common():
         print(f"  {samples / HERTZ / images * 1e6:6.1f} µs  {samples / found.total():5.1%}  {what}")
