@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, suppress
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -260,6 +261,8 @@ def _new_client(retries: int) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         max_pool_connections=32,
+        # botocore puts its own together anew for every request, which is an eighth of what a request costs.
+        user_agent=f"patchline Boto3/{boto3.__version__}",
     )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     # A session of its own: boto3's default session keeps the credentials that it saw first.
@@ -273,9 +276,12 @@ def _timestamp(value: str | float) -> datetime:
     """A time in an answer. botocore's own parser, which tries all forms, takes most of the time of a long listing."""
     from botocore.utils import parse_timestamp
 
-    if isinstance(value, str) and value[-1:] == "Z":
+    if isinstance(value, str):
         with suppress(ValueError):
-            return datetime.fromisoformat(value)
+            if value.endswith("Z"):
+                return datetime.fromisoformat(value)
+            if value.endswith("GMT"):
+                return parsedate_to_datetime(value)
     parsed: datetime = parse_timestamp(value)
     return parsed
 
