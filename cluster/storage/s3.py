@@ -111,7 +111,7 @@ class S3Storage:
             raise NotFound(key)
         try:
             with whole_file(path) as file:
-                fetch_parts(lambda *part: self._fetch_range(key, *part, found.tag, file), found.bytes)
+                fetch_parts(lambda start, length: self._fetch_range(key, start, length, found.tag, file), found.bytes)
         except Conflict:
             raise OSError(f"{self.url}: {key} changed while it was fetched") from None
 

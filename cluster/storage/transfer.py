@@ -18,8 +18,8 @@ PART_BYTES = 8 * 2**20
 PARTS_AT_ONCE = 8
 """Parts of one download that are on their way at once."""
 PIECE_BYTES = 256 * 2**10
-"""Of a part, as it comes from the network and goes to the file: it stays in the processor's cache on the way, which
-costs half of what whole parts in memory cost."""
+"""Of a part, as it comes from the network and goes to the file: it stays in the processor's cache on the way, and few
+are in memory."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 

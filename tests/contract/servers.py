@@ -168,6 +168,11 @@ def shortened(request: _Forward, answer: Answer) -> None:
     pass_on(request, replace(answer, body=answer.body[: len(answer.body) // 2]))
 
 
+def lengthened(request: _Forward, answer: Answer) -> None:
+    """More than was asked for, by a machine that sets Content-Length to what it sends."""
+    pass_on(request, replace(answer, body=answer.body + bytes(1000)))
+
+
 def silent(request: _Forward, answer: Answer) -> None:
     """Half of the body, and then nothing."""
     cut(request, answer)

@@ -24,6 +24,7 @@ from tests.contract.servers import (
     flipped,
     instead,
     internal_error,
+    lengthened,
     pass_on,
     reset,
     reset_in_the_body,
@@ -110,11 +111,12 @@ def test_a_server_that_falls_silent_is_asked_again(
     assert open_storage(s3_root).read("folder/body") == BODY
 
 
-def test_a_large_download_costs_one_part_again(proxy: FaultyProxy, stored: Storage, tmp_path: Path):
+@pytest.mark.parametrize("fault", [cut, lengthened])
+def test_a_large_download_costs_one_part_again(proxy: FaultyProxy, stored: Storage, tmp_path: Path, fault: Fault):
     body = os.urandom(2**20) * 20
     stored.write("large", body)
     proxy.forget()
-    proxy.plan["GET"] = [cut]
+    proxy.plan["GET"] = [fault]
     stored.download("large", tmp_path / "large")
     assert (tmp_path / "large").read_bytes() == body
     assert proxy.count("GET") == -(-len(body) // transfer.PART_BYTES) + 1
