@@ -67,9 +67,12 @@ class Order:
         offsets, streams = np.divmod(positions, self.streams)
         blocks, within = np.divmod(offsets, self.window)
         places = np.empty_like(positions)
-        groups, inverse = np.unique(np.stack([epochs, streams, blocks]), axis=1, return_inverse=True)
-        for number, (epoch, stream, block) in enumerate(groups.T.tolist()):
-            here = inverse.reshape(-1) == number
+        # One number for each block of each stream and epoch: numpy finds equal numbers far faster than equal triples.
+        keys = (epochs * self.streams + streams) * (self.total // self.window + 1) + blocks
+        _, examples, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        for number, example in enumerate(examples.tolist()):
+            epoch, stream, block = int(epochs[example]), int(streams[example]), int(blocks[example])
+            here = inverse == number
             first = self._stream_start(stream) + block * self.window
             places[here] = first + self._block(epoch, stream, block)[within[here]]
         return places
