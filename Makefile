@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: install demo test lint unit chaos chaos-servers clean
-.PHONY: bench-dedup bench-demo bench-fewshot bench-fewshot-beside bench-gpu bench-ingest bench-loader bench-memory bench-model bench-order bench-shuffle bench-train bench-workflow
+.PHONY: bench-dedup bench-demo bench-fewshot bench-fewshot-beside bench-gpu bench-ingest bench-loader bench-memory bench-model bench-order bench-shuffle bench-soak bench-train bench-workflow
 
 install: .venv/installed
 
@@ -35,6 +35,11 @@ bench-dedup bench-demo bench-fewshot bench-fewshot-beside bench-gpu bench-ingest
 # PHOTOS is a folder of JPEGs with a folder for each class.
 bench-loader: install
 	$(BIN)/python -m tests.bench.loader $(or $(PHOTOS),$(error give PHOTOS=DIR, a folder of JPEGs with a folder for each class))
+
+# It needs 25 GB of disk for 10,000,000 samples, in proportion for fewer.
+SAMPLES ?= 10000000
+bench-soak: install
+	$(BIN)/python -m tests.bench.soak --samples $(SAMPLES)
 
 # SIGKILL at named points of a training run, drawn from a seed, beside the same run undisturbed.
 KILLS ?= 20

@@ -97,8 +97,10 @@ class ShardCache:
 
     def _fetch(self, file: File, local: Path) -> None:
         storage, key = locate(self._storage, self._base, file.address)
-        for leftover in self.folder.glob(f"{local.stem}.*.part"):
-            leftover.unlink(missing_ok=True)
+        # Of processes that were killed: whoever else fetches a file with this beginning holds the same lock.
+        for pattern in ("{}*.part", ".{}*.part.*"):
+            for leftover in self.folder.glob(pattern.format(local.name[:2])):
+                leftover.unlink(missing_ok=True)
         part = local.with_name(f"{local.stem}.{os.getpid()}.part")
         try:
             for _ in range(2):

@@ -51,7 +51,7 @@ def evaluation_batches(
     first, last = span or (0, int(shards.counts.sum()) if places is None else len(places))
     rows = min(batch, -(-(last - first) // world_size))
     helper = native() if config.native else None
-    images = _Images(open_reader(cache, shards, config, classes, helper), Crops(helper), config, resolution)
+    images = _Images(open_reader(cache, shards, config, classes, helper, once=True), Crops(helper), config, resolution)
     unreadable: set[int] = set()
 
     def fill(numbers: NDArray[np.int64], pixels: NDArray[np.uint8], labels: Tensor) -> None:

@@ -21,7 +21,6 @@ from stages.data.table import Shard
 
 THREADS = 4
 """Shards that are fetched at once; each comes in several parts at once."""
-_REMEMBERED = 4096
 
 
 class FetchAhead:
@@ -35,7 +34,8 @@ class FetchAhead:
         self, cache: ShardCache, shards: Sequence[Shard], order: Order | MixedOrder, start: int, limit_bytes: int
     ) -> None:
         self._cache, self._shards, self._order = cache, shards, order
-        self._wanted: OrderedDict[int, None] = OrderedDict()
+        self._wanted: OrderedDict[int, int] = OrderedDict()
+        """Shards, and the global sample number at which each was last seen to be needed."""
         self._pool: ThreadPoolExecutor | None = None
         first, second = (self._numbers(order, start + turn * order.ahead, order.ahead) for turn in range(2))
         needed = sum(shards[number].tar.bytes for number in {*first, *second})
@@ -46,13 +46,14 @@ class FetchAhead:
             )
             return
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch-ahead")
-        self._want(first)
+        self._want(first, start)
 
     def look(self, samples: Numbers) -> None:
         """Fetch the shards of the samples that come one window after these global sample numbers [n]."""
         if self._pool is not None:
-            _, shards, _ = self._order.locate(samples + self._order.ahead)
-            self._want(np.unique(shards).tolist())
+            later = samples + self._order.ahead
+            _, shards, _ = self._order.locate(later)
+            self._want(np.unique(shards).tolist(), int(later[0]))
 
     def close(self) -> None:
         """Begin no other fetch, and wait for those under way."""
@@ -67,15 +68,16 @@ class FetchAhead:
         found, places = np.unique(shards, return_index=True)
         return found[np.argsort(places)].tolist()
 
-    def _want(self, numbers: Iterable[int]) -> None:
+    def _want(self, numbers: Iterable[int], place: int) -> None:
         assert self._pool is not None
         for number in numbers:
             if number not in self._wanted:
                 self._pool.submit(self._fetch, number)
-            self._wanted[number] = None
+            self._wanted[number] = place
             self._wanted.move_to_end(number)
-            if len(self._wanted) > _REMEMBERED:
-                self._wanted.popitem(last=False)
+        # By then the cache may have given it up, and the next epoch needs it again.
+        while self._wanted and next(iter(self._wanted.values())) < place - self._order.ahead:
+            self._wanted.popitem(last=False)
 
     def _fetch(self, number: int) -> None:
         shard = self._shards[number]

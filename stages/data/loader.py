@@ -100,11 +100,12 @@ class TrainLoader(Iterator[Batch]):
         return self._batch(samples, images, labels)
 
     def close(self) -> None:
-        """Stop the threads; what they have prepared is dropped."""
+        """Stop the threads, and close the shards; what they have prepared is dropped."""
         self._workers.close()
         self._pending.clear()
         if self._fetch_ahead is not None:
             self._fetch_ahead.close()
+        self._reader.close()
 
     def __enter__(self) -> Self:
         return self

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -18,10 +12,10 @@ from cluster.errors import UserError
 from stages.data.cache import CorruptShard, ShardCache
 from stages.data.config import DataConfig
 from stages.data.decode import UnreadableImage, decode_rgb
-from stages.data.index import read_index
 from stages.data.jpeg import jpeg_pixels
 from stages.data.native.helper import Native
-from stages.data.table import Shard, Shards
+from stages.data.opened import OpenShards
+from stages.data.table import Shards
 
 _SMALL_IMAGE = 64 * 1024
 """Decoded images up to this many bytes are worth keeping: many fit, and decoding costs more than memory."""
@@ -30,28 +24,10 @@ FEW = 10
 """Unreadable samples that say nothing yet about their part of the whole."""
 
 _KEPT_BYTES = 256 * 1024**2
+_BESIDE_PIXELS = 800
+"""Bytes that keeping an image takes beside its pixels, as measured: objects, the dictionary, what malloc rounds up."""
 
 T = TypeVar("T")
-
-
-class _OpenShard:
-    """One shard's index and, where whole shards are fetched, an open descriptor of the tar."""
-
-    def __init__(self, cache: ShardCache, shard: Shard, *, whole: bool) -> None:
-        self.index = read_index(cache.read(shard.index))
-        if len(self.index) != shard.count:
-            raise ValueError(f"{shard.index.address} lists {len(self.index)} samples, the table {shard.count}")
-        self._cache, self._tar = cache, shard.tar
-        self._descriptor = cache.open(shard.tar) if whole else None
-        if self._descriptor is not None:
-            # Closed with the last user's reference.
-            weakref.finalize(self, os.close, self._descriptor)
-
-    def read(self, index: int) -> bytes:
-        offset, length = int(self.index.offsets[index]), int(self.index.lengths[index])
-        if self._descriptor is None:
-            return self._cache.read_range(self._tar, offset, length)
-        return os.pread(self._descriptor, length, offset)
 
 
 class Decoded(NamedTuple):
@@ -78,35 +54,34 @@ class SampleReader:
     """Reads samples of a list of shards. Safe among threads.
 
     `classes` are the data set's labels in the order of the network's outputs. `whole` fetches shards into
-    the cache; otherwise each sample is one range request. Small decoded images are kept in memory up to a
-    bound, since tiny data sets are read many times. With a `native` helper `stored_or_replaced` decodes nothing that
-    the helper can crop from.
+    the cache; otherwise each sample is one range request. Up to `open_shards` of them are open at once. Small decoded
+    images are kept in memory where all of the data set's fit below a bound, since tiny data sets are read many times;
+    not where samples are read `once`. With a `native` helper `stored_or_replaced` decodes nothing that the helper can
+    crop from.
     """
 
     def __init__(
         self,
         cache: ShardCache,
-        shards: Sequence[Shard],
+        shards: Shards,
         classes: Sequence[int],
         *,
         whole: bool = True,
         max_bad: float = 0.0,
         skip_corrupt: bool = False,
         open_shards: int = 128,
+        once: bool = False,
         native: Native | None = None,
     ) -> None:
-        self._cache, self._shards, self._whole = cache, shards, whole
+        self._shards = shards
         self._positions = {label: position for position, label in enumerate(classes)}
         self._max_bad, self._bad, self._read = max_bad, set[tuple[int, int]](), 0
         self._skip_corrupt, self._corrupt, self._skipped = skip_corrupt, set[int](), set[tuple[int, int]]()
-        self._open_shards = open_shards
-        self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
-        self._lock = threading.Lock()
+        self._opened = OpenShards(cache, shards, whole=whole, most=open_shards)
         self._native = native
-        self.waited = 0.0
-        """Seconds in which threads, all together, have waited for storage."""
         self._kept: dict[tuple[int, int], Decoded] = {}
-        self._free = _KEPT_BYTES
+        self._free = 0 if once else _KEPT_BYTES
+        self._samples = int(shards.counts.sum())
 
     def read(self, shard: int, index: int) -> Decoded:
         """One sample. Raises UnreadableImage; UserError for a label that the task does not have."""
@@ -120,8 +95,8 @@ class SampleReader:
         if image is None:
             image = np.asarray(decode_rgb(data, self._name(shard, index)))
         decoded = Decoded(image, self._known(labels, shard, index))
-        if image.nbytes <= min(_SMALL_IMAGE, self._free):
-            self._free -= image.nbytes
+        if self._keeps(image.nbytes):
+            self._free -= image.nbytes + _BESIDE_PIXELS
             self._kept[shard, index] = decoded
         return decoded
 
@@ -132,17 +107,26 @@ class SampleReader:
             return kept
         data, labels = self.read_bytes(shard, index)
         size = None if self._native is None else self._native.look(data)
-        if size is None or 3 * size[0] * size[1] <= min(_SMALL_IMAGE, self._free):
+        if size is None or self._keeps(3 * size[0] * size[1]):
             return self._decoded(data, labels, shard, index)
         return Stored(data, size, self._known(labels, shard, index))
 
+    def _keeps(self, pixels: int) -> bool:
+        """Whether a decoded image of so many bytes is worth keeping.
+
+        Of a data set that does not fit it would be some samples for ever, which are hardly ever asked for.
+        """
+        size = pixels + _BESIDE_PIXELS
+        return pixels <= _SMALL_IMAGE and size <= self._free and size * self._samples <= _KEPT_BYTES
+
     def read_bytes(self, shard: int, index: int) -> tuple[bytes, list[int]]:
         """A sample's image as it is stored, and the data set's own labels. Raises CorruptShard."""
-        opened = self.open(shard)
-        if self._whole:
-            return opened.read(index), opened.index.labels_of(index)
-        with self._waiting():
-            return opened.read(index), opened.index.labels_of(index)
+        return self._opened.read(shard, index)
+
+    @property
+    def waited(self) -> float:
+        """Seconds in which threads, all together, have waited for storage."""
+        return self._opened.waited
 
     @property
     def replaced(self) -> int:
@@ -242,7 +226,7 @@ class SampleReader:
             number = (shard + step) % len(self._shards)
             if number not in self._corrupt:
                 try:
-                    self.open(number)
+                    self._opened.open(number)
                 except CorruptShard as error:
                     self._skip(number, error)
                     continue
@@ -251,30 +235,10 @@ class SampleReader:
                 return number, index % self._shards[number].count
         return place
 
-    def open(self, number: int) -> _OpenShard:
-        """A shard and its index, fetched where needed."""
-        with self._lock:
-            opened = self._opened.get(number)
-            if opened is not None:
-                self._opened.move_to_end(number)
-                return opened
-        # Outside the lock: fetching one shard must not hold up reading from the others.
-        with self._waiting():
-            opened = _OpenShard(self._cache, self._shards[number], whole=self._whole)
-        with self._lock:
-            self._opened[number] = opened
-            if len(self._opened) > self._open_shards:
-                self._opened.popitem(last=False)
-        return opened
-
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.waited += time.monotonic() - began
+    def close(self) -> None:
+        """Close all shards, and forget the images that are kept. Reading opens them again."""
+        self._opened.close()
+        self._kept.clear()
 
     def _name(self, shard: int, index: int) -> str:
         return f"sample {index} of {self._shards[shard].tar.address}"
@@ -290,7 +254,13 @@ class SampleReader:
 
 
 def open_reader(
-    cache: ShardCache, shards: Shards, config: DataConfig, classes: Sequence[int], helper: Native | None = None
+    cache: ShardCache,
+    shards: Shards,
+    config: DataConfig,
+    classes: Sequence[int],
+    helper: Native | None = None,
+    *,
+    once: bool = False,
 ) -> SampleReader:
     """A reader of some shards, as a config says."""
     return SampleReader(
@@ -302,5 +272,6 @@ def open_reader(
         skip_corrupt=config.corrupt_shards == "skip",
         # Each stream reads from one block, whose samples may lie in several shards.
         open_shards=max(128, 4 * config.streams),
+        once=once,
         native=helper,
     )

@@ -159,3 +159,16 @@ ShardCache(Slow(), {base_folder(output)!r}, Path({str(tmp_path / "cache")!r})).o
     assert [file.suffix for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == [".part"]
     assert cached(storage, output, tmp_path / "cache").read(tars[0]) == storage.read(key(output, tars[0]))
     assert [file.suffix for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == [".cached"]
+
+
+def test_what_a_killed_download_leaves_is_removed_by_the_next_fetch(digits, tars, tmp_path):
+    """Also of a file that nobody asks for any more: the lock is that of all files with this beginning."""
+    folder, own = tmp_path / "cache", tars[0].sha256
+    cache = cached(*digits, folder)
+    other = f"{(int(own[:2], 16) + 1) % 256:02x}{own[2:]}"
+    for name in (f"{own}.7.part", f".{own}.7.part.0a1b", f".{own[:2]}{'0' * 62}.7.part.0a1b", f".{other}.7.part.0a1b"):
+        (folder / name).write_bytes(b"half")
+    os.close(cache.open(tars[0]))
+    assert {file.name for file in folder.iterdir()} == {
+        f"{own}.cached", f"{own[:2]}.lock", f".{other}.7.part.0a1b",
+    }, "that one may be under way"  # fmt: skip
