@@ -130,6 +130,8 @@ class Machines:
             **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "RAY_"))},
             **self.settings("").environment,
             **SOON,
+            # As in the image of a cluster's machines.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             # So that each has a cache of its own.
             "TMPDIR": str(own),
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
