@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 
 from rich.box import SIMPLE_HEAD
@@ -29,39 +30,48 @@ def _heading(fit: Fit) -> Text:
 
 
 def _table(fit: Fit) -> Table:
+    slowest, count = fit.slowest, len(fit.machines)
     table = Table(box=SIMPLE_HEAD, collapse_padding=True)
     table.add_column("")
-    for machine in fit.machines:
-        table.add_column(f"{machine.name}, images/s", justify="right")
+    table.add_column(f"{slowest.name if count == 1 else f'the slowest of {count}'}\nimages/s", justify="right")
+    if count > 1:
+        table.add_column("median\nimages/s", justify="right")
     table.add_column("", style="dim")
-    slowest = fit.slowest
     for name, rate, note in _rows(slowest):
-        rates = [f"{dict(_rates(machine))[rate]:,.0f}" for machine in fit.machines]
+        own = [_rate(machine, rate) for machine in fit.machines]
+        rates = [min(own), *([statistics.median(own)] if count > 1 else [])]
         slow = rate == slowest.limit
-        table.add_row(f"▶ {name}" if slow else f"  {name}", *rates, note, style="bold" if slow else "")
+        shown = (f"{each:,.0f}" for each in rates)
+        table.add_row(f"▶ {name}" if slow else f"  {name}", *shown, note, style="bold" if slow else "")
     return table
 
 
-def _rates(machine: Machine) -> Iterable[tuple[str, float]]:
-    yield from (("storage", machine.storage), ("one thread", machine.one_thread), ("decoding", machine.decoding))
-    yield "hand-over", machine.hand_over
+def _rate(machine: Machine, name: str) -> float:
+    return machine.one_thread if name == "one thread" else machine.rate(name)
 
 
 def _rows(machine: Machine) -> Iterable[tuple[str, str, str]]:
     """Name, rate and note of each line."""
     made = "native helper" if machine.native else "without the native helper"
-    each = f" each of {machine.loaders} loaders" if machine.loaders > 1 else ""
-    yield "from storage", "storage", f"{machine.storage * machine.image_bytes / 1e6:,.0f} MB/s, into an empty cache"
+    how = "into an empty cache" if machine.cached else "in every epoch"
+    yield "from storage", "storage", f"{machine.storage * machine.image_bytes / 1e6:,.0f} MB/s, {how}"
     yield "decoding, 1 thread", "one thread", made
-    threads = f"decoding, {machine.threads} thread{'s' if machine.threads != 1 else ''}"
-    yield threads, "decoding", f"{each.strip() + ', ' if each else ''}{machine.cores} cores"
-    yield "hand-over", "hand-over", "batches that nobody fills"
+    each = f"for each of {machine.loaders} ranks, " if machine.loaders > 1 else ""
+    yield f"decoding, {_threads(machine)}", "decoding", f"{each}{machine.cores} cores"
+    yield "hand-over", "hand-over", "batches that nobody fills" + (", to the GPU" if machine.copied else "")
+
+
+def _threads(machine: Machine) -> str:
+    if not machine.threads:
+        return "the training thread"
+    return f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
 
 
 def _verdict(fit: Fit) -> Iterable[Text]:
     machine, wanted = fit.slowest, fit.wanted
     first = f", {machine.first_epoch:,.0f} in the first epoch" if machine.first_epoch < machine.feeds else ""
-    yield Text(f"feeds {machine.feeds:,.0f} images/s from the cache{first}: {machine.limit} is the limit")
+    source = " from the cache" if machine.cached else ""
+    yield Text(f"feeds {machine.feeds:,.0f} images/s{source}{first}: {machine.limit} is the limit")
     if wanted is None:
         unknown = "what training asks for is not known: --on h100x8 estimates it, --images-per-s states it"
         yield Text(unknown, style="dim")

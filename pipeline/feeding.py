@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UserError
 from cluster.gang import run_gang
+from cluster.machine import cores
 from cluster.shapes import ClusterShape
 from cluster.storage import Storage
 from pipeline.config import Workflow
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 Training = PretrainConfig | FinetuneConfig
 
+GPUS_PER_NODE = 8
+"""Where nobody says how many."""
 MARGIN = 1.1
 """Of what training asks for, that a loader should be able to bring: images differ."""
 PARTS = ("storage", "decoding", "hand-over")
@@ -58,27 +61,35 @@ class Machine:
     threads: int
     """Of each loader."""
     native: bool
+    copied: bool
+    """Whether batches went to GPUs."""
     image_bytes: float
     storage: float
     one_thread: float
     """Of one loader."""
     decoding: float
     hand_over: float
+    cached: bool
+    """Whether storage is asked in the first epoch alone: shards come whole, and all of them fit into the cache."""
+
+    def rate(self, part: str) -> float:
+        """Of one of the PARTS."""
+        return {"storage": self.storage, "decoding": self.decoding, "hand-over": self.hand_over}[part]
 
     @property
     def feeds(self) -> float:
-        """From the cache."""
-        return min(self.decoding, self.hand_over)
+        """In every epoch but the first."""
+        return min(self.decoding, self.hand_over, *([] if self.cached else [self.storage]))
 
     @property
     def first_epoch(self) -> float:
         """While the shards come from storage for the first time."""
-        return min(self.storage, self.feeds)
+        return min(self.rate(part) for part in PARTS)
 
     @property
     def limit(self) -> str:
         """Which of the PARTS is the slowest."""
-        return min(PARTS, key=dict(zip(PARTS, (self.storage, self.decoding, self.hand_over), strict=True)).__getitem__)
+        return min(PARTS, key=self.rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,19 +125,28 @@ class Fit:
 
     @property
     def enough(self) -> bool | None:
-        """Whether training would not wait once the shards are in the cache; None where nobody knows what it asks."""
+        """Whether training would not wait, the first epoch aside; None where nobody knows what it asks."""
         return None if self.wanted is None else self.slowest.feeds >= self.wanted.images_per_s
 
     def advice(self) -> list[str]:
-        """What helps where it would wait: for the first epoch, and for those from the cache."""
-        machine, wanted = self.slowest, self.wanted
+        """What helps where it would wait: a line for each part that is too slow on some machine."""
+        if self.wanted is None:
+            return []
         told = []
-        if wanted is not None and machine.storage < wanted.images_per_s:
-            told.append(f"storage is too slow for the first epoch: {storage_advice(self.input)}")
-        if wanted is not None and machine.feeds < wanted.images_per_s:
-            host = Host(cores=machine.cores, loaders=wanted.loaders, threads=machine.threads, native=machine.native)
-            told.append(f"{machine.limit} is too slow: {decoding_advice(host, wanted.threads)}")
+        for part in PARTS:
+            machine = min(self.machines, key=lambda machine: machine.rate(part))
+            if machine.rate(part) < self.wanted.images_per_s:
+                when = " for the first epoch" if part == "storage" and machine.cached else ""
+                told.append(f"{part} is too slow{when}: {self._remedy(part, machine, self.wanted)}")
         return told
+
+    def _remedy(self, part: str, machine: Machine, wanted: Wanted) -> str:
+        if part == "storage":
+            return storage_advice(self.input)
+        if part == "hand-over":
+            return "take more ranks, each with fewer images, or machines with faster memory"
+        host = Host(cores=machine.cores, loaders=wanted.loaders, threads=machine.threads, native=machine.native)
+        return decoding_advice(self.input, host, wanted.threads)
 
     def document(self) -> dict[str, Any]:
         """As JSON."""
@@ -158,22 +178,37 @@ def bench_data(
     `ask` says, or else what a run of this network took here before. Raises UserError for a stage that does not train,
     and where its data set is not there yet.
     """
+    if not math.isfinite(seconds):
+        raise UserError(f"--seconds {seconds}: expected a number of seconds for each part")
+    ask = ask or Ask()
     name, config = _training_stage(workflow, stage)
     dataset = finished_dataset(storage, workflow, config.data)
     found = dataset_meta(dataset)
-    classes = len(found.classes) - len(found.held_out)
-    machines = _machines((ranks or _in_this_process)(feeding_of(storage, dataset, config, seconds), config))
-    network = _network(workflow, name, config, classes)
+    network = _network(workflow, name, config, len(found.classes) - len(found.held_out))
+    feeding = feeding_of(storage, dataset, config, seconds)
+    loaders = _loaders(config, ask)
+    fed = ranks(feeding, config) if ranks is not None else [("this machine", _here(feeding, config, loaders))]
+    splits = [found.splits[split] for split in feeding.splits]
+    cached = config.input.fetch == "shards" and sum(own.bytes for own in splits) <= config.input.cache_gigabytes * 1e9
+    machines = _machines(fed, cached=cached, loaders=loaders if ranks is None else None)
     slowest = min(machines, key=lambda machine: machine.feeds)
     return Fit(
         stage=name,
         network=f"{network.model.title} at {config.resolution}" if network else f"images at {config.resolution}",
-        images=found.splits["train"].count,
+        images=sum(own.count for own in splits),
         root=storage.url,
         machines=machines,
-        wanted=_wanted(storage, config, network, ask or Ask(), slowest),
+        wanted=_wanted(storage, config, network, ask, slowest),
         input=config.input,
     )
+
+
+def _loaders(config: Training, ask: Ask) -> int:
+    """Ranks of training that share a machine."""
+    ranks = usable_ranks(config.global_batch, config.most_workers)
+    if ask.shape is not None:
+        return min(ask.shape.gpus_per_node, ask.shape.gpus)
+    return min(ranks, GPUS_PER_NODE if config.gpus_per_worker else cores())
 
 
 def in_a_gang(workers: int, feeding: Feeding, config: Training) -> list[tuple[str, Fed]]:
@@ -192,10 +227,13 @@ def in_a_gang(workers: int, feeding: Feeding, config: Training) -> list[tuple[st
     )
 
 
-def _in_this_process(feeding: Feeding, config: Training) -> list[tuple[str, Fed]]:
+def _here(feeding: Feeding, config: Training, loaders: int) -> Fed:
+    """One process of this machine, with the threads of so many loaders."""
     from stages.data.feeding import measure
 
-    return [("this machine", measure(feeding, rank=0, ranks_here=1))]
+    threads = config.input.threads(loaders) * loaders
+    # More threads than cores decode no faster.
+    return measure(feeding, threads=min(threads, max(cores(), config.input.threads(loaders))))
 
 
 def _training_stage(workflow: Workflow, stage: str | None) -> tuple[str, Training]:
@@ -225,16 +263,17 @@ def finished_dataset(storage: Storage, workflow: Workflow, name: str) -> Output:
 def feeding_of(storage: Storage, dataset: Output, config: Training, seconds: float) -> Feeding:
     from stages.data.feeding import Feeding
 
-    ranks = usable_ranks(config.global_batch, config.most_workers)
+    ranks, splits = usable_ranks(config.global_batch, config.most_workers), dataset_meta(dataset).splits
+    own = ("train",) if isinstance(config, PretrainConfig) else (*config.train_splits, "held_out")
     return Feeding(
         storage=storage,
         dataset=dataset,
-        splits=("train",),
+        splits=tuple(name for name in own if name in splits),
         config=config.input,
         resolution=config.resolution,
         rows=config.global_batch // ranks,
         seconds=seconds,
-        device="cuda" if config.gpus_per_worker else "cpu",
+        gpus=config.gpus_per_worker > 0,
     )
 
 
@@ -247,29 +286,33 @@ def _network(workflow: Workflow, name: str, config: Training, classes: int) -> N
     return Network(model=model, resolution=config.resolution, num_classes=classes, masked=masked)
 
 
-def _machines(ranks: Sequence[tuple[str, Fed]]) -> tuple[Machine, ...]:
-    """Machines, each with what its ranks brought together."""
+def _machines(ranks: Sequence[tuple[str, Fed]], *, cached: bool, loaders: int | None) -> tuple[Machine, ...]:
+    """Machines, each with what its ranks brought together; `loaders` where one process stands for so many."""
     names = dict.fromkeys(name for name, _ in ranks)
-    return tuple(_machine(name, [fed for own, fed in ranks if own == name]) for name in names)
+    return tuple(_machine(name, [fed for own, fed in ranks if own == name], cached, loaders) for name in names)
 
 
-def _machine(name: str, fed: Sequence[Fed]) -> Machine:
+def _machine(name: str, fed: Sequence[Fed], cached: bool, loaders: int | None) -> Machine:
     return Machine(
         name=name,
         cores=fed[0].cores,
-        loaders=len(fed),
-        threads=fed[0].threads,
+        loaders=loaders or len(fed),
+        threads=fed[0].threads if loaders is None else max(1, fed[0].threads // loaders),
         native=all(rank.native for rank in fed),
+        copied=all(rank.copied for rank in fed),
         image_bytes=sum(rank.image_bytes for rank in fed) / len(fed),
         storage=sum(rank.storage for rank in fed),
         one_thread=sum(rank.one_thread for rank in fed) / len(fed),
         decoding=sum(rank.all_threads for rank in fed),
         hand_over=sum(rank.hand_over for rank in fed),
+        cached=cached,
     )
 
 
 def _wanted(storage: Storage, config: Training, network: Network | None, ask: Ask, machine: Machine) -> Wanted | None:
     if ask.images_per_s is not None:
+        if not math.isfinite(ask.images_per_s):
+            raise UserError(f"--images-per-s {ask.images_per_s}: expected how many images training takes")
         return _wanted_at(ask.images_per_s, machine.loaders, "as stated", machine)
     if network is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -20,3 +21,9 @@ Address = Annotated[str | None, typer.Option(help="address of a Ray cluster's jo
 Name = Annotated[str | None, typer.Option(help="of the workflow, or an id that was given; may have * in it")]
 Since = Annotated[str | None, typer.Option(metavar="TIME", help="submitted within this time: 90m, 12h, 2d")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def inside_job(address: str | None) -> bool:
+    """Whether this process is a Ray job's, so that the cluster is there already; an address is somebody's own wish."""
+    found = os.environ.get("RAY_ADDRESS", "")
+    return bool(found) and address is None and not found.startswith(("http://", "https://"))

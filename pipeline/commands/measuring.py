@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from cluster.errors import UserError
-from pipeline.commands.base import Address, AsJson, Mlflow, Overrides, Root, WorkflowName, console
+from pipeline.commands.base import Address, AsJson, Mlflow, Overrides, Root, WorkflowName, console, inside_job
 from pipeline.commands.shown import print_json, told_beside
 from pipeline.settings import resolve
 
@@ -52,9 +51,7 @@ def bench_data(
     if workers:
         from pipeline.feeding_job import on_cluster
 
-        # A job of the cluster's has that variable from Ray.
-        inside = "RAY_ADDRESS" in os.environ
-        ranks = partial(in_a_gang, workers) if inside else partial(on_cluster, settings, workers)
+        ranks = partial(in_a_gang, workers) if inside_job(address) else partial(on_cluster, settings, workers)
     loaded, ask = (
         load_workflow(workflow, override or []),
         Ask(images_per_s=images_per_s, shape=shape, efficiency=efficiency),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.errors import UserError
-from pipeline.commands.base import Address, AsJson, Mlflow, Root, console
+from pipeline.commands.base import Address, AsJson, Mlflow, Root, console, inside_job
 from pipeline.commands.shown import match, print_json, told_beside
 from pipeline.settings import Settings, resolve
 from pipeline.words import seconds_of, size
@@ -89,8 +88,7 @@ def verify(
     """
     settings = resolve(root=root, mlflow=mlflow, address=address)
     found = match(workflow_id, settings)
-    # A job of the cluster's has that variable from Ray.
-    if workers and "RAY_ADDRESS" not in os.environ:
+    if workers and not inside_job(address):
         from pipeline.verification_job import verify_on_cluster
 
         result = verify_on_cluster(settings, found, stage, workers=workers, start=from_update)

@@ -49,7 +49,8 @@ class InputBound:
             advice = storage_advice(self._config)
         else:
             reason = f"decoding, by {threads_of(self._host)}"
-            advice = decoding_advice(self._host, math.ceil(1.1 * self._host.threads / (1 - min(data_wait, 0.95))))
+            needed = math.ceil(1.1 * max(1, self._host.threads) / (1 - min(data_wait, 0.95)))
+            advice = decoding_advice(self._config, self._host, needed)
         return f"input-bound: training waits for images {data_wait:.0%} of the time. The limit is {reason}: {advice}"
 
 
@@ -72,15 +73,17 @@ def storage_advice(config: DataConfig) -> str:
     )
 
 
-def decoding_advice(host: Host, threads: int) -> str:
+def decoding_advice(config: DataConfig, host: Host, threads: int) -> str:
     """What helps where decoding is the limit and so many `threads` of each loader would be enough."""
     ways = []
     if not host.native:
         ways.append("install a C compiler and libjpeg's header for the native helper (apt install gcc libjpeg-dev)")
     share = max(1, host.cores // host.loaders)
-    if share > host.threads:
+    if min(threads, share) > host.threads:
         ways.append(f"set input.loader_threads to {min(threads, share)}")
     if share < threads:
         ways.append("take machines with more cores for each rank")
         ways.append("store smaller images (ingest.longest_side), which decode faster")
+    if config.randaugment is not None:
+        ways.append("use fewer layers of RandAugment, whose time is in it")
     return ", or ".join(ways or ["set input.read_ahead higher, which evens out images that take long"])

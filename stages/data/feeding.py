@@ -6,15 +6,18 @@ their own, crops of what has arrived by one thread and by as many as training wo
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import random
+import shutil
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +31,7 @@ from cluster.machine import cores
 from cluster.storage import Storage
 from stages.context import Output
 from stages.data.batches import label_shape
-from stages.data.cache import ShardCache, default_folder
+from stages.data.cache import CorruptShard, ShardCache, default_folder
 from stages.data.config import DataConfig
 from stages.data.crops import Crops
 from stages.data.dataset import open_cache, open_shards
@@ -40,6 +43,7 @@ from stages.data.table import Shards
 from stages.data.training_images import TrainingImages
 from stages.data.workers import Fill, Workers
 
+PREFIX, LOCK = "patchline-feed-", "lock"
 MOST_BYTES = 8 * 10**9
 """That are fetched, however fast storage is."""
 MOST_ROWS = 512
@@ -61,8 +65,8 @@ class Feeding:
     """Of each rank's batch."""
     seconds: float
     """For each part."""
-    device: str = "cpu"
-    """Where batches are copied to."""
+    gpus: bool = False
+    """Whether batches are copied to a GPU, where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,9 @@ class Fed:
     """Of its machine."""
     native: bool
     threads: int
+    """That decoded at once."""
+    copied: bool
+    """Whether batches were copied to a GPU."""
     image_bytes: float
     """That are fetched for an image, on average."""
     storage: float
@@ -81,38 +88,47 @@ class Fed:
     hand_over: float
 
 
-def measure(feeding: Feeding, *, rank: int, ranks_here: int, together: Callable[[], object] = lambda: None) -> Fed:
+def measure(
+    feeding: Feeding,
+    *,
+    rank: int = 0,
+    ranks_here: int = 1,
+    threads: int | None = None,
+    together: Callable[[], object] = lambda: None,
+) -> Fed:
     """Measure one rank of `ranks_here` on this machine, the one with this number.
 
-    `together` waits until all of them are there: it is called before each part. Raises UserError where there is
-    nothing to read.
+    It decodes with so many `threads`, or those that a rank of so many has. `together` waits until all of them are
+    there: it is called before each part. Raises UserError where there is nothing to read, and for shards that are
+    corrupt, unless they are to be skipped.
     """
     config = feeding.config
-    parent = Path(config.cache).expanduser() if config.cache else default_folder()
-    parent.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-    # On the disk that the cache would be on.
-    with tempfile.TemporaryDirectory(prefix="patchline-feed-", dir=parent.parent) as folder:
-        cache = ShardCache(feeding.storage, base_folder(feeding.dataset), Path(folder) / "cache", 10 * MOST_BYTES)
+    threads = config.threads(ranks_here) if threads is None else threads
+    cached = Path(config.cache).expanduser() if config.cache else default_folder()
+    with _folder(cached.parent) as folder:
+        most = min(MOST_BYTES, int(config.cache_gigabytes * 1e9), shutil.disk_usage(folder).free // 2) // ranks_here
+        cache = ShardCache(feeding.storage, base_folder(feeding.dataset), folder / "cache", 10 * MOST_BYTES)
         shards = open_shards(open_cache(feeding.storage, feeding.dataset, config), feeding.dataset, feeding.splits)
         own = _own(shards, rank, ranks_here)
         together()
-        own, size, took = _fetch(cache, shards, own, feeding.seconds)
+        own, size, took = _fetch(cache, shards, own, feeding.seconds, most, skip=config.corrupt_shards == "skip")
         image_bytes = size / int(shards.counts[own].sum())
         storage = size / took / image_bytes
         if config.fetch == "samples":
             together()
-            storage = _samples_per_s(feeding, cache, shards, own, config.threads(ranks_here))
+            storage = _samples_per_s(feeding, cache, shards, own, threads)
         parts = _Parts(feeding, cache, shards, own)
         rates = []
-        for threads in (1, config.threads(ranks_here)):
+        for number in (1, threads):
             together()
-            rates.append(parts.filled_per_s(threads))
+            rates.append(parts.filled_per_s(number))
         together()
         handed = parts.handed_over_per_s()
     return Fed(
         cores=cores(),
         native=parts.native,
-        threads=config.threads(ranks_here),
+        threads=threads,
+        copied=parts.device.type == "cuda",
         image_bytes=image_bytes,
         storage=storage,
         one_thread=rates[0],
@@ -130,10 +146,26 @@ def _own(shards: Shards, rank: int, ranks_here: int) -> list[int]:
     return numbers[rank::ranks_here] or numbers[rank % len(numbers) :]
 
 
-def _fetch(cache: ShardCache, shards: Shards, numbers: Sequence[int], seconds: float) -> tuple[list[int], int, float]:
-    """Fetch shards into an empty cache, as training does, until the time is over.
+@contextmanager
+def _folder(parent: Path) -> Iterator[Path]:
+    """A folder on the disk that the cache is on, which goes at the end; and those of processes that were killed go."""
+    parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+    for left in parent.glob(f"{PREFIX}*"):
+        with suppress(OSError), open(left / LOCK, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) as name, open(Path(name) / LOCK, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield Path(name)
 
-    Returns the numbers of those fetched, the bytes of their tars, and the seconds that it took.
+
+def _fetch(
+    cache: ShardCache, shards: Shards, numbers: Sequence[int], seconds: float, most: int, *, skip: bool
+) -> tuple[list[int], int, float]:
+    """Fetch shards into an empty cache, as training does, until the time is over or there are `most` bytes.
+
+    Returns the numbers of those fetched, the bytes of their tars, and the seconds that it took. Raises UserError for a
+    corrupt one, unless they are to be skipped, and where none is left.
     """
     began, lock = time.perf_counter(), threading.Lock()
     ahead, fetched, size = deque(numbers), list[int](), 0
@@ -143,17 +175,25 @@ def _fetch(cache: ShardCache, shards: Shards, numbers: Sequence[int], seconds: f
         while True:
             with lock:
                 late = bool(fetched) and time.perf_counter() - began > seconds
-                if not ahead or late or size > MOST_BYTES:
+                if not ahead or late or size > most:
                     return
                 number = ahead.popleft()
             shard = shards[number]
-            for file in (shard.index, shard.tar):
-                os.close(cache.open(file))
+            try:
+                for file in (shard.index, shard.tar):
+                    os.close(cache.open(file))
+            except CorruptShard as error:
+                if skip:
+                    print(f"skipped, since corrupt_shards is skip: {error}", flush=True)
+                    continue
+                raise UserError(str(error)) from None
             with lock:
                 fetched.append(number)
                 size += shard.tar.bytes
 
     _at_once(THREADS, fetch)
+    if not fetched:
+        raise UserError("there is nothing to measure: every shard is corrupt")
     return fetched, size, time.perf_counter() - began
 
 
@@ -192,6 +232,7 @@ class _Parts:
         self._reader: SampleReader = open_reader(cache, shards, whole, _classes(feeding), helper)
         self._images = TrainingImages(self._reader, Crops(helper), feeding.config, seed=0)
         self._feeding, self._rows = feeding, min(feeding.rows, MOST_ROWS)
+        self.device = torch.device("cuda" if feeding.gpus and torch.cuda.is_available() else "cpu")
         self._places, self._lock = _places(shards, own), threading.Lock()
 
     def filled_per_s(self, threads: int) -> float:
@@ -208,7 +249,7 @@ class _Parts:
         self._images.write(numbers, places, images, labels)
 
     def _batches_per_s(self, threads: int, fill: Fill) -> float:
-        feeding, device = self._feeding, torch.device(self._feeding.device)
+        feeding, device = self._feeding, self.device
         shape = label_shape(feeding.dataset, _classes(feeding))
         workers = Workers(threads, fill, feeding.resolution, shape, pinned=device.type == "cuda")
         pending: deque[Callable[[], tuple[Tensor, Tensor]]] = deque()

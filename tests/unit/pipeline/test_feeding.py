@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from rich.console import Console
 
 from cluster import jobs
@@ -19,9 +21,10 @@ from pipeline.commands.base import console
 from pipeline.config import Workflow, parse_workflow
 from pipeline.display_feeding import feeding_report
 from pipeline.driver import create
-from pipeline.feeding import Ask, Fit, Machine, bench_data
+from pipeline.feeding import Ask, Fit, Machine, Wanted, bench_data
 from pipeline.runner import Runner
 from pipeline.settings import Settings
+from stages.data.config import DataConfig
 from stages.data.feeding import Fed
 from tests.unit.pipeline.test_runner import Silent
 
@@ -46,8 +49,8 @@ PRETRAIN = """
   finetune: {data: ingest, from: pretrain, resolution: 24, updates: 8, global_batch: 32, warmup_updates: 2, lr: 0.01}
 """
 FED = Fed(
-    cores=8, native=True, threads=2, image_bytes=1000.0, storage=900.0, one_thread=300.0, all_threads=500.0,
-    hand_over=9000.0,
+    cores=8, native=True, threads=2, copied=False, image_bytes=1000.0, storage=900.0, one_thread=300.0,
+    all_threads=500.0, hand_over=9000.0,
 )  # fmt: skip
 
 
@@ -89,6 +92,86 @@ def test_a_workflows_images_are_measured_here(ingested):
     assert bench_data(flow(), ingested, stage="finetune", seconds=0.05).network == "ViT-16x1/8 at 24"
 
 
+LARGE = {"cores": 192, "loaders": 8, "threads": 16, "native": True, "copied": True, "image_bytes": 1.0, "storage": 9e4,
+         "one_thread": 2500.0, "decoding": 90_000.0, "hand_over": 9e4, "cached": True}  # fmt: skip
+
+
+def fit(config: dict | None = None, *, asks: float = 50_000.0, **changes) -> Fit:
+    """Of one large machine with eight ranks."""
+    wanted = Wanted(images_per_s=asks, loaders=8, source="as stated", threads=3)
+    return Fit(
+        stage="pretrain", network="ViT", images=1, root="file:///x", machines=(Machine(**LARGE | changes, name="m"),),
+        wanted=wanted, input=DataConfig(**config or {}),
+    )  # fmt: skip
+
+
+def test_a_large_machine_with_threads_enough_is_enough_and_never_told_to_take_fewer():
+    assert (fit().enough, fit().advice()) == (True, [])
+    slow = fit(asks=95_000.0)
+    assert not slow.enough
+    assert all("loader_threads" not in line for line in slow.advice())
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"storage": 1000.0}, "storage is too slow for the first epoch: keep the shards in the cache"),
+        ({"storage": 1000.0, "cached": False}, "storage is too slow: keep the shards in the cache"),
+        ({"hand_over": 1000.0}, "hand-over is too slow: take more ranks, each with fewer images"),
+        ({"decoding": 1000.0, "threads": 1}, "decoding is too slow: set input.loader_threads to 3"),
+        ({"decoding": 1000.0, "native": False}, "decoding is too slow: install a C compiler"),
+    ],
+    ids=str,
+)
+def test_each_part_that_is_too_slow_has_a_remedy_of_its_own(changes, line):
+    (told,) = fit(**changes).advice()
+    assert told.startswith(line)
+
+
+def test_storage_counts_in_every_epoch_where_the_cache_does_not_hold_the_data(ingested):
+    for config, cached in (({}, True), ({"fetch": "samples"}, False), ({"cache_gigabytes": 1e-6}, False)):
+        words = [f"pretrain.input.{name}={value}" for name, value in config.items()]
+        found = bench_data(parse_workflow(INGEST + PRETRAIN, "small.yaml", words), ingested, ranks=two_machines)
+        assert found.slowest.cached is cached
+        assert found.slowest.feeds == 500.0
+    poor = fit(storage=100.0, cached=False)
+    assert (poor.enough, poor.slowest.feeds) == (False, 100.0)
+    assert "MB/s, in every epoch" in shown(poor)
+
+
+def test_more_machines_than_fit_a_table_are_summed_up(ingested):
+    many = [(f"m{number}", replace(FED, all_threads=500.0 + number)) for number in range(16)]
+    text = shown(bench_data(flow(), ingested, ranks=lambda feeding, config: many))
+    assert "the slowest of 16" in text
+    assert "median" in text
+
+
+def test_a_workflow_for_gpus_is_measured_on_a_machine_without_one(ingested):
+    words = ["pretrain.gpus_per_worker=1", "pretrain.workers=4", "pretrain.input.loader_threads=null"]
+    found = bench_data(parse_workflow(INGEST + PRETRAIN, "small.yaml", words), ingested, seconds=0.05)
+    assert found.slowest.feeds > 0
+    assert (found.slowest.loaders, found.slowest.copied) == (4, torch.cuda.is_available())
+
+
+def test_a_finetuning_is_measured_on_what_it_trains_on(ingested):
+    seen = []
+
+    def ranks(feeding, config):
+        seen.append(feeding.splits)
+        return two_machines(feeding, config)
+
+    both = (INGEST + PRETRAIN).replace("resolution: 24,", "resolution: 24, train_splits: [train, validation],")
+    for text in (INGEST + PRETRAIN, both):
+        bench_data(parse_workflow(text, "small.yaml"), ingested, stage="finetune", ranks=ranks)
+    assert seen == [("train", "held_out"), ("train", "validation", "held_out")]
+
+
+@pytest.mark.parametrize("words", [{"seconds": float("inf")}, {"ask": Ask(images_per_s=float("inf"))}], ids=str)
+def test_what_never_ends_is_a_mistake(ingested, words):
+    with pytest.raises(UserError, match="inf: expected"):
+        bench_data(flow(), ingested, ranks=two_machines, **words)
+
+
 def test_the_ranks_of_a_machine_bring_what_they_bring_together(ingested):
     fit = bench_data(flow(), ingested, ranks=two_machines, ask=Ask(images_per_s=800))
     first, second = fit.machines
@@ -123,7 +206,7 @@ def test_the_limit_is_the_slowest_part(rates, limit):
     storage, decoding, hand_over = rates
     machine = Machine(
         name="m", cores=1, loaders=1, threads=1, native=True, image_bytes=1.0, storage=storage, one_thread=1.0,
-        decoding=decoding, hand_over=hand_over,
+        decoding=decoding, hand_over=hand_over, copied=False, cached=True,
     )  # fmt: skip
     assert machine.limit == limit
     assert machine.first_epoch == 1.0

@@ -34,13 +34,21 @@ def test_what_waits_for_two_in_a_row_says_so_once():
         (Host(cores=16, loaders=2, threads=2, native=False), "install a C compiler and libjpeg's header"),
         (Host(cores=4, loaders=2, threads=1, native=True), "set input.loader_threads to 2, or take machines with more"),
         (Host(cores=4, loaders=2, threads=2, native=True), "on 4 cores: take machines with more cores for each rank"),
-        (Host(cores=4, loaders=1, threads=0, native=True), "by the training thread on 4 cores: set input.loader_thr"),
+        (
+            Host(cores=4, loaders=1, threads=0, native=True),
+            "training thread on 4 cores: set input.loader_threads to 3",
+        ),
         (Host(cores=1, loaders=1, threads=1, native=True), "by 1 thread on 1 cores: take machines"),
     ],
     ids=["no helper", "few threads", "few cores", "no threads", "one core"],
 )
 def test_where_decoding_is_the_limit_it_says_what_would_decode_more(host, advice):
     assert advice in (told(0, 0.6, 0.6, host=host)[-1] or "")
+
+
+def test_the_time_of_randaugment_is_told_to_be_in_it():
+    config = DataConfig(randaugment={"layers": 2})
+    assert "fewer layers of RandAugment" in (told(0, 0.6, 0.6, config=config)[-1] or "")
 
 
 @pytest.mark.parametrize(
