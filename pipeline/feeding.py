@@ -20,7 +20,7 @@ from pipeline.measured import measured_efficiency, measured_speed
 from pipeline.plan import Question, plan
 from pipeline.record import read_record, recorded_output
 from stages.context import Output
-from stages.data.bound import Host, decoding_advice, storage_advice
+from stages.data.bound import SMALLER, Host, decoding_advice, storage_advice
 from stages.data.config import DataConfig
 from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
@@ -141,6 +141,8 @@ class Fit:
         return told
 
     def _remedy(self, part: str, machine: Machine, wanted: Wanted) -> str:
+        if part == "storage" and machine.cached:
+            return f"{SMALLER}, or bring the bucket nearer; later epochs come from the cache"
         if part == "storage":
             return storage_advice(self.input)
         if part == "hand-over":

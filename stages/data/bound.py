@@ -11,6 +11,7 @@ WAITING = 0.1
 """Part of the time from which on training that waits for images is bound by them."""
 STORAGE = 0.5
 """Part of the loader's work that is waiting for storage, from which on that is the reason."""
+SMALLER = "store smaller images (ingest.longest_side, ingest.quality)"
 IN_A_ROW = 2
 """Intervals that have to be so before anybody is told: one may wait for a first shard."""
 
@@ -69,7 +70,7 @@ def storage_advice(config: DataConfig) -> str:
         return "set input.fetch_ahead to true"
     return (
         f"keep the shards in the cache from epoch to epoch (input.cache_gigabytes, now {config.cache_gigabytes:g}, of "
-        "a fast disk), store smaller images (ingest.longest_side, ingest.quality), or bring the bucket nearer"
+        f"a fast disk), {SMALLER}, or bring the bucket nearer"
     )
 
 

@@ -115,7 +115,10 @@ def test_a_large_machine_with_threads_enough_is_enough_and_never_told_to_take_fe
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"storage": 1000.0}, "storage is too slow for the first epoch: keep the shards in the cache"),
+        (
+            {"storage": 1000.0},
+            "storage is too slow for the first epoch: store smaller images (ingest.longest_side, ingest.quality), or",
+        ),
         ({"storage": 1000.0, "cached": False}, "storage is too slow: keep the shards in the cache"),
         ({"hand_over": 1000.0}, "hand-over is too slow: take more ranks, each with fewer images"),
         ({"decoding": 1000.0, "threads": 1}, "decoding is too slow: set input.loader_threads to 3"),
