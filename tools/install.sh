@@ -25,12 +25,12 @@ have_torch() {
 }
 
 if have_torch; then
-    echo "torch $torch is there already; fetching about 390 MB of other packages where they are missing"
+    echo "torch $torch is there already; fetching about 410 MB of other packages where they are missing"
 elif command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then
-    echo "NVIDIA driver found: fetching torch $torch with CUDA (about 3,500 MB) and about 390 MB of other packages"
+    echo "NVIDIA driver found: fetching torch $torch with CUDA (about 3,500 MB) and about 410 MB of other packages"
     $pip install "torch==$torch"
 else
-    echo "no NVIDIA driver found: fetching torch $torch for CPUs (about 200 MB) and about 390 MB of other packages"
+    echo "no NVIDIA driver found: fetching torch $torch for CPUs (about 200 MB) and about 410 MB of other packages"
     # A CPU build that pip's own settings offer comes first; else uv, which knows where PyTorch keeps them.
     $pip install "torch==$torch+cpu" 2>/dev/null || {
         $pip install -c constraints.txt uv

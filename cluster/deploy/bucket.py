@@ -1,0 +1,109 @@
+"""Settings of the bucket, and who may do what in it. Documents for AWS's command line; boto3 is not asked."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from cluster.deploy.names import Object
+
+if TYPE_CHECKING:
+    from cluster.deploy.shape import Shape
+
+VERSION = "2012-10-17"
+"""Of the language of policies, not of ours."""
+READ = ("s3:GetObject",)
+WRITE = ("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload")
+"""What `cluster.storage.s3` asks for: the parts of a large object and its last step are PutObject too."""
+UNFINISHED_DAYS, OLD_DAYS = 7, 7
+"""Parts that a killed process has left, and versions that were replaced, are kept so long."""
+
+
+def lifecycle() -> Object:
+    """Rules of the bucket: what a killed upload has left goes, and so do old versions where they are kept at all.
+
+    HEAD.json is replaced with every renewal of a lease, so that a bucket with versions grows without an end otherwise.
+    """
+    unfinished = {"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": UNFINISHED_DAYS}}
+    old = {"NoncurrentVersionExpiration": {"NoncurrentDays": OLD_DAYS}}
+    everything = {"Filter": {"Prefix": ""}, "Status": "Enabled"}
+    return {"Rules": [{"ID": "unfinished-uploads", **everything, **unfinished}, {"ID": "old", **everything, **old}]}
+
+
+def bucket_policy(shape: Shape) -> Object:
+    """What holds for everybody: no request without TLS."""
+    arn = _arn(f"s3://{shape.bucket}")
+    statement = {
+        "Sid": "EncryptedConnectionsAlone",
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:*",
+        "Resource": [arn, f"{arn}/*"],
+        "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+    }
+    return {"Version": VERSION, "Statement": [statement]}
+
+
+def workers_policy(shape: Shape) -> Object:
+    """What drivers, workers and the supervisor may: everything below the root, and to read the images."""
+    return _policy(
+        _listing("List", shape.root, *shape.data),
+        _statement("Root", WRITE, f"{_arn(shape.root)}/*"),
+        *([_statement("Images", READ, *(f"{_arn(place)}/*" for place in shape.data))] if shape.data else []),
+    )
+
+
+def reader_policy(shape: Shape) -> Object:
+    """What people may who look: `list`, `status`, `logs`, `get-output`, `audit`."""
+    return _policy(_listing("List", shape.root), _statement("Root", READ, f"{_arn(shape.root)}/*"))
+
+
+def mlflow_policy(shape: Shape) -> Object:
+    """What MLflow's server may, which passes files on to everybody else."""
+    return _policy(_listing("List", shape.artifacts), _statement("Files", WRITE, f"{_arn(shape.artifacts)}/*"))
+
+
+def trust(*services: str) -> Object:
+    """Which services of AWS give the role to machines or pods: ec2, pods.eks."""
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"Service": [f"{name}.amazonaws.com" for name in services]},
+        "Action": ["sts:AssumeRole", "sts:TagSession"],
+    }
+    return {"Version": VERSION, "Statement": [statement]}
+
+
+def commands(shape: Shape) -> list[str]:
+    """Lines of shell that make the bucket and set it up."""
+    bucket, endpoint = ["--bucket", shape.bucket], ["--endpoint-url", shape.endpoint] if shape.endpoint else []
+    # The first region is the only one that must not be named.
+    elsewhere = shape.region != "us-east-1" and not shape.endpoint
+    place = ["--create-bucket-configuration", f"LocationConstraint={shape.region}"] if elsewhere else []
+    private = "BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true"
+    calls = [
+        ["create-bucket", *bucket, "--region", shape.region, *place],
+        ["put-public-access-block", *bucket, "--public-access-block-configuration", private],
+        ["put-bucket-lifecycle-configuration", *bucket, "--lifecycle-configuration", "file://lifecycle.json"],
+        ["put-bucket-policy", *bucket, "--policy", "file://bucket-policy.json"],
+    ]
+    return [shlex.join(["aws", "s3api", *call, *endpoint]) for call in calls]
+
+
+def _policy(*statements: Object) -> Object:
+    return {"Version": VERSION, "Statement": list(statements)}
+
+
+def _statement(sid: str, actions: tuple[str, ...], *resources: str) -> Object:
+    return {"Sid": sid, "Effect": "Allow", "Action": list(actions), "Resource": list(resources)}
+
+
+def _listing(sid: str, *places: str) -> Object:
+    """Listing whole buckets: limited to a prefix, S3 would answer 403 in place of 404 to whoever asks for a key that
+    is not there, since such a question names no prefix.
+    """
+    buckets = dict.fromkeys(place.removeprefix("s3://").partition("/")[0] for place in places)
+    return _statement(sid, ("s3:ListBucket",), *(_arn(f"s3://{bucket}") for bucket in buckets))
+
+
+def _arn(address: str) -> str:
+    return f"arn:aws:s3:::{address.removeprefix('s3://')}"

@@ -1,0 +1,140 @@
+"""All files that are made from a shape, by their paths."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from cluster.deploy import access, bucket, kuberay, launcher, mlflow, names, redis, supervisor
+from cluster.deploy.dockerfile import dockerfile
+from cluster.deploy.names import Object
+from cluster.errors import UserError
+
+if TYPE_CHECKING:
+    from cluster.deploy.shape import Shape
+
+Part = Literal["kuberay", "mlflow", "ray-up", "bucket", "docker"]
+PARTS: tuple[Part, ...] = get_args(Part)
+HERE = Path(__file__).parent
+NOTE = "# Made by `patchline deploy render`: change the shape file, and make it again.\n"
+
+
+def render(shape: Shape, only: Sequence[Part] = ()) -> dict[str, str]:
+    """The files of these parts, of all that the shape has something to say about where none is named.
+
+    Raises UserError where a part that is named has nothing to go by.
+    """
+    made = {
+        "kuberay": _kuberay,
+        "mlflow": _mlflow,
+        "ray-up": _ray_up,
+        "bucket": _bucket,
+        "docker": _docker,
+    }
+    wanted = only or [part for part in PARTS if part != "ray-up" or shape.aws is not None]
+    return {f"{part}/{name}": text for part in wanted for name, text in made[part](shape).items()}
+
+
+def example() -> str:
+    """A shape file to begin with, with what its fields mean."""
+    return (HERE / "example.yaml").read_text()
+
+
+def write(files: dict[str, str], folder: Path) -> None:
+    """Write rendered files below a folder; those that are there already are replaced. Raises UserError."""
+    for name, text in files.items():
+        path = folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            if path.suffix == ".sh":
+                path.chmod(0o755)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}): name another folder by --to") from error
+
+
+def as_yaml(objects: Sequence[Object]) -> str:
+    """Documents of YAML, one after the other, in the order in which keys were given."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        # The same labels in two places are two mappings, not an anchor and its alias.
+        def ignore_aliases(self, data: object) -> bool:
+            return True
+
+    return NOTE + yaml.dump_all(objects, Dumper=Dumper, sort_keys=False, width=120, explicit_start=True)
+
+
+def job(shape: Shape, workflow: str, text: str) -> dict[str, str]:
+    """The RayJob of a workflow, by its path. `text` is the workflow's file. Raises UserError where its name is long."""
+    objects = kuberay.ray_job(shape, workflow.lower().replace("_", "-"), text)
+    name = objects[-1]["metadata"]["name"]
+    if len(name) > kuberay.LONGEST_JOB:
+        raise UserError(
+            f"'{name}' has {len(name)} letters, and KubeRay takes names of jobs of up to {kuberay.LONGEST_JOB}: "
+            "shorten the cluster's name or the workflow's"
+        )
+    return {f"jobs/{name}.yaml": as_yaml(objects)}
+
+
+def _kuberay(shape: Shape) -> dict[str, str]:
+    first = [
+        access.namespace(shape),
+        access.service_account(shape),
+        access.network_policy(shape),
+        access.disruption_budget(shape),
+    ]
+    return {
+        "00-namespace.yaml": as_yaml(first),
+        **({"10-redis.yaml": as_yaml(redis.redis(shape))} if shape.head.redis is None else {}),
+        "30-ray.yaml": as_yaml([kuberay.ray_cluster(shape)]),
+        "40-supervise.yaml": as_yaml([supervisor.supervisor(shape)]),
+        "secrets.sh": _secrets(shape),
+    }
+
+
+def _mlflow(shape: Shape) -> dict[str, str]:
+    return {} if shape.mlflow.address else {"20-mlflow.yaml": as_yaml(mlflow.mlflow(shape))}
+
+
+def _ray_up(shape: Shape) -> dict[str, str]:
+    return {"cluster.yaml": as_yaml([launcher.launcher(shape)]), "head-policy.json": _json(launcher.head_policy(shape))}
+
+
+def _bucket(shape: Shape) -> dict[str, str]:
+    documents = {
+        "lifecycle": bucket.lifecycle(),
+        "bucket-policy": bucket.bucket_policy(shape),
+        "workers-policy": bucket.workers_policy(shape),
+        "reader-policy": bucket.reader_policy(shape),
+        **({} if shape.mlflow.address else {"mlflow-policy": bucket.mlflow_policy(shape)}),
+        "trust": bucket.trust(*(["ec2", "pods.eks"] if shape.aws else ["pods.eks"])),
+    }
+    lines = ["#!/bin/sh", NOTE.strip(), "set -eu", 'cd "$(dirname "$0")"', *bucket.commands(shape)]
+    return {**{f"{name}.json": _json(found) for name, found in documents.items()}, "apply.sh": "\n".join(lines) + "\n"}
+
+
+def _docker(shape: Shape) -> dict[str, str]:
+    lock = (HERE / "docker/cuda.lock").read_text()
+    return {"cpu.Dockerfile": dockerfile("cpu"), "cuda.Dockerfile": dockerfile("cuda"), "cuda.lock": lock}
+
+
+def _secrets(shape: Shape) -> str:
+    """Lines that make what Secrets hold, and give it to Kubernetes without a file or a command line that shows it."""
+    wanted = {names.token_secret(shape): names.TOKEN_KEY}
+    if shape.head.redis is None:
+        wanted[names.redis_secret(shape)] = names.PASSWORD_KEY
+    if shape.mlflow.address is None and shape.mlflow.database_secret is None:
+        wanted[names.database_secret(shape)] = names.PASSWORD_KEY
+    lines = []
+    for secret, key in wanted.items():
+        made = ["kubectl", "--namespace", shape.namespace, "create", "secret", "generic", secret]
+        lines.append(f"openssl rand -hex 32 | tr -d '\\n' | {shlex.join(made)} --from-file={key}=/dev/stdin")
+    return "\n".join(["#!/bin/sh", NOTE.strip(), "# Once for each cluster.", "set -eu", *lines]) + "\n"
+
+
+def _json(document: Object) -> str:
+    return json.dumps(document, indent=2) + "\n"
