@@ -1,0 +1,135 @@
+"""A cluster's files against the schemas of those who are given them: Kubernetes, KubeRay, Ray's launcher, S3."""
+
+from __future__ import annotations
+
+import copy
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import ray.autoscaler
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from cluster.deploy import bucket
+from cluster.deploy.rendering import job, render
+from cluster.local.stack import Stack
+from tests.contract.kuberay_fields import KNOWN, problems
+from tests.unit.cluster.deploy.shapes import all_shapes, made_from, shipped
+
+KUBERNETES = ("1.31", "1.34", "1.37")
+"""Versions of Kubernetes whose schemas are asked."""
+LAUNCHER = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+
+
+def manifests(name: str) -> list[dict[str, Any]]:
+    """Everything that Kubernetes is given for a shape, with a job's."""
+    shape = all_shapes()[name]
+    files = {**render(shape, ["kuberay", "mlflow"]), **job(shape, "digits", "name: digits\n")}
+    texts = [text for file, text in files.items() if file.endswith(".yaml")]
+    return [found for text in texts for found in yaml.safe_load_all(text)]
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("name", all_shapes())
+def test_kubernetes_knows_every_field(name: str, version: str):
+    for found in manifests(name):
+        if not found["apiVersion"].startswith("ray.io/"):
+            kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_a_field_that_kubernetes_does_not_know_is_found():
+    (found,) = [item for item in manifests("example") if item["kind"] == "NetworkPolicy"]
+    found["spec"]["podSelektor"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(found, KUBERNETES[-1], strict=True)
+
+
+@pytest.mark.parametrize("name", all_shapes())
+def test_kuberay_knows_every_field(name: str):
+    found = [item for item in manifests(name) if item["apiVersion"].startswith("ray.io/")]
+    assert [item["kind"] for item in found] == ["RayCluster", "RayJob"]
+    assert [line for item in found for line in problems(item)] == []
+
+
+def test_what_kuberay_would_refuse_is_found():
+    (good,) = [item for item in manifests("example") if item["kind"] == "RayCluster"]
+
+    def told(*path: str | int, to: Any) -> list[str]:
+        found = copy.deepcopy(good)
+        target: Any = found["spec"]
+        for step in path[:-1]:
+            target = target[step]
+        if to is None:
+            del target[path[-1]]
+        else:
+            target[path[-1]] = to
+        return problems(found)
+
+    gpu = ("workerGroupSpecs", 0)
+    pod = (*gpu, "template", "spec")
+    assert told("headGroupSpec", to=good["spec"]["headGroupSpec"]) == []
+    assert told("enableInTreeAutoscalling", to=True) == ["RayCluster.spec.enableInTreeAutoscalling: unknown field"]
+    assert told("headGroupSpec", to=None) == ["RayCluster.spec.headGroupSpec: is missing"]
+    assert told(*gpu, "maxReplicas", to="8") == [
+        "RayCluster.spec.workerGroupSpecs[0].maxReplicas: expected integer, got '8'"
+    ]
+    (line,) = told(*pod, "containers", 0, "volumeMount", to=[])
+    assert line.endswith("containers[0].volumeMount: unknown field")
+    (line,) = told("authOptions", "mode", to="tokens")
+    assert line.endswith("authOptions.mode: got 'tokens', expected one of ['disabled', 'token']")
+    (line,) = told(*gpu, "rayStartParams", "object-store-memory", to=5)
+    assert line.endswith("expected string, got 5")
+
+
+def test_whose_fields_these_are_is_said():
+    assert KNOWN["source"] == {"project": "ray-project/kuberay", "version": "v1.7.0", "license": "Apache-2.0"}
+
+
+def launchers() -> dict[str, dict[str, Any]]:
+    aws = shipped().aws
+    assert aws is not None
+    spot = {**shipped().nodes.model_dump(), "spot": True}
+    plain = {**aws.model_dump(), "efa": 0, "subnet": None, "security_groups": [], "internal": False}
+    shapes = {
+        "example": shipped(),
+        "spot": made_from({"aws": plain, "nodes": spot, "mlflow": {"address": "http://mlflow:5000"}}),
+    }
+    return {name: yaml.safe_load(render(shape, ["ray-up"])["ray-up/cluster.yaml"]) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", launchers())
+def test_rays_launcher_knows_every_field(name: str):
+    jsonschema.validate(launchers()[name], LAUNCHER)
+
+
+@pytest.mark.parametrize("name", launchers())
+def test_rays_launcher_takes_the_file(name: str):
+    """By what `ray up` itself does with it before it asks AWS."""
+    prepared = prepare_config(launchers()[name])
+    validate_config(prepared)
+    gpu = prepared["available_node_types"]["gpu"]
+    assert gpu["resources"]["GPU"] == 8
+    assert prepared["max_workers"] == sum(kind["max_workers"] for kind in prepared["available_node_types"].values())
+
+
+def test_what_rays_launcher_would_refuse_is_found():
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**launchers()["example"], "idle_timeout": 5}, LAUNCHER)
+
+
+def test_an_s3_server_takes_the_rules_of_the_bucket(stack_environment: Stack):
+    """SeaweedFS does not act on all of them; it takes them, and gives them back."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=stack_environment.s3_endpoint, region_name="us-east-1")
+    name = f"rules-{uuid.uuid4().hex[:8]}"
+    client.create_bucket(Bucket=name)
+    client.put_bucket_lifecycle_configuration(Bucket=name, LifecycleConfiguration=bucket.lifecycle())
+    found = client.get_bucket_lifecycle_configuration(Bucket=name)["Rules"]
+    print(found)
+    assert any("AbortIncompleteMultipartUpload" in rule for rule in found)

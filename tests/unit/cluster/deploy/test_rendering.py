@@ -1,0 +1,178 @@
+"""What the files of a cluster have to have, beside being files of their kind."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.deploy import kuberay
+from cluster.deploy.names import jobs_address
+from cluster.deploy.rendering import PARTS, job, render, write
+from cluster.deploy.shape import Shape
+from cluster.errors import UserError
+from tests.unit.cluster.deploy.shapes import all_shapes, made_from, shipped
+
+ROOT = Path(__file__).parents[4]
+
+
+def objects(files: dict[str, str]) -> list[dict[str, Any]]:
+    """All documents of the manifests."""
+    return [found for name, text in files.items() if name.endswith(".yaml") for found in yaml.safe_load_all(text)]
+
+
+def containers(found: Any) -> list[dict[str, Any]]:
+    """All containers anywhere in a document."""
+    if isinstance(found, dict):
+        return [*found.get("containers", []), *(one for value in found.values() for one in containers(value))]
+    return [one for value in found for one in containers(value)] if isinstance(found, list) else []
+
+
+def environment(container: dict[str, Any]) -> dict[str, Any]:
+    return {item["name"]: item.get("value", item.get("valueFrom")) for item in container.get("env", [])}
+
+
+def group(shape: Shape, name: str) -> dict[str, Any]:
+    return next(found for found in kuberay.cluster_spec(shape)["workerGroupSpecs"] if found["groupName"] == name)
+
+
+@pytest.mark.parametrize("name", all_shapes())
+def test_the_same_shape_makes_the_same_bytes(name: str):
+    assert render(all_shapes()[name]) == render(all_shapes()[name])
+
+
+@pytest.mark.parametrize("name", all_shapes())
+def test_secrets_are_by_reference_alone(name: str):
+    files = render(all_shapes()[name])
+    assert not [found for found in objects(files) if found.get("kind") == "Secret"]
+    for container in containers(objects(files)):
+        for variable, value in environment(container).items():
+            if re.search(r"PASSWORD$|_TOKEN$|ACCESS_KEY|REDISCLI_AUTH", variable):
+                assert "secretKeyRef" in value
+
+
+@pytest.mark.parametrize("name", all_shapes())
+def test_every_secret_that_a_manifest_names_is_made_or_is_the_users(name: str):
+    shape = all_shapes()[name]
+    files = render(shape)
+    named = set(re.findall(r"secretName: (\S+)|secretKeyRef:\s+name: (\S+)", "".join(files.values())))
+    wanted = {one for pair in named for one in pair if one}
+    made = set(re.findall(r"secret generic (\S+)", files["kuberay/secrets.sh"]))
+    own = {shape.identity.secret, shape.mlflow.database_secret}
+    if shape.head.redis:
+        # The password of a Redis of one's own is put there by hand.
+        own.add("small-redis")
+    assert wanted - own == made
+
+
+def test_all_ports_and_names_that_are_asked_for_are_there():
+    shape = shipped()
+    found = objects(render(shape, ["kuberay", "mlflow"]))
+    services = {item["metadata"]["name"]: item["spec"] for item in found if item["kind"] == "Service"}
+    pods = [item["spec"]["template"] for item in found if item["kind"] in ("Deployment", "StatefulSet")]
+    assert set(services) == {"vit-redis", "vit-database", "vit-mlflow"}
+    for spec in services.values():
+        (pod,) = [pod for pod in pods if spec["selector"].items() <= pod["metadata"]["labels"].items()]
+        assert spec["ports"][0]["port"] == pod["spec"]["containers"][0]["ports"][0]["containerPort"]
+    # KubeRay makes this one.
+    assert jobs_address(shape) == "http://vit-head-svc.patchline.svc:8265"
+
+
+@pytest.mark.parametrize("name", all_shapes())
+def test_mounts_have_their_volumes(name: str):
+    for found in objects(render(all_shapes()[name], ["kuberay", "mlflow"])):
+        for pod in pods_in(found):
+            volumes = [volume["name"] for volume in pod.get("volumes", [])]
+            claimed = [claim["metadata"]["name"] for claim in found["spec"].get("volumeClaimTemplates", [])]
+            assert len(set(volumes)) == len(volumes)
+            for container in pod["containers"]:
+                assert {mount["name"] for mount in container["volumeMounts"]} <= {*volumes, *claimed}
+
+
+def pods_in(found: Any) -> list[dict[str, Any]]:
+    if isinstance(found, dict):
+        own = [found] if "containers" in found else []
+        return [*own, *(pod for value in found.values() for pod in pods_in(value))]
+    return [pod for value in found for pod in pods_in(value)] if isinstance(found, list) else []
+
+
+@pytest.mark.parametrize("name", all_shapes())
+def test_nobody_is_root(name: str):
+    for pod in pods_in(objects(render(all_shapes()[name], ["kuberay", "mlflow"]))):
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert all(not one["securityContext"]["allowPrivilegeEscalation"] for one in pod["containers"])
+
+
+def test_gpus_grow_from_none_to_64():
+    found = group(shipped(), "gpu")
+    assert (found["minReplicas"], found["maxReplicas"]) == (0, 8)
+    (container,) = found["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert container["resources"]["limits"] == container["resources"]["requests"]
+    assert {"name": "shared-memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    assert environment(container)["PATCHLINE_AUTOSCALED"] == "1"
+    assert "PATCHLINE_AUTOSCALED" not in environment(group(made_from({}), "gpu")["template"]["spec"]["containers"][0])
+
+
+def test_the_head_takes_no_work_and_finds_its_tables_again():
+    spec = kuberay.cluster_spec(shipped())
+    assert (
+        spec["headGroupSpec"]["rayStartParams"]["num-gpus"]
+        == spec["headGroupSpec"]["rayStartParams"]["num-cpus"]
+        == "0"
+    )
+    assert spec["gcsFaultToleranceOptions"]["redisAddress"] == "vit-redis.patchline.svc:6379"
+
+
+def test_a_pod_that_ends_tells_ray_first_and_has_the_time_for_it():
+    pod = group(shipped(), "gpu")["template"]["spec"]
+    (script,) = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][2:]
+    assert "ray drain-node" in script
+    assert "--deadline-remaining-seconds 100" in script
+    assert pod["terminationGracePeriodSeconds"] > 100
+
+
+def test_communication_is_the_gpus_alone():
+    shape = all_shapes()["machine's own"]
+    told = environment(group(shape, "gpu")["template"]["spec"]["containers"][0])
+    assert {name: told[name] for name in told if name.startswith(("NCCL", "GLOO"))} == {
+        "NCCL_SOCKET_IFNAME": "eth0",
+        "GLOO_SOCKET_IFNAME": "eth0",
+        "NCCL_IB_HCA": "mlx5",
+        "NCCL_DEBUG": "INFO",
+    }
+    head = kuberay.cluster_spec(shape)["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert not [name for name in environment(head) if name.startswith(("NCCL", "GLOO"))]
+    # Gloo takes names alone.
+    example = environment(group(shipped(), "gpu")["template"]["spec"]["containers"][0])
+    assert "GLOO_SOCKET_IFNAME" not in example
+
+
+def test_our_ray_is_the_one_that_is_pinned():
+    assert f"ray=={kuberay.RAY_VERSION}" in (ROOT / "constraints.txt").read_text().splitlines()
+    assert f"ray=={kuberay.RAY_VERSION} " in (ROOT / "cluster/deploy/docker/cuda.lock").read_text()
+
+
+def test_a_job_brings_its_workflow_and_its_cluster():
+    (text,) = job(shipped(), "My_Run", "name: My_Run\n").values()
+    file, found = yaml.safe_load_all(text)
+    assert file["data"]["workflow.yaml"] == "name: My_Run\n"
+    assert found["spec"]["entrypoint"].endswith("/workflow.yaml --id vit-my-run --follow")
+    head = found["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert {"name": "workflow", "configMap": {"name": "vit-my-run"}} in head["volumes"]
+    with pytest.raises(UserError, match="has 54 letters, and KubeRay takes names of jobs of up to 47: shorten"):
+        job(shipped(), "x" * 50, "")
+
+
+def test_parts_by_their_names(tmp_path: Path):
+    for part in PARTS:
+        assert all(name.startswith(f"{part}/") for name in render(shipped(), [part]))
+    assert not [name for name in render(made_from({})) if name.startswith("ray-up")]
+    with pytest.raises(UserError, match="`ray up` has to know machines"):
+        render(made_from({}), ["ray-up"])
+    (tmp_path / "kuberay").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written .* name another folder by --to"):
+        write(render(shipped(), ["kuberay"]), tmp_path)
