@@ -59,8 +59,8 @@ class Supervisor:
         self._cases: dict[tuple[str, int], _Case] = {}
         self._waits_for: str | None = None
 
-    def run(self, stop: threading.Event) -> None:
-        """Look, act and pause until `stop` is set."""
+    def run(self, stop: threading.Event, beat: Callable[[], None] = lambda: None) -> None:
+        """Look, act and pause until `stop` is set; `beat` is called after each round, also where all is away."""
         pause, ended = 0.0, time.monotonic()
         while not stop.wait(pause):
             began = time.monotonic()
@@ -68,6 +68,7 @@ class Supervisor:
                 # This process stood still, and drivers may have too, with the machine.
                 self._losses.forget()
             self.round()
+            beat()
             ended = time.monotonic()
             pause = max(POLL_SECONDS, BUSY_SHARE * (ended - began))
 

@@ -1,8 +1,8 @@
 """Writes tests/contract/data/kuberay_fields.json.gz: which fields KubeRay's resources have, and of which types.
 
-`.venv/bin/python tools/kuberay_fields.py VERSION RAYCLUSTERS.yaml RAYJOBS.yaml`, with the definitions of that version from
-`ray-operator/config/crd/bases` of github.com/ray-project/kuberay (Apache-2.0). Names, types, bounds and which fields have
-to be there are kept; descriptions are not. Equal parts, such as a pod's, are there once.
+`.venv/bin/python tools/kuberay_fields.py VERSION RAYCLUSTERS.yaml RAYJOBS.yaml`, with that version's definitions, from
+`ray-operator/config/crd/bases` of github.com/ray-project/kuberay (Apache-2.0). Names, types, bounds and which fields
+have to be there are kept; descriptions are not. Equal parts, such as a pod's, are there once.
 """
 
 from __future__ import annotations

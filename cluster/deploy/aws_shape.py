@@ -15,24 +15,28 @@ class Aws(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     zone: str = Field(pattern=r"^[a-z0-9-]+[a-z]$", description="availability zone of all machines, such as us-east-1a")
-    machine: str = Field("p5.48xlarge", description="instance type with GPUs")
-    head_machine: str = Field("m7i.2xlarge", description="instance type of the head")
-    ingest_machine: str = Field("m7i.8xlarge", description="instance type of machines for ingestion")
+    machine: str = Field(default="p5.48xlarge", description="instance type with GPUs")
+    head_machine: str = Field(default="m7i.2xlarge", description="instance type of the head")
+    ingest_machine: str = Field(default="m7i.8xlarge", description="instance type of machines for ingestion")
     image_id: str = Field(pattern=r"^ami-[0-9a-f]{8,17}$", description="AMI with NVIDIA's driver and Docker")
-    ssh_user: str = Field("ubuntu", description="the AMI's user")
+    ssh_user: str = Field(default="ubuntu", description="the AMI's user")
     profile: str = Field(pattern=PROFILE, description="instance profile of machines that work, for the bucket")
     head_profile: str = Field(pattern=PROFILE, description="of the head, which also starts and ends machines")
-    subnet: str | None = Field(None, pattern=r"^subnet-[0-9a-f]+$", description="subnet; one of the zone if absent")
-    security_groups: tuple[str, ...] = Field((), description="security groups; Ray makes one if absent")
-    placement_group: str | None = Field(None, description="cluster placement group of the machines with GPUs")
-    reservation: str | None = Field(None, pattern=r"^cr-[0-9a-f]+$", description="capacity reservation or block")
-    efa: int = Field(0, ge=0, le=32, description="EFA interfaces of a machine with GPUs: 32 of p5.48xlarge")
-    disk_gb: int = Field(200, ge=50, description="root disk of each machine, for images and logs")
+    subnet: str | None = Field(
+        default=None, pattern=r"^subnet-[0-9a-f]+$", description="subnet; one of the zone if absent"
+    )
+    security_groups: tuple[str, ...] = Field(default=(), description="security groups; Ray makes one if absent")
+    placement_group: str | None = Field(default=None, description="cluster placement group of the machines with GPUs")
+    reservation: str | None = Field(
+        default=None, pattern=r"^cr-[0-9a-f]+$", description="capacity reservation or block"
+    )
+    efa: int = Field(default=0, ge=0, le=32, description="EFA interfaces of a machine with GPUs: 32 of p5.48xlarge")
+    disk_gb: int = Field(default=200, ge=50, description="root disk of each machine, for images and logs")
     internal: bool = Field(
-        False, description="whether machines have no public address, and one's own is in their network"
+        default=False, description="whether machines have no public address, and one's own is in their network"
     )
     token_folder: str = Field(
-        "~/.patchline/ray", description="folder of one's own machine; in it auth_token, the token"
+        default="~/.patchline/ray", description="folder of one's own machine; in it auth_token, the token"
     )
 
     @model_validator(mode="after")

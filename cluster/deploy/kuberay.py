@@ -90,7 +90,7 @@ def _head(shape: Shape, extra: tuple[Object, Object] | None) -> Object:
 
 def _group(shape: Shape, name: str, nodes: Nodes, *, gpus: int) -> Object:
     devices = {GPU: gpus, **shape.network.resources} if gpus else {}
-    container = {"resources": pods.resources(nodes.cpus, nodes.memory_gb, **devices), "lifecycle": _notice(nodes)}
+    container = {"resources": pods.resources(nodes.cpus, nodes.memory_gb, devices), "lifecycle": _notice(nodes)}
     template = _template(shape, name, container, nodes.shared_memory_gb, [], [])
     template["spec"] |= {
         "nodeSelector": dict(nodes.selector),

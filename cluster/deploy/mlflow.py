@@ -51,9 +51,9 @@ def _server(shape: Shape) -> Object:
         "resources": pods.resources(shape.mlflow.cpus, shape.mlflow.memory_gb),
         "securityContext": pods.restricted(),
         # At its first start it makes the database's tables, which takes a while.
-        "startupProbe": pods.probe(5, 60, **healthy),
-        "readinessProbe": pods.probe(10, 3, **healthy),
-        "livenessProbe": pods.probe(20, 6, **healthy),
+        "startupProbe": pods.probe(healthy, 5, 60),
+        "readinessProbe": pods.probe(healthy, 10, 3),
+        "livenessProbe": pods.probe(healthy, 20, 6),
         "volumeMounts": [pods.mount("tmp", "/tmp"), *pods.credential_mounts(shape)],
     }
 
@@ -91,8 +91,8 @@ def _database(shape: Shape) -> list[Object]:
         "ports": [{"name": "database", "containerPort": names.DATABASE_PORT}],
         "resources": pods.resources(1, 2),
         "securityContext": pods.restricted(),
-        "readinessProbe": pods.probe(10, 3, **ready),
-        "livenessProbe": pods.probe(20, 6, **ready),
+        "readinessProbe": pods.probe(ready, 10, 3),
+        "livenessProbe": pods.probe(ready, 20, 6),
         "volumeMounts": [pods.mount("data", folder), pods.mount("run", "/var/run/postgresql")],
     }
     pod = {

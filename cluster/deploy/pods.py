@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from cluster.deploy import environment
@@ -29,7 +30,7 @@ def gigabytes(size: float) -> str:
     return f"{int(size)}G" if size == int(size) else f"{round(size * 1000)}M"
 
 
-def resources(cpus: float, memory_gb: float, **devices: int | str) -> Object:
+def resources(cpus: float, memory_gb: float, devices: Mapping[str, int | str] = MappingProxyType({})) -> Object:
     """Requests and limits alike, so that a pod is not ended for its neighbours' sake."""
     asked: Object = {"cpu": f"{cpus:g}", "memory": gigabytes(memory_gb), **devices}
     return {"requests": dict(asked), "limits": asked}
@@ -144,6 +145,6 @@ def disk_claim(name: str, size_gb: float) -> Object:
     return {"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": request}}
 
 
-def probe(period: int, failures: int, timeout: int = 5, **check: Object) -> Object:
+def probe(check: Object, period: int, failures: int) -> Object:
     """A look at a container every `period` seconds; after so many failures in a row it counts."""
-    return {**check, "periodSeconds": period, "timeoutSeconds": timeout, "failureThreshold": failures}
+    return {**check, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}

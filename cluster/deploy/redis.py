@@ -28,8 +28,8 @@ def redis(shape: Shape) -> list[Object]:
         "ports": [{"name": "redis", "containerPort": names.REDIS_PORT}],
         "resources": pods.resources(1, 2),
         "securityContext": pods.restricted(),
-        "readinessProbe": pods.probe(5, 3, **asked),
-        "livenessProbe": pods.probe(20, 6, **asked),
+        "readinessProbe": pods.probe(asked, 5, 3),
+        "livenessProbe": pods.probe(asked, 20, 6),
         "volumeMounts": [pods.mount("data", "/data")],
     }
     pod = {

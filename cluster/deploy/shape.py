@@ -31,8 +31,8 @@ class Part(BaseModel):
 class Gpus(Part):
     """Which GPUs, and how many a machine has."""
 
-    model: str = Field("h100", description="one of the names that `plan --on` knows, without a number")
-    per_node: int = Field(8, ge=1, le=16, description="GPUs of a machine")
+    model: str = Field(default="h100", description="one of the names that `plan --on` knows, without a number")
+    per_node: int = Field(default=8, ge=1, le=16, description="GPUs of a machine")
 
     @field_validator("model")
     @classmethod
@@ -54,16 +54,20 @@ class Toleration(Part):
 class Nodes(Part):
     """Machines of one kind, between `min` and `max` of them as work comes and goes."""
 
-    min: int = Field(0, ge=0, description="machines that are there also without work")
-    max: int = Field(1, ge=1, description="machines at most")
+    min: int = Field(default=0, ge=0, description="machines that are there also without work")
+    max: int = Field(default=1, ge=1, description="machines at most")
     cpus: int = Field(ge=1, description="cores of a pod: fewer than the machine's, for what Kubernetes itself needs")
     memory_gb: float = Field(gt=0, description="memory of a pod, with what it shares; less than the machine's")
-    shared_memory_gb: float = Field(8, gt=0, description="of that, what processes share below /dev/shm")
-    idle_minutes: float = Field(10, ge=1, description="a machine that has had no work for so long is given back")
-    notice_s: int = Field(100, ge=0, description="how long a machine's end is told ahead: training saves meanwhile")
+    shared_memory_gb: float = Field(default=8, gt=0, description="of that, what processes share below /dev/shm")
+    idle_minutes: float = Field(
+        default=10, ge=1, description="a machine that has had no work for so long is given back"
+    )
+    notice_s: int = Field(
+        default=100, ge=0, description="how long a machine's end is told ahead: training saves meanwhile"
+    )
     selector: dict[str, str] = Field(default_factory=dict, description="labels of the machines in Kubernetes")
-    tolerations: tuple[Toleration, ...] = Field((), description="taints of the machines in Kubernetes")
-    spot: bool = Field(False, description="whether they are spot machines, which are taken away")
+    tolerations: tuple[Toleration, ...] = Field(default=(), description="taints of the machines in Kubernetes")
+    spot: bool = Field(default=False, description="whether they are spot machines, which are taken away")
 
     @model_validator(mode="after")
     def _check(self) -> Nodes:
@@ -80,23 +84,23 @@ class Nodes(Part):
 class Head(Part):
     """The machine that the cluster's own processes and the workflows' drivers run on."""
 
-    cpus: int = Field(8, ge=1, description="cores")
-    memory_gb: float = Field(32, ge=4, description="memory; a driver takes about 1 GB")
-    redis_gb: int = Field(5, ge=1, description="disk of the Redis that brings the head's tables back")
-    redis: str | None = Field(None, description="a Redis of one's own, HOST:PORT; else one is made")
+    cpus: int = Field(default=8, ge=1, description="cores")
+    memory_gb: float = Field(default=32, ge=4, description="memory; a driver takes about 1 GB")
+    redis_gb: int = Field(default=5, ge=1, description="disk of the Redis that brings the head's tables back")
+    redis: str | None = Field(default=None, description="a Redis of one's own, HOST:PORT; else one is made")
     selector: dict[str, str] = Field(default_factory=dict, description="labels of its machine in Kubernetes")
 
 
 class Cache(Part):
     """A disk on each machine for copies of shards."""
 
-    size_gb: int = Field(500, ge=1, description="its size")
-    mount: str = Field("/cache", pattern=r"^/[a-z0-9/_-]+$", description="where pods see it")
+    size_gb: int = Field(default=500, ge=1, description="its size")
+    mount: str = Field(default="/cache", pattern=r"^/[a-z0-9/_-]+$", description="where pods see it")
     storage_class: str | None = Field(
-        None, description="a disk of this class for each pod; else the machine's own disk"
+        default=None, description="a disk of this class for each pod; else the machine's own disk"
     )
     host_path: str | None = Field(
-        None, pattern=r"^/", description="a folder of the machine that is such a disk already"
+        default=None, pattern=r"^/", description="a folder of the machine that is such a disk already"
     )
 
     @model_validator(mode="after")
@@ -111,15 +115,17 @@ class Cache(Part):
 class Network(Part):
     """How GPUs of different machines reach each other."""
 
-    interface: str | None = Field(None, description="network interface for NCCL and Gloo, such as eth0, or ^docker0,lo")
-    infiniband: str | None = Field(None, description="InfiniBand or RoCE devices for NCCL, such as mlx5")
+    interface: str | None = Field(
+        default=None, description="network interface for NCCL and Gloo, such as eth0, or ^docker0,lo"
+    )
+    infiniband: str | None = Field(default=None, description="InfiniBand or RoCE devices for NCCL, such as mlx5")
     variables: dict[str, str] = Field(default_factory=dict, description="further variables of NCCL, Gloo and libfabric")
     resources: dict[str, int | str] = Field(
         default_factory=dict,
         description="devices that a GPU pod asks Kubernetes for, such as vpc.amazonaws.com/efa: 32",
     )
     host_network: bool = Field(
-        False, description="whether GPU pods use their machine's network without a layer between"
+        default=False, description="whether GPU pods use their machine's network without a layer between"
     )
 
     @field_validator("variables")
@@ -135,12 +141,16 @@ class Identity(Part):
     """As whom pods come to object storage. Keys are nowhere in this file."""
 
     kind: Literal["irsa", "pod-identity", "web-identity", "secret"] = Field(
-        "pod-identity",
+        default="pod-identity",
         description="irsa and pod-identity: EKS gives pods the role; web-identity: any Kubernetes whose issuer AWS "
         "knows; secret: keys in a Secret, for other stores",
     )
-    role: str | None = Field(None, pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$", description="the role's ARN")
-    secret: str | None = Field(None, description="Secret with a file `credentials`, as the AWS command line has it")
+    role: str | None = Field(
+        default=None, pattern=r"^arn:aws[a-z-]*:iam::\d{12}:role/\S+$", description="the role's ARN"
+    )
+    secret: str | None = Field(
+        default=None, description="Secret with a file `credentials`, as the AWS command line has it"
+    )
     annotations: dict[str, str] = Field(
         default_factory=dict, description="of the service account, such as iam.gke.io/gcp-service-account"
     )
@@ -156,39 +166,51 @@ class Identity(Part):
 class Mlflow(Part):
     """A server of one's own, or one that is made, with PostgreSQL beside it."""
 
-    address: str | None = Field(None, pattern=r"^https?://", description="of a server that is there; else one is made")
-    artifacts: S3Address | None = Field(None, description="where it keeps files; BUCKET/mlflow of the root if absent")
-    database_secret: str | None = Field(
-        None, description="Secret whose `uri` is a managed database's; else one is made"
+    address: str | None = Field(
+        default=None, pattern=r"^https?://", description="of a server that is there; else one is made"
     )
-    database_gb: int = Field(20, ge=1, description="disk of the database that is made")
-    cpus: int = Field(2, ge=1, description="cores of the server")
-    memory_gb: float = Field(4, ge=1, description="memory of the server")
+    artifacts: S3Address | None = Field(
+        default=None, description="where it keeps files; BUCKET/mlflow of the root if absent"
+    )
+    database_secret: str | None = Field(
+        default=None, description="Secret whose `uri` is a managed database's; else one is made"
+    )
+    database_gb: int = Field(default=20, ge=1, description="disk of the database that is made")
+    cpus: int = Field(default=2, ge=1, description="cores of the server")
+    memory_gb: float = Field(default=4, ge=1, description="memory of the server")
 
 
 class Shape(Part):
     """A cluster for patchline, on Kubernetes by KubeRay or on cloud machines by `ray up`."""
 
     name: Label = Field(description="of the cluster, and the beginning of what belongs to it")
-    namespace: Label = Field("patchline", description="Kubernetes namespace; it is made")
-    operator_namespace: Label = Field("kuberay-operator", description="namespace that the KubeRay operator runs in")
+    namespace: Label = Field(default="patchline", description="Kubernetes namespace; it is made")
+    operator_namespace: Label = Field(
+        default="kuberay-operator", description="namespace that the KubeRay operator runs in"
+    )
     image: str = Field(
         pattern=r"^[a-z0-9][^\s@]*(:[\w.-]+|@sha256:[0-9a-f]{64})$", description="with its tag or digest"
     )
-    pull_secret: str | None = Field(None, description="Secret for a registry that asks who one is")
+    pull_secret: str | None = Field(default=None, description="Secret for a registry that asks who one is")
     root: S3Address = Field(description="where everything is kept: s3://BUCKET/PREFIX")
-    data: tuple[S3Address, ...] = Field((), description="further places that images are read from, and nothing written")
-    region: str = Field("us-east-1", pattern=r"^[a-z0-9-]+$", description="of the bucket, and of machines by `ray up`")
-    endpoint: str | None = Field(None, pattern=r"^https?://", description="of another S3 than AWS's")
+    data: tuple[S3Address, ...] = Field(
+        default=(), description="further places that images are read from, and nothing written"
+    )
+    region: str = Field(
+        default="us-east-1", pattern=r"^[a-z0-9-]+$", description="of the bucket, and of machines by `ray up`"
+    )
+    endpoint: str | None = Field(default=None, pattern=r"^https?://", description="of another S3 than AWS's")
     gpus: Gpus = Field(default_factory=Gpus, description="GPUs of a machine")
     nodes: Nodes = Field(description="machines with GPUs")
-    ingest: Nodes | None = Field(None, description="machines without, for ingestion; else those with GPUs do it")
+    ingest: Nodes | None = Field(
+        default=None, description="machines without, for ingestion; else those with GPUs do it"
+    )
     head: Head = Field(default_factory=Head, description="the head")
     cache: Cache = Field(default_factory=Cache, description="disk for shards")
     network: Network = Field(default_factory=Network, description="between machines")
     identity: Identity = Field(description="who pods are for the bucket")
     mlflow: Mlflow = Field(default_factory=Mlflow, description="what training is shown by")
-    aws: Aws | None = Field(None, description="what `ray up` has to know of AWS")
+    aws: Aws | None = Field(default=None, description="what `ray up` has to know of AWS")
 
     @model_validator(mode="after")
     def _check(self) -> Shape:

@@ -32,8 +32,8 @@ def supervisor(shape: Shape) -> Object:
         "env": pods.variables(values),
         "resources": pods.resources(0.5, 1),
         "securityContext": pods.restricted(),
-        "startupProbe": pods.probe(5, 60, **beats),
-        "livenessProbe": pods.probe(60, 3, **beats),
+        "startupProbe": pods.probe(beats, 5, 60),
+        "livenessProbe": pods.probe(beats, 60, 3),
         "volumeMounts": [pods.mount("tmp", "/tmp"), pods.token_mount(), *pods.credential_mounts(shape)],
     }
     volumes = [{"name": "tmp", "emptyDir": {}}, pods.token_volume(shape)]

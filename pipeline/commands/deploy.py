@@ -10,7 +10,11 @@ import typer
 from pipeline.commands.base import console
 
 app = typer.Typer()
-commands = typer.Typer(no_args_is_help=True, help="Make the files of a cluster from one shape file.")
+commands = typer.Typer(
+    no_args_is_help=True,
+    help="Make the files of a cluster from one shape file: for KubeRay, Ray's launcher, the bucket, images.\n\n"
+    "Example: `patchline deploy init; patchline deploy render`",
+)
 app.add_typer(commands, name="deploy")
 
 ShapeFile = Annotated[Path, typer.Argument(metavar="[SHAPE]", help="the shape file")]

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,9 @@ def supervise(
     budget: Annotated[
         int, typer.Option(min=1, help="drivers in a row that may be lost before the workflow gets on")
     ] = 8,
+    heartbeat: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="touched after each round, for who watches the supervisor")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Watch a root, and go on with workflows whose driver was lost with its machine or its cluster. Ends by Ctrl-C.
@@ -49,4 +53,4 @@ def supervise(
         # A shell starts what runs in its background deaf to SIGINT.
         signal.signal(number, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
-        supervisor.run(threading.Event())
+        supervisor.run(threading.Event(), heartbeat.touch if heartbeat is not None else lambda: None)

@@ -1,4 +1,4 @@
-"""Holds documents against the fields that KubeRay's resources have; see tools/kuberay_fields.py for where they are from."""
+"""Holds documents against the fields of KubeRay's resources; tools/kuberay_fields.py says where these are from."""
 
 from __future__ import annotations
 

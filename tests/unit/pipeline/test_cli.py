@@ -28,7 +28,19 @@ from tests.unit.pipeline.job_server import RAY, JobServer
 
 COMMANDS = [
     *("up", "down", "demo", "plan", "run", "submit", "ingest", "status", "logs", "list", "resume", "cancel", "ui"),
-    *("schema", "resume-all", "retry", "get-output", "delete", "gc", "verify", "supervise", "import", "export"),
+    *(
+        "schema",
+        "resume-all",
+        "retry",
+        "get-output",
+        "delete",
+        "gc",
+        "verify",
+        "supervise",
+        "import",
+        "export",
+        "deploy",
+    ),
 ]
 VERBS = ["retry --from ingest", "get-output ingest", "delete digits", "verify pretrain", "cancel --now"]
 """Those that ask for a workflow, beside the first ones."""

@@ -437,3 +437,18 @@ def test_an_id_whose_submission_was_lost_on_the_way_can_be_submitted_again(
     # What the cluster has taken is not sent again.
     assert api.submit_once(FLOW, elsewhere, workflow_id=name).driver is None
     assert len(server.submitted) == 1
+
+
+def test_each_round_is_a_sign_of_life_also_while_all_is_away(settings, monkeypatch):
+    monkeypatch.setattr(supervise, "POLL_SECONDS", 0.01)
+    told: list[str] = []
+    supervisor = Supervisor(replace(settings, jobs="http://127.0.0.1:9"), report=told.append)
+    stop, rounds = threading.Event(), []
+
+    def beat() -> None:
+        rounds.append(1)
+        if len(rounds) == 3:
+            stop.set()
+
+    supervisor.run(stop, beat)
+    assert len(rounds) == 3

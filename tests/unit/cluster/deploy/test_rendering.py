@@ -174,5 +174,5 @@ def test_parts_by_their_names(tmp_path: Path):
     with pytest.raises(UserError, match="`ray up` has to know machines"):
         render(made_from({}), ["ray-up"])
     (tmp_path / "kuberay").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be written .* name another folder by --to"):
+    with pytest.raises(UserError, match=r"cannot be written .* name another folder by --to"):
         write(render(shipped(), ["kuberay"]), tmp_path)
