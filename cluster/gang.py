@@ -104,7 +104,7 @@ def run_gang(
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=gpus > 0,
-                resources_per_worker=_resources(cpus, gpus, memory),
+                resources_per_worker=resources(cpus, gpus, memory),
                 label_selector=dict(labels) if labels else None,
                 # Ray Train would start the functions anew in a larger gang, under the same attempt.
                 elastic_resize_monitor_interval_s=NEVER,
@@ -126,7 +126,7 @@ def run_gang(
             raise _explained(error) from None
 
 
-def _resources(cpus: float, gpus: float, memory: float) -> dict[str, float]:
+def resources(cpus: float, gpus: float, memory: float) -> dict[str, float]:
     """What a worker reserves, as Ray calls it."""
     asked = {"CPU": cpus, "GPU": gpus, "memory": int(memory * GB)}
     return {name: amount for name, amount in asked.items() if amount}
@@ -173,7 +173,7 @@ def free_workers(cpus: float, gpus: float = 0, *, memory: float = 0, labels: Map
     if labels:
         suited = {node["NodeID"] for node in ray.nodes() if _has_labels(node, labels)}
         machines = {node: free for node, free in machines.items() if node in suited}
-    return sum(_fitting(free, _resources(cpus, gpus, memory)) for free in machines.values())
+    return sum(_fitting(free, resources(cpus, gpus, memory)) for free in machines.values())
 
 
 def most_workers(cpus: float, gpus: float = 0, *, memory: float = 0, labels: Mapping[str, str] | None = None) -> int:
@@ -181,7 +181,7 @@ def most_workers(cpus: float, gpus: float = 0, *, memory: float = 0, labels: Map
     from cluster.connect import connect
 
     machines = [node for node in connect().nodes() if node["Alive"] and _has_labels(node, labels or {})]
-    return sum(_fitting(node["Resources"], _resources(cpus, gpus, memory)) for node in machines)
+    return sum(_fitting(node["Resources"], resources(cpus, gpus, memory)) for node in machines)
 
 
 def _has_labels(node: Mapping[str, Any], labels: Mapping[str, str]) -> bool:

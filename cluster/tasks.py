@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,6 +13,8 @@ from cluster.gang import most_workers
 
 AHEAD = 4
 """Tasks that are submitted for each of the cluster's CPUs: enough to keep it busy, and memory stays flat."""
+LOOK_SECONDS = 5.0
+"""Between two looks at how many CPUs there are."""
 
 
 def map_tasks(
@@ -40,12 +44,15 @@ def map_tasks(
         asked = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         print(f"{label}: waits, since no machine of the cluster has {asked}", flush=True)
     task = handle.remote(_run).options(num_cpus=cpus, num_gpus=gpus, max_retries=retries, name=label)
-    ahead = max(AHEAD, AHEAD * int(handle.cluster_resources().get("CPU", 1)))
+    ahead, looked = AHEAD, -math.inf
     pending: deque[Any] = deque()
     remaining = iter(items)
     # What is submitted when a task or the caller gives up runs on, or ends with the driver: cancelling a task
     # just as it finishes makes Ray (2.60) abort the driver's process.
     while True:
+        if time.monotonic() - looked > LOOK_SECONDS:
+            # Of a cluster that grows: what waits is what it grows by.
+            ahead, looked = max(AHEAD, AHEAD * int(handle.cluster_resources().get("CPU", 1))), time.monotonic()
         while len(pending) < ahead and (item := next(remaining, _END)) is not _END:
             pending.append(task.remote(function, item))
         if not pending:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from cluster.demand import Demand
 from cluster.gang import free_workers, most_workers
 from pipeline.worker import request_stop
 
@@ -51,6 +52,14 @@ class Door:
         with self._lock:
             self._line[stage] = (False, -priority, next(self._numbers))
 
+    def first(self, stage: str) -> bool:
+        """Whether no other stage is before this one."""
+        with self._lock:
+            return self._first() == stage
+
+    def _first(self) -> str:
+        return min(self._line, key=lambda name: self._line[name])
+
     def let_pass(self, stage: str, hopeless: bool) -> None:
         """Let all others go first while the cluster is too small for this one, whatever ends."""
         with self._lock:
@@ -64,7 +73,7 @@ class Door:
     def room_for(self, stage: str, free: int, cpus: float, gpus: float, memory: float = 0.0) -> int:
         """Of `free` workers of this size, those that `stage` may have: none while another one is before it."""
         with self._lock:
-            if min(self._line, key=lambda name: self._line[name]) != stage:
+            if self._first() != stage:
                 return 0
             new = [claim for claim, since in self._claims.values() if time.monotonic() - since < CLAIM_SECONDS]
             asked = {"cpus": cpus, "gpus": gpus, "memory": memory}
@@ -95,13 +104,19 @@ def wait_for_room(drive: Drive, stage: str, config: Any, workers: int | list[int
     placed = {"memory": memory, "labels": labels}
     began, said, again = time.monotonic(), -1, math.inf
     drive.door.come(stage, config.priority)
+    demand = Demand(fewest, cpus, gpus, **placed)
     try:
         while (free := drive.door.room_for(stage, free_workers(cpus, gpus, **placed), cpus, gpus, memory)) < fewest:
             if drive.keeper.stop.is_set():
                 return False
+            if demand.found() or not drive.door.first(stage):
+                # There for it to start with; or another stage is to have what comes next.
+                demand.withdraw()
             held, seconds = most_workers(cpus, gpus, **placed), time.monotonic() - began
             drive.door.let_pass(stage, held < fewest)
             # Workers of the gang before take a moment to be gone: no reason to say anything.
+            if seconds > 5 * LOOK_SECONDS and drive.door.first(stage):
+                demand.ask()
             if seconds > 5 * LOOK_SECONDS and (free != said or seconds >= again):
                 said, again = free, seconds + min(seconds, SAY_AGAIN_SECONDS)
                 size = {"cpus": cpus, "gpus": gpus, **placed, "seconds": seconds}
@@ -111,6 +126,7 @@ def wait_for_room(drive: Drive, stage: str, config: Any, workers: int | list[int
         drive.door.enter(stage, taken * cpus, taken * gpus, taken * memory)
         return True
     finally:
+        demand.withdraw()
         drive.door.leave(stage)
 
 
@@ -140,6 +156,8 @@ class GrowthWatch:
         self.workers = usable(room)
         # With fewer than the fewest, all that there is room for are started, and some idle.
         self.workers = self.workers if self.workers >= workers[0] else room
+        larger = next((n for n in range(self.workers + 1, self._most + 1) if usable(n) > usable(self.workers)), 0)
+        self._demand = Demand(max(0, larger - self.workers), cpus, gpus, memory=memory, labels=labels)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="growth-watch", daemon=True)
         drive.events.append("gang", stage, workers=self.workers, room=room, most=self._most, working=usable(room))
@@ -153,15 +171,22 @@ class GrowthWatch:
 
     def _run(self) -> None:
         seconds = float(os.environ.get("PATCHLINE_GROWTH_SECONDS", GROWTH_SECONDS))
-        while not self._closed.wait(seconds):
-            try:
-                room = min(self._most, self.workers + self._free())
-                if self._usable(room) > self._usable(self.workers):
-                    request_stop(self._drive.storage, self._prefix, "resized")
-                    return
-            except Exception as error:
-                # The cluster or the storage may be away for a moment; the gang is well without this.
-                print(f"cannot look for more room: {error}", flush=True)
+        with self._demand as demand:
+            while not self._closed.wait(seconds) and not self._grown(demand):
+                pass
+
+    def _grown(self, demand: Demand) -> bool:
+        """Ask for the next larger gang's room, and have this one stop where it is there."""
+        try:
+            demand.ask()
+            room = min(self._most, self.workers + self._free() + demand.found())
+            if self._usable(room) > self._usable(self.workers):
+                request_stop(self._drive.storage, self._prefix, "resized")
+                return True
+        except Exception as error:
+            # The cluster or the storage may be away for a moment; the gang is well without this.
+            print(f"cannot look for more room: {error}", flush=True)
+        return False
 
 
 def _settled(free: Callable[[], int], *, enough: int) -> int:

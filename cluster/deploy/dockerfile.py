@@ -65,7 +65,7 @@ RUN apt-get update \\
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/patchline
-# Into the system's own Python: KubeRay starts Ray in a login shell, which takes no other folder's programs.
+# Into the system's own Python: KubeRay can start Ray in a login shell, which finds no others.
 {INSTALL[build]}
 {EFA if build == "cuda" else ""}
 COPY pyproject.toml README.md LICENSE ./

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 from cluster.deploy import environment, names, pods
 from cluster.deploy.names import Object
-from cluster.deploy.spot_notice import drain_command
 
 if TYPE_CHECKING:
     from cluster.deploy.shape import Nodes, Shape
@@ -90,8 +88,8 @@ def _head(shape: Shape, extra: tuple[Object, Object] | None) -> Object:
 
 def _group(shape: Shape, name: str, nodes: Nodes, *, gpus: int) -> Object:
     devices = {GPU: gpus, **shape.network.resources} if gpus else {}
-    container = {"resources": pods.resources(nodes.cpus, nodes.memory_gb, devices), "lifecycle": _notice(nodes)}
-    template = _template(shape, name, container, nodes.shared_memory_gb, [], [])
+    container = {"resources": pods.resources(nodes.cpus, nodes.memory_gb, devices)}
+    template = _template(shape, name, container, nodes.shared_memory_gb, [], [], drain_s=nodes.notice_s)
     template["spec"] |= {
         "nodeSelector": dict(nodes.selector),
         "tolerations": [item.model_dump(exclude_none=True) for item in nodes.tolerations],
@@ -109,7 +107,13 @@ def _group(shape: Shape, name: str, nodes: Nodes, *, gpus: int) -> Object:
 
 
 def _template(
-    shape: Shape, part: str, container: Object, shared_gb: float, volumes: list[Object], mounts: list[Object]
+    shape: Shape,
+    part: str,
+    container: Object,
+    shared_gb: float,
+    volumes: list[Object],
+    mounts: list[Object],
+    drain_s: int = 0,
 ) -> Object:
     """A pod of the cluster: our image, its environment, /dev/shm, the cache, Ray's logs, the token."""
     variables = {
@@ -120,6 +124,8 @@ def _template(
         **environment.token(),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{names.JOBS_PORT}" if part == "head" else "",
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_SECONDS),
+        # A pod that is to end tells the cluster so, and waits: training saves, and goes on elsewhere.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s),
         **(environment.communication(shape) if part == "gpu" else {}),
     }
     whole = {
@@ -153,16 +159,6 @@ def _template(
 def _store(shared_gb: float) -> Object:
     """Parameters of `ray start`, which takes them as text."""
     return {"object-store-memory": str(int(STORE_SHARE * shared_gb * 10**9))}
-
-
-def _notice(nodes: Nodes) -> Object:
-    """Before a pod is ended, Ray is told that its machine goes: training saves, and goes on elsewhere.
-
-    Then it waits; where Ray has ended before, the container has too. Where no head answers it does not wait.
-    """
-    told = shlex.join(drain_command(nodes.notice_s, "its pod is being ended"))
-    script = f"timeout 30 {told} && sleep {nodes.notice_s}"
-    return {"preStop": {"exec": {"command": ["/bin/bash", "-c", script]}}}
 
 
 def ray_job(shape: Shape, workflow: str, text: str) -> list[Object]:

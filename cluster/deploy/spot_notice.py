@@ -1,7 +1,7 @@
 """Watches a spot machine of AWS for the notice of its end, and tells Ray: training saves, and goes on elsewhere.
 
-`python -m cluster.deploy.spot_notice --notice 100` runs beside Ray on each machine that `ray up` starts. On Kubernetes
-the pod's `preStop` does the same.
+`python -m cluster.deploy.spot_notice --notice 100` runs beside Ray on each spot machine that `ray up` starts. On
+Kubernetes a pod is told by SIGTERM, and Ray itself passes that on (RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S).
 """
 
 from __future__ import annotations

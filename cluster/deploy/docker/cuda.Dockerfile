@@ -16,7 +16,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /opt/patchline
-# Into the system's own Python: KubeRay starts Ray in a login shell, which takes no other folder's programs.
+# Into the system's own Python: KubeRay can start Ray in a login shell, which finds no others.
 COPY cluster/deploy/docker/cuda.lock ./
 RUN pip install --no-cache-dir --require-hashes -r cuda.lock
 

@@ -127,11 +127,9 @@ def test_the_head_takes_no_work_and_finds_its_tables_again():
     assert spec["gcsFaultToleranceOptions"]["redisAddress"] == "vit-redis.patchline.svc:6379"
 
 
-def test_a_pod_that_ends_tells_ray_first_and_has_the_time_for_it():
+def test_a_pod_that_ends_has_the_time_for_a_checkpoint():
     pod = group(shipped(), "gpu")["template"]["spec"]
-    (script,) = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][2:]
-    assert "ray drain-node" in script
-    assert "--deadline-remaining-seconds 100" in script
+    assert environment(pod["containers"][0])["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == "100"
     assert pod["terminationGracePeriodSeconds"] > 100
 
 
