@@ -55,7 +55,7 @@ class Demand:
         from cluster.connect import connect
 
         connect()
-        labels = {"bundle_label_selector": self._labels} if self._labels else {}
+        labels: dict[str, Any] = {"bundle_label_selector": self._labels} if self._labels else {}
         self._group = placement_group(self._places, name="patchline-room", **labels)
 
     def found(self) -> int:
