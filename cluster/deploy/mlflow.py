@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 DATABASE_IMAGE, DATABASE_USER = "postgres:17.2-bookworm", 999
 DATABASE = "mlflow"
 """Name of the database and of its user."""
+DRIVER = "postgresql+psycopg2"
+"""The driver that our images have; without its name SQLAlchemy (2.1) looks for another one."""
 SERVING = "--worker-class gthread --threads 16 --keep-alive 75 --no-control-socket"
 """As the local stack serves it, for more people."""
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -75,7 +77,7 @@ def _database_address(shape: Shape) -> list[Object]:
     # Kubernetes puts the password in place of $(…); it comes first, as it has to.
     return [
         pods.from_secret("DATABASE_PASSWORD", names.database_secret(shape), names.PASSWORD_KEY),
-        {"name": uri, "value": f"postgresql://{DATABASE}:$(DATABASE_PASSWORD)@{host}/{DATABASE}"},
+        {"name": uri, "value": f"{DRIVER}://{DATABASE}:$(DATABASE_PASSWORD)@{host}/{DATABASE}"},
     ]
 
 

@@ -11,8 +11,13 @@ if TYPE_CHECKING:
     from cluster.deploy.shape import Shape
 
 IMAGE, USER = "redis:7.2.7-bookworm", 999
-COMMAND = "printf 'requirepass %s\\n' \"$REDISCLI_AUTH\" | exec redis-server - --dir /data --appendonly yes"
-"""The password comes by the standard input: it is on no command line."""
+COMMAND = """\
+exec redis-server - --dir /data --appendonly yes <<END
+requirepass $REDISCLI_AUTH
+END
+"""
+"""The password comes by the standard input: it is on no command line. Redis is the first process, which is told to end.
+"""
 
 
 def redis(shape: Shape) -> list[Object]:
