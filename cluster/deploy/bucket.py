@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cluster.deploy.names import Object
 
 if TYPE_CHECKING:
+    from cluster.deploy.aws_shape import Aws
     from cluster.deploy.shape import Shape
 
 VERSION = "2012-10-17"
@@ -87,6 +88,45 @@ def commands(shape: Shape) -> list[str]:
         ["put-bucket-policy", *bucket, "--policy", "file://bucket-policy.json"],
     ]
     return [shlex.join(["aws", "s3api", *call, *endpoint]) for call in calls]
+
+
+def roles(shape: Shape) -> list[str]:
+    """Lines of shell that make the roles which the shape names, with their rights. Each profile has a role of its name.
+
+    EKS's older way (irsa) and tokens of other issuers need to know the issuer: these roles are made by hand.
+    """
+    pods = [shape.identity.role] if shape.identity.kind == "pod-identity" and shape.identity.role else []
+    machines = [shape.aws.profile, shape.aws.head_profile] if shape.aws else []
+    lines = []
+    for arn in dict.fromkeys([*pods, *machines]):
+        name = arn.rpartition("/")[2]
+        own = ["--role-name", name]
+        rights = ["workers", *([] if shape.mlflow.address else ["mlflow"])]
+        if shape.aws and arn == shape.aws.head_profile:
+            rights.append("head")
+        calls = [["create-role", *own, "--assume-role-policy-document", "file://trust.json"]]
+        for right in rights:
+            document = f"file://{right}-policy.json"
+            calls.append(["put-role-policy", *own, "--policy-name", right, "--policy-document", document])
+        if arn in machines:
+            profile = ["--instance-profile-name", name]
+            calls += [["create-instance-profile", *profile], ["add-role-to-instance-profile", *profile, *own]]
+        lines += [shlex.join(["aws", "iam", *call]) for call in calls]
+    return lines
+
+
+def head_policy(aws: Aws) -> Object:
+    """What the head of `ray up` may besides the workers' rights: start, find and end this cluster's machines."""
+    look = ["Instances", "InstanceTypes", "Images", "KeyPairs", "SecurityGroups", "Subnets", "AvailabilityZones"]
+    profiles = sorted({aws.profile, aws.head_profile})
+    passed = [profile.replace(":instance-profile/", ":role/") for profile in profiles]
+    machines = ["ec2:RunInstances", "ec2:TerminateInstances", "ec2:StopInstances", "ec2:CreateTags", "ec2:DeleteTags"]
+    return _policy(
+        _statement("Look", tuple(f"ec2:Describe{what}" for what in look), "*"),
+        _statement("Machines", tuple(machines), "*"),
+        _statement("Roles", ("iam:PassRole",), *passed),
+        _statement("Profiles", ("iam:GetInstanceProfile",), *profiles),
+    )
 
 
 def _policy(*statements: Object) -> Object:

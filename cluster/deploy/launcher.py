@@ -179,20 +179,3 @@ def _interface(aws: Aws, card: int) -> Object:
         "SubnetId": aws.subnet,
         "Groups": list(aws.security_groups),
     }
-
-
-def head_policy(shape: Shape) -> Object:
-    """What the head may besides the workers' rights: start, find and end this cluster's machines."""
-    look = ["Instances", "InstanceTypes", "Images", "KeyPairs", "SecurityGroups", "Subnets", "AvailabilityZones"]
-    profiles = {shape.aws.profile, shape.aws.head_profile} if shape.aws else set()
-    roles = sorted(profile.replace(":instance-profile/", ":role/") for profile in profiles)
-    machines = ["ec2:RunInstances", "ec2:TerminateInstances", "ec2:StopInstances", "ec2:CreateTags", "ec2:DeleteTags"]
-    return {
-        "Version": "2012-10-17",
-        "Statement": [
-            {"Effect": "Allow", "Action": [f"ec2:Describe{what}" for what in look], "Resource": "*"},
-            {"Effect": "Allow", "Action": machines, "Resource": "*"},
-            {"Effect": "Allow", "Action": "iam:PassRole", "Resource": roles},
-            {"Effect": "Allow", "Action": "iam:GetInstanceProfile", "Resource": sorted(profiles)},
-        ],
-    }

@@ -101,7 +101,7 @@ def _mlflow(shape: Shape) -> dict[str, str]:
 
 
 def _ray_up(shape: Shape) -> dict[str, str]:
-    return {"cluster.yaml": as_yaml([launcher.launcher(shape)]), "head-policy.json": _json(launcher.head_policy(shape))}
+    return {"cluster.yaml": as_yaml([launcher.launcher(shape)])}
 
 
 def _bucket(shape: Shape) -> dict[str, str]:
@@ -111,10 +111,15 @@ def _bucket(shape: Shape) -> dict[str, str]:
         "workers-policy": bucket.workers_policy(shape),
         "reader-policy": bucket.reader_policy(shape),
         **({} if shape.mlflow.address else {"mlflow-policy": bucket.mlflow_policy(shape)}),
+        **({"head-policy": bucket.head_policy(shape.aws)} if shape.aws else {}),
         "trust": bucket.trust(*(["ec2", "pods.eks"] if shape.aws else ["pods.eks"])),
     }
-    lines = ["#!/bin/sh", NOTE.strip(), "set -eu", 'cd "$(dirname "$0")"', *bucket.commands(shape)]
-    return {**{f"{name}.json": _json(found) for name, found in documents.items()}, "apply.sh": "\n".join(lines) + "\n"}
+    scripts = {"apply.sh": bucket.commands(shape), "roles.sh": bucket.roles(shape)}
+    begin = ["#!/bin/sh", NOTE.strip(), "set -eu", 'cd "$(dirname "$0")"']
+    return {
+        **{f"{name}.json": _json(found) for name, found in documents.items()},
+        **{name: "\n".join([*begin, *lines]) + "\n" for name, lines in scripts.items() if lines},
+    }
 
 
 def _docker(shape: Shape) -> dict[str, str]:

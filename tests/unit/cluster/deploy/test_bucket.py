@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.deploy import bucket, launcher
+from cluster.deploy import bucket
+from cluster.deploy.rendering import render
 from cluster.storage import multipart, s3
 from tests.unit.cluster.deploy.shapes import all_shapes, made_from, shipped
 
@@ -53,6 +54,17 @@ def test_readers_write_nothing():
     assert actions == {"s3:GetObject", "s3:ListBucket"}
 
 
+def test_roles_are_made_with_the_documents_that_are_there():
+    lines = render(shipped(), ["bucket"])["bucket/roles.sh"].splitlines()
+    roles = {word for line in lines for word in re.findall(r"--role-name (\S+)", line)}
+    assert roles == {"vit-patchline", "vit-worker", "vit-head"}
+    documents = {word for line in lines for word in re.findall(r"file://(\S+)", line)}
+    assert {f"bucket/{name}" for name in documents} <= set(render(shipped(), ["bucket"]))
+    # The rights to start machines are the head's alone.
+    assert [line.split()[4] for line in lines if "head-policy.json" in line] == ["vit-head"]
+    assert "bucket/roles.sh" not in render(made_from({}), ["bucket"])
+
+
 def test_mlflow_has_its_own_folder_alone():
     (resources,) = [item["Resource"] for item in bucket.mlflow_policy(shipped())["Statement"] if item["Sid"] == "Files"]
     assert resources == ["arn:aws:s3:::example-lab-vit/mlflow/*"]
@@ -65,7 +77,9 @@ def test_the_first_region_is_not_named(region: str, constraint: bool):
 
 
 def test_the_head_passes_on_no_other_role():
-    (passing,) = [item for item in launcher.head_policy(shipped())["Statement"] if item["Action"] == "iam:PassRole"]
+    aws = shipped().aws
+    assert aws is not None
+    (passing,) = [item for item in bucket.head_policy(aws)["Statement"] if item["Action"] == ["iam:PassRole"]]
     assert passing["Resource"] == [
         "arn:aws:iam::123456789012:role/vit-head",
         "arn:aws:iam::123456789012:role/vit-worker",

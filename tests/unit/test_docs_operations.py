@@ -1,0 +1,82 @@
+"""The examples in docs/operations.md that need no cluster run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.commands.base import console
+from pipeline.config import parse_workflow
+
+PAGE = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+RUNBOOK = PAGE[PAGE.index("## From nothing to") :]
+
+
+def run(command: str) -> str:
+    """What a command of the page prints."""
+    answer = CliRunner().invoke(app, shlex.split(command)[1:], terminal_width=200)
+    assert answer.exit_code == 0, (command, answer.output, answer.exception)
+    return answer.output
+
+
+def commands() -> list[str]:
+    """Lines of the page that begin with `$ patchline`, those that go on put together; comments left out."""
+    lines = re.findall(r"^\$ (patchline (?:[^\n\\]|\\\n)*)", RUNBOOK, re.MULTILINE)
+    return [re.sub(r"\s+#.*", "", line.replace("\\\n", " ")) for line in lines]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATCHLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(console, "width", 160)
+    (workflow,) = re.findall(r"```yaml\n(.*?)```", RUNBOOK, re.DOTALL)
+    (tmp_path / "vit-l16.yaml").write_text(workflow)
+    return tmp_path
+
+
+def test_the_shape_and_its_files_are_made_as_the_page_has_it(here: Path):
+    told = [run(command) for command in commands() if command.startswith("patchline deploy")]
+    assert len(told) == 3
+    for line in (
+        "cluster.yaml: change what is marked <-",
+        "19 files: up to 64 GPUs; docs/operations.md has what to do",
+    ):
+        assert any(line in output for output in told)
+        assert line in PAGE
+    (python,) = re.findall(r"```python\n(.*?)```", RUNBOOK, re.DOTALL)
+    exec(python, {})
+    for name in re.findall(r"deploy/(?:kuberay|mlflow|ray-up|bucket)/[\w.-]+\.\w+", RUNBOOK):
+        assert (here / name).exists(), name
+
+
+def test_the_plan_is_as_the_page_has_it(here: Path):
+    (plan,) = [command for command in commands() if command.startswith("patchline plan")]
+    told = run(plan)
+    for words in (r"speed +68,529 images/s", r"time +1 h 42 min, 4\.54 GPU-days"):
+        assert re.search(words, told)
+        assert re.search(words, RUNBOOK)
+
+
+def test_the_workflow_fits_the_cluster(here: Path):
+    workflow = parse_workflow((here / "vit-l16.yaml").read_text(), "vit-l16.yaml")
+    pretrain = workflow.stages["pretrain"]
+    assert pretrain.model_dump()["workers"] == 64
+    # Eight of them on a pod of the example, which has 180 cores.
+    assert 8 * pretrain.model_dump()["cpus_per_worker"] <= 180
+
+
+def test_each_command_is_one_that_there_is():
+    known = {command.name or str(command.callback.__name__) for command in _commands()}
+    for name in re.findall(r"(?:^\$ |`)patchline ([a-z][a-z-]+)", RUNBOOK, re.MULTILINE):
+        # Of another page.
+        assert name in known | {"deploy", "preflight"}, name
+
+
+def _commands():
+    return [command for group in app.registered_groups for command in group.typer_instance.registered_commands]
