@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from cluster.demand import Demand
 from cluster.storage import open_storage
 from pipeline import room
 from pipeline.record import Event, EventLog
@@ -184,3 +185,20 @@ def test_more_room_asks_the_gang_to_stop_and_grow(drive, monkeypatch):
         while drive.storage.stat("a/1/STOP") is None and not deadline.wait(0.02):
             pass
     assert b'"resized"' in drive.storage.read("a/1/STOP")
+
+
+def test_the_stage_that_came_first_is_first_until_it_lets_others_pass():
+    door = Door()
+    door.come("a", 0)
+    door.come("b", 0)
+    assert (door.first("a"), door.first("b")) == (True, False)
+    door.let_pass("a", True)
+    assert (door.first("a"), door.first("b")) == (False, True)
+
+
+def test_nothing_is_asked_of_a_cluster_that_does_not_grow(monkeypatch):
+    # Without a cluster, asking would be an error.
+    monkeypatch.delenv("PATCHLINE_AUTOSCALED", raising=False)
+    with Demand(8, 1, 1) as demand:
+        demand.ask()
+        assert demand.found() == 0
