@@ -131,7 +131,10 @@ def _template(
     whole = {
         "name": f"ray-{part}",
         "image": shape.image,
-        "env": pods.variables({name: value for name, value in variables.items() if value}),
+        "env": [
+            *pods.variables({name: value for name, value in variables.items() if value}),
+            *pods.secret_variables(shape),
+        ],
         "securityContext": pods.restricted(),
         **container,
         "volumeMounts": [

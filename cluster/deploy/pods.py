@@ -46,6 +46,11 @@ def from_secret(variable: str, secret: str, key: str) -> Object:
     return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
 
 
+def secret_variables(shape: Shape) -> list[Object]:
+    """Environment variables that the shape has from Secrets."""
+    return [from_secret(name, found.secret, found.key) for name, found in sorted(shape.secrets.items())]
+
+
 def mount(name: str, path: str, *, read_only: bool = False) -> Object:
     """Where a container sees a volume."""
     return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}

@@ -17,6 +17,7 @@ from cluster.shapes import GPUS
 
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 """What Kubernetes takes as a name, short enough for what is made of it."""
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 S3Address = Annotated[str, StringConstraints(pattern=r"^s3://[a-z0-9][a-z0-9.-]{2,62}(/[^/\s?#*]+)*$")]
 COMMUNICATION = re.compile(r"(NCCL|GLOO|FI|RDMAV|UCX|OFI|TORCH_NCCL)_[A-Z0-9_]+")
 """Variables that say how GPUs of different machines talk to each other."""
@@ -180,6 +181,13 @@ class Mlflow(Part):
     memory_gb: float = Field(default=4, ge=1, description="memory of the server")
 
 
+class SecretKey(Part):
+    """A value in a Secret of the namespace."""
+
+    secret: str = Field(description="name of the Secret")
+    key: str = Field(description="key in it")
+
+
 class Shape(Part):
     """A cluster for patchline, on Kubernetes by KubeRay or on cloud machines by `ray up`."""
 
@@ -210,6 +218,11 @@ class Shape(Part):
     network: Network = Field(default_factory=Network, description="between machines")
     identity: Identity = Field(description="who pods are for the bucket")
     mlflow: Mlflow = Field(default_factory=Mlflow, description="what training is shown by")
+    secrets: dict[Variable, SecretKey] = Field(
+        default_factory=dict,
+        description="variables of the cluster's and the supervisor's pods that come from Secrets, such as "
+        "MLFLOW_TRACKING_PASSWORD for a server of one's own; on Kubernetes alone",
+    )
     aws: Aws | None = Field(default=None, description="what `ray up` has to know of AWS")
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ def supervisor(shape: Shape) -> Object:
         "name": "supervise",
         "image": shape.image,
         "command": ["patchline", "supervise", "--json", "--heartbeat", HEARTBEAT],
-        "env": pods.variables(values),
+        "env": [*pods.variables(values), *pods.secret_variables(shape)],
         "resources": pods.resources(0.5, 1),
         "securityContext": pods.restricted(),
         "startupProbe": pods.probe(beats, 5, 60),

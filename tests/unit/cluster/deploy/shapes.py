@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "own servers": {
         "head": {"redis": "redis.example.com:6379"},
         "mlflow": {"address": "https://mlflow.example.com"},
+        "secrets": {"MLFLOW_TRACKING_PASSWORD": {"secret": "mlflow", "key": "password"}},
     },
     "managed database": {"mlflow": {"database_secret": "rds", "artifacts": "s3://other/mlflow"}, "pull_secret": "pull"},
     "irsa": {"identity": {"kind": "irsa", "role": "arn:aws:iam::123456789012:role/vit"}},

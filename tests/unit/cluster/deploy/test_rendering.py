@@ -61,7 +61,7 @@ def test_every_secret_that_a_manifest_names_is_made_or_is_the_users(name: str):
     named = set(re.findall(r"secretName: (\S+)|secretKeyRef:\s+name: (\S+)", "".join(files.values())))
     wanted = {one for pair in named for one in pair if one}
     made = set(re.findall(r"secret generic (\S+)", files["kuberay/secrets.sh"]))
-    own = {shape.identity.secret, shape.mlflow.database_secret}
+    own = {shape.identity.secret, shape.mlflow.database_secret, *(found.secret for found in shape.secrets.values())}
     if shape.head.redis:
         # The password of a Redis of one's own is put there by hand.
         own.add("small-redis")
