@@ -124,7 +124,19 @@ class Machines:
         """Start Ray on a machine: on the head first."""
         own = self.folder / str(number)
         own.mkdir(exist_ok=True)
-        command = ["ip", "netns", "exec", self._name(number), "unshare", "--uts", "sh", "-c"]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            self._name(number),
+            "unshare",
+            "--uts",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "sh",
+            "-c",
+        ]
         ray = " ".join(self._ray(number))
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "RAY_"))},
