@@ -23,7 +23,7 @@ from cluster.storage import retry
 from cluster.storage.base import Conflict, Digest, NotFound, ObjectWriter, Stat, file_digest
 from cluster.storage.keys import check_key, check_prefix
 from cluster.storage.multipart import multipart
-from cluster.storage.retry import patiently
+from cluster.storage.retry import Transient, patiently
 from cluster.storage.transfer import PIECE_BYTES, check_part, fetch_parts, whole_file, write_at
 
 MULTIPART_BYTES = 16 * 2**20
@@ -165,7 +165,7 @@ class S3Storage:
             answer = _reading_client().get_object(**part)
             with closing(answer["Body"]) as body:
                 # Before the first byte is written: an answer that is too long would reach into the next part.
-                check_part(answer.get("ContentRange"), answer["ContentLength"], start, length)
+                check_part(answer.get("ContentRange"), _length(answer), start, length)
                 write_at(file, start, body.iter_chunks(PIECE_BYTES))
 
         self._read(key, fetch)
@@ -220,6 +220,13 @@ class S3Storage:
             return request()
         except ERRORS as error:
             raise explained(error, f"{self.url} at {_endpoint() or 'AWS'}", key) from error
+
+
+def _length(answer: dict[str, Any]) -> int:
+    """Bytes of an answer's body, as it says before it comes. Raises Transient where it does not say."""
+    if (found := answer.get("ContentLength")) is None:
+        raise Transient("a part came without its length")
+    return found
 
 
 def _endpoint() -> str | None:

@@ -173,6 +173,17 @@ def lengthened(request: _Forward, answer: Answer) -> None:
     pass_on(request, replace(answer, body=answer.body + bytes(1000)))
 
 
+def unmeasured(request: _Forward, answer: Answer) -> None:
+    """The whole body in one chunk, by a machine that does not say before how long it is."""
+    request.send_response_only(answer.status)
+    for name, value in answer.headers.items():
+        if name.lower() != "content-length":
+            request.send_header(name, value)
+    request.send_header("Transfer-Encoding", "chunked")
+    request.end_headers()
+    request.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(answer.body), answer.body))
+
+
 def silent(request: _Forward, answer: Answer) -> None:
     """Half of the body, and then nothing."""
     cut(request, answer)

@@ -32,6 +32,7 @@ from tests.contract.servers import (
     silent,
     slow_down,
     too_many_requests,
+    unmeasured,
 )
 
 BODY = os.urandom(2**18)
@@ -98,6 +99,20 @@ def test_a_part_that_somebody_shortened_is_noticed(proxy: FaultyProxy, stored: S
     proxy.plan["GET"] = [shortened]
     assert READS[how](stored, tmp_path) == BODY
     assert gets(proxy, how) == 2
+
+
+def test_a_part_that_does_not_say_how_long_it_is_is_asked_for_again(
+    proxy: FaultyProxy, stored: Storage, tmp_path: Path
+):
+    """It goes to the file as it comes, so that its length has to be known before."""
+    proxy.plan["GET"] = [unmeasured]
+    assert downloaded(stored, tmp_path) == BODY
+    assert gets(proxy, "download") == 2
+    proxy.forget()
+    proxy.always["GET"] = unmeasured
+    with pytest.raises(ConnectionError, match=rf"folder/body: a part came without its length \(.*{retry.TRIES} tries"):
+        downloaded(stored, tmp_path)
+    assert gets(proxy, "download") == retry.TRIES
 
 
 def test_a_server_that_falls_silent_is_asked_again(

@@ -80,7 +80,9 @@ def _cpu() -> str:
 
 
 def _compile(compiler: str, target: Path) -> None:
-    part = Path(tempfile.mkstemp(dir=target.parent, suffix=".part")[1])
+    descriptor, name = tempfile.mkstemp(dir=target.parent, suffix=".part")
+    os.close(descriptor)
+    part = Path(name)
     try:
         sources = [str(_HERE / name) for name in _SOURCES if name.endswith(".c")]
         _run(compiler, *_FLAGS, *sources, "-o", str(part), *_LIBRARIES)

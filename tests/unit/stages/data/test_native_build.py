@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -11,6 +12,7 @@ from stages.data.native import build, helper
 from stages.data.native.build import NotBuilt, load
 from stages.data.native.check import check
 from stages.data.native.helper import Native, native
+from tests.bench.soak_watch import open_files
 
 
 @pytest.fixture
@@ -77,6 +79,16 @@ def test_many_processes_build_one_file(tmp_path):
     made = sorted(path.suffix for path in (tmp_path / "own" / "native").iterdir())
     assert made == [".lock", ".so"]
     check(Native(load(tmp_path / "own" / "native")))
+
+
+@needs_compiler
+@pytest.mark.parametrize("libraries", [build._LIBRARIES, ("-lno-such-library",)])
+def test_building_leaves_no_file_open(tmp_path, monkeypatch, libraries):
+    monkeypatch.setattr(build, "_LIBRARIES", libraries)
+    before = open_files()
+    with suppress(NotBuilt):
+        load(tmp_path / "own" / "native")
+    assert [path for path in open_files() if path not in before] == []
 
 
 @needs_compiler
