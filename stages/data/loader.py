@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,17 +25,9 @@ from stages.data.mixup import mixup_weights, partners
 from stages.data.native.helper import native
 from stages.data.order import rank_rows
 from stages.data.reader import open_reader
+from stages.data.spent import Spent
 from stages.data.training_images import TrainingImages
 from stages.data.workers import Workers
-
-
-class Spent(NamedTuple):
-    """What the time of a loader's threads went into, in seconds of all of them together."""
-
-    filling: float
-    """All that they have done."""
-    storage: float
-    """That part of it in which they waited for shards or samples to come from storage."""
 
 
 class TrainLoader(Iterator[Batch]):
@@ -151,8 +143,8 @@ class TrainLoader(Iterator[Batch]):
         return self._reader.replaced
 
     def spent(self) -> Spent:
-        """The threads' time so far."""
-        return Spent(filling=self._workers.seconds, storage=self._reader.waited)
+        """The threads' time so far, that of what they are at included."""
+        return self._workers.spent()
 
     def _fill(self, samples: NDArray[np.int64], images: NDArray[np.uint8], labels: Tensor) -> None:
         _, shards, indices = self._order.locate(samples)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from stages.data.cache import ShardCache
 from stages.data.index import read_index
+from stages.data.spent import waiting_for_storage
 from stages.data.table import Shard
 
 
@@ -48,8 +47,6 @@ class OpenShards:
         self._cache, self._shards, self._whole, self._most = cache, shards, whole, most
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = threading.Lock()
-        self.waited = 0.0
-        """Seconds in which threads, all together, have waited for storage."""
 
     def open(self, number: int) -> OpenShard:
         """A shard and its index, fetched where needed. Raises CorruptShard."""
@@ -59,7 +56,7 @@ class OpenShards:
                 self._opened.move_to_end(number)
                 return opened
         # Outside the lock: fetching one shard must not hold up reading from the others.
-        with self._waiting():
+        with waiting_for_storage():
             opened = OpenShard(self._cache, self._shards[number], whole=self._whole)
         with self._lock:
             self._opened[number] = opened
@@ -71,7 +68,7 @@ class OpenShards:
         opened = self.open(number)
         if self._whole:
             return opened.read(index), opened.index.labels_of(index)
-        with self._waiting():
+        with waiting_for_storage():
             return opened.read(index), opened.index.labels_of(index)
 
     def close(self) -> None:
@@ -84,12 +81,3 @@ class OpenShards:
         for number in list(self._opened)[: -(self._most // 2) or None]:
             if len(self._opened) > self._most or self._opened[number].is_evicted:
                 del self._opened[number]
-
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.waited += time.monotonic() - began

@@ -124,11 +124,6 @@ class SampleReader:
         return self._opened.read(shard, index)
 
     @property
-    def waited(self) -> float:
-        """Seconds in which threads, all together, have waited for storage."""
-        return self._opened.waited
-
-    @property
     def replaced(self) -> int:
         """Samples that `read_or_replace` has met which are unreadable, or in a shard that was skipped."""
         return len(self._bad) + len(self._skipped)

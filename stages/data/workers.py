@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -11,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from stages.data.spent import Clock, Spent
 
 Fill = Callable[[NDArray[np.int64], NDArray[np.uint8], Tensor], None]
 """Write the images [n, R, R, 3] and labels [n] or [n, C], which are zeros before, of samples with these numbers [n]."""
@@ -31,9 +31,7 @@ class Workers:
         self._resolution = resolution
         self._label_shape = label_shape
         self._pinned = pinned
-        self._lock = threading.Lock()
-        self.seconds = 0.0
-        """Time that all threads together have spent on filling so far."""
+        self._clock = Clock()
 
     def submit(self, numbers: NDArray[np.int64], rows: int) -> Callable[[], tuple[Tensor, Tensor]]:
         """Begin to fill tensors of `rows` rows, the first ones with these samples, the others with zeros.
@@ -62,6 +60,10 @@ class Workers:
 
         return wait
 
+    def spent(self) -> Spent:
+        """What the threads' time went into so far, that of the parts under way included."""
+        return self._clock.so_far()
+
     def close(self) -> None:
         """Stop the threads; what has not begun is dropped."""
         if self._pool is not None:
@@ -71,7 +73,5 @@ class Workers:
         return max(1, min(self.threads, rows // LEAST_ROWS))
 
     def _timed(self, numbers: NDArray[np.int64], images: NDArray[np.uint8], labels: Tensor) -> None:
-        began = time.monotonic()
-        self._fill(numbers, images, labels)
-        with self._lock:
-            self.seconds += time.monotonic() - began
+        with self._clock.filling():
+            self._fill(numbers, images, labels)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from stages.data.loader import Spent
+from stages.data.spent import Spent
 from stages.training.config import TrainingConfig
 from stages.training.devices import forget_peak, peak_memory
 from stages.training.engine import Engine
@@ -23,7 +23,7 @@ class Own(NamedTuple):
     memory: float = 0.0
     """Peak since the last report, in bytes."""
     filling: float = 0.0
-    """Seconds that the loader's threads have worked."""
+    """Seconds that the loader's threads have worked, at what they have not finished too."""
     storage: float = 0.0
     """Seconds of these in which they waited for storage."""
 
@@ -91,7 +91,7 @@ class Meters:
             "tflops": tflops,
             "mfu": tflops / (self.peak * self._engine.world_size),
             "data_wait": slowest.data / seconds,
-            "storage_wait": slowest.storage / slowest.filling if slowest.filling else 0.0,
+            "storage_wait": min(1.0, slowest.storage / slowest.filling) if slowest.filling else 0.0,
             "checkpoint_stall": max(rank.save for rank in since) / seconds,
             "memory_gb": max(rank.memory for rank in newest) / 1e9,
         }

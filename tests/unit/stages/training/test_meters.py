@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stages.data.loader import Spent
+from stages.data.spent import Spent
 from stages.training import meters as meters_module
 from stages.training.config import TrainingConfig
 from stages.training.meters import Meters
