@@ -45,8 +45,9 @@ def locate(storage: Storage, base: str, address: str) -> tuple[Storage, str]:
 class ShardCache:
     """Local copies of a data set's files. Safe among threads and processes of a node.
 
-    Relative addresses are meant of the folder `base` in `storage`. Above `limit_bytes` the least recently
-    used files go, never the one just asked for; whoever has a file open keeps it.
+    Relative addresses are meant of the folder `base` in `storage`. Above `limit_bytes`, or 80 % of the
+    disk that there is for them, the least recently used files go, never the one just asked for; whoever has a file open
+    keeps it.
     """
 
     def __init__(self, storage: Storage, base: str, folder: Path | None = None, limit_bytes: int = 40 * 10**9):
@@ -81,6 +82,13 @@ class ShardCache:
             return storage.read_range(key, start, length)
         except NotFound:
             raise _lost(file) from None
+
+    def room(self) -> int:
+        """Bytes that all files here may take now: the limit, or 80 % of what they take and what the disk has free."""
+        return self._room(sum(status.st_size for status, _ in self._files()))
+
+    def _room(self, used: int) -> int:
+        return min(self._limit, int(0.8 * (used + shutil.disk_usage(self.folder).free)))
 
     def _open(self, local: Path, size: int) -> int | None:
         try:
@@ -118,7 +126,8 @@ class ShardCache:
             f"{file.address} was fetched twice and neither time had the sha256 {file.sha256} of its manifest"
         )
 
-    def _evict(self, keep: Path) -> None:
+    def _files(self) -> list[tuple[os.stat_result, Path]]:
+        """The whole ones."""
         files = []
         for file in self.folder.iterdir():
             if file.suffix == SUFFIX:
@@ -126,8 +135,12 @@ class ShardCache:
                     files.append((file.stat(), file))
                 except FileNotFoundError:
                     continue  # Another process was faster.
+        return files
+
+    def _evict(self, keep: Path) -> None:
+        files = self._files()
         used = sum(status.st_size for status, _ in files)
-        excess = used - min(self._limit, int(0.8 * (used + shutil.disk_usage(self.folder).free)))
+        excess = used - self._room(used)
         for status, file in sorted(files, key=lambda pair: pair[0].st_mtime_ns):
             if excess <= 0:
                 return

@@ -26,22 +26,22 @@ THREADS = 4
 class FetchAhead:
     """Keeps the shards of this window and of the next one on this node, in background threads.
 
-    What fails here is fetched again, and told, when it is needed. Nothing is fetched ahead where `limit_bytes`,
-    the size of the cache, would not hold both windows: then one would push the other out.
+    What fails here is fetched again, and told, when it is needed. Nothing is fetched ahead where the cache, or the
+    disk that it lies on, has no room for both windows: then one would push the other out.
     """
 
-    def __init__(
-        self, cache: ShardCache, shards: Sequence[Shard], order: Order | MixedOrder, start: int, limit_bytes: int
-    ) -> None:
+    def __init__(self, cache: ShardCache, shards: Sequence[Shard], order: Order | MixedOrder, start: int) -> None:
         self._cache, self._shards, self._order = cache, shards, order
         self._wanted: OrderedDict[int, int] = OrderedDict()
         """Shards, and the global sample number at which each was last seen to be needed."""
         self._pool: ThreadPoolExecutor | None = None
         first, second = (self._numbers(order, start + turn * order.ahead, order.ahead) for turn in range(2))
         needed = sum(shards[number].tar.bytes for number in {*first, *second})
-        if needed > limit_bytes:
+        room = cache.room()
+        if needed > room:
             print(
-                f"shards are not fetched ahead: two windows need {needed / 1e9:.0f} GB of cache; set cache_gigabytes",
+                f"shards are not fetched ahead: two windows need {_size(needed)} of cache, which has {_size(room)} in "
+                f"{cache.folder}: set cache_gigabytes, or `cache` to a folder on a larger disk",
                 flush=True,
             )
             return
@@ -84,3 +84,9 @@ class FetchAhead:
         with suppress(Exception):
             for file in (shard.index, shard.tar):
                 os.close(self._cache.open(file))
+
+
+def _size(size: int) -> str:
+    """Bytes as people say them."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
+    return f"{size / unit:,.1f} {name}"

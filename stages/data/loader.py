@@ -68,7 +68,7 @@ class TrainLoader(Iterator[Batch]):
         self._images = TrainingImages(self._reader, Crops(helper), config, seed)
         self._fetch_ahead = None
         if config.fetch == "shards" and config.fetch_ahead:
-            self._fetch_ahead = FetchAhead(cache, shards, self._order, start, int(config.cache_gigabytes * 1e9))
+            self._fetch_ahead = FetchAhead(cache, shards, self._order, start)
         self._config = config
         self._seed = seed
         self._global_batch = global_batch

@@ -1,4 +1,6 @@
+import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -427,7 +429,7 @@ def test_shards_are_fetched_one_window_ahead(digits, tmp_path):
         _, numbers, _ = order.locate(range(start, stop))
         return {own[number].tar.sha256 for number in set(numbers.tolist())}
 
-    ahead = FetchAhead(cache, own, order, start=0, limit_bytes=10**9)
+    ahead = FetchAhead(cache, own, order, start=0)
     ahead.look(np.arange(0, 30))
     ahead._pool.shutdown(wait=True)
     expected = used(0, 100) | used(100, 130)
@@ -436,11 +438,27 @@ def test_shards_are_fetched_one_window_ahead(digits, tmp_path):
     assert cached(tmp_path / "cache") & tars == expected
 
 
-def test_nothing_is_fetched_ahead_that_the_cache_would_not_hold(digits, tmp_path, capsys):
-    batches = loader(digits, tmp_path, cache_gigabytes=1e-4, loader_threads=0)
+@pytest.mark.parametrize(("gigabytes", "free", "room"), [(1e-4, 10**9, r"100\.0 kB"), (40, 10**6, r"8\d\d\.\d kB")])
+def test_nothing_is_fetched_ahead_that_the_cache_or_its_disk_would_not_hold(
+    digits, tmp_path, capsys, monkeypatch, gigabytes, free, room
+):
+    """The tars of all digits have 2.5 MB."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    batches = loader(digits, tmp_path, cache_gigabytes=gigabytes, window=1000, loader_threads=0)
     batches.close()
-    assert "two windows need 0 GB of cache; set cache_gigabytes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(rf"two windows need 2\.\d MB of cache, which has {room} in /.*/cache: set cache_gigabytes", said)
     assert not cached(tmp_path / "cache") & {shard.tar.sha256 for shard in shards(*digits, "train")}
+
+
+def test_what_the_cache_holds_already_counts_as_room(digits, tmp_path, monkeypatch):
+    storage, output = digits
+    cache = ShardCache(storage, base_folder(output), tmp_path / "cache")
+    tars = [shard.tar for shard in shards(storage, output, "train")][:3]
+    for tar in tars:
+        cache.read(tar)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    assert cache.room() == int(0.8 * (1000 + sum(tar.bytes for tar in tars)))
 
 
 def test_what_fails_ahead_is_told_when_it_is_needed(digits, tmp_path, capsys):

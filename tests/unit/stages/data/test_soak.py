@@ -109,7 +109,7 @@ def test_the_next_epoch_is_fetched_ahead_as_the_first_one_is(numbered, tmp_path)
     cache = ShardCache(counted, base_folder(output), tmp_path / "cache", 10 * SAMPLES // SHARDS * 2048)
     shards = open_shards(cache, output, ["train"])
     order = Order(counts=shards.counts, seed=0, streams=1, window=100)
-    ahead = FetchAhead(cache, shards, order, start=0, limit_bytes=10**9)
+    ahead = FetchAhead(cache, shards, order, start=0)
     for start in range(0, 2 * SAMPLES - order.ahead, 50):
         ahead.look(np.arange(start, start + 50))
     ahead._pool.shutdown(wait=True)
