@@ -45,10 +45,9 @@ WINDOW_OF = 16_384 / SAMPLES
 """The default window beside the samples of the whole soak."""
 GROWN, GROWN_SHARE = 10e6, 0.01
 """Bytes that memory may grow by in the second half, or part of what there is at the end, whichever is more."""
-
-
-OF_LIBRARIES = 32e6
-"""Bytes for what threads, connections and libraries take for themselves at their first use."""
+OF_LIBRARIES, AROUND_AN_IMAGE = 32e6, 500
+"""Bytes that docs/data.md allows for what threads, connections and libraries take for themselves at their first use,
+and for what is around an image that is being filled in."""
 
 
 def main() -> None:
@@ -154,7 +153,7 @@ def stated(config: DataConfig, split: Split) -> float:
     """Bytes that docs/data.md says a loader holds, of tars and images that are all alike."""
     samples = split.count / split.shards
     batches = (config.read_ahead + 2) * BATCH * (SIZE * SIZE * 3 + 8)
-    read = BATCH * (len(picture(0)) + 500)
+    read = BATCH * (len(picture(0)) + AROUND_AN_IMAGE)
     indexes = max(128, 4 * config.streams) * 16 * samples
     order = 2 * config.streams * config.window * 8 + 56 * split.shards
     fetched = 2 * (THREADS + READERS) * PARTS_AT_ONCE * PIECE_BYTES
