@@ -1,15 +1,18 @@
 """Training batches are the same with and without the native helper, also of damaged images."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
+from stages.data import reader as reader_module
 from stages.data.config import DataConfig
 from stages.data.crops import Crops
 from stages.data.evaluation_loader import evaluation_batches
 from stages.data.loader import TrainLoader
 from stages.data.manifest import dataset_meta
-from stages.data.native.helper import native
+from stages.data.native.helper import Native, native
 from stages.data.reader import Decoded, Stored
 from stages.ingest.run import run
 from tests.unit.stages.data.pictures import for_the_helper, not_for_the_helper, picture, pillow
@@ -150,6 +153,62 @@ def test_evaluation_shows_the_same_with_and_without_it(pictures, tmp_path, metho
     for one, other in zip(*found, strict=True):
         assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("images", "labels", "mask"))
         assert not one.images[~one.mask].any()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often the helper was asked, by what for: JPEGs that it takes, and crops of them. No image is kept."""
+    monkeypatch.setattr(reader_module, "_KEPT_BYTES", 0)
+    found = {"taken": 0, "cropped": 0}
+    lock, look, crop = threading.Lock(), Native.look, Native.crop
+
+    def counted(name):
+        with lock:
+            found[name] += 1
+
+    def looked(self, data):
+        size = look(self, data)
+        if size is not None:
+            counted("taken")
+        return size
+
+    def cropped(self, *arguments):
+        counted("cropped")
+        return crop(self, *arguments)
+
+    monkeypatch.setattr(Native, "look", looked)
+    monkeypatch.setattr(Native, "crop", cropped)
+    return found
+
+
+def trained(pictures, config):
+    storage, output = pictures
+    with TrainLoader(
+        storage, output, ["train"], config, resolution=48, seed=3, global_batch=24, rank=0, world_size=1, start=0,
+        classes=range(len(dataset_meta(output).classes)),
+    ) as loader:  # fmt: skip
+        assert loader.native == config.native
+        for _ in range(4):
+            next(loader)
+
+
+def evaluated(pictures, config):
+    storage, output = pictures
+    classes = range(len(dataset_meta(output).classes))
+    for _ in evaluation_batches(
+        storage, output, ["train"], resolution=48, batch=24, rank=0, world_size=1, config=config, classes=classes
+    ):
+        pass
+
+
+@pytest.mark.parametrize("read", [trained, evaluated])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_the_helper_makes_the_crops_of_all_that_it_takes(pictures, tmp_path, calls, read, threads):
+    settings = {"cache": str(tmp_path / "cache"), "max_bad": 0.5, "loader_threads": threads}
+    read(pictures, DataConfig(native=False, **settings))
+    assert calls == {"taken": 0, "cropped": 0}
+    read(pictures, DataConfig(native=True, **settings))
+    assert calls["cropped"] == calls["taken"] > 30
 
 
 def test_decoded_images_are_resized_in_place_by_it():

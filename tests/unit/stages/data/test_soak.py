@@ -1,6 +1,7 @@
 """What reading holds: a data set of many times the cache's size, in small (`make bench-soak` is the large one)."""
 
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from stages.data.order import Order
 from stages.data.reader import SampleReader
 from tests.bench.soak_data import LABELS, SIZE, Seen, make_dataset, picture
 from tests.bench.soak_watch import Watch, evicted_bytes, open_files
+from tests.unit.stages.shards import shards
 
 SAMPLES, SHARDS = 4000, 50
 
@@ -101,6 +103,26 @@ def test_a_shard_that_the_cache_has_evicted_is_closed_when_it_has_not_been_read_
     assert [own.read(0, index).labels for index in range(3)] == first
     own.close()
     assert evicted_bytes(tmp_path / "cache") == 0
+
+
+def test_no_more_shards_are_open_than_may_be(numbered, tmp_path):
+    own, tars = reader(numbered, tmp_path / "cache", open_shards=8), shards(*numbered, "train")
+    for shard in range(20):
+        own.read(shard, 0)
+        assert len(opened(tmp_path)) == min(shard + 1, 8)
+    own.read(14, 0)
+    own.read(20, 0)
+    assert opened(tmp_path) == {tars[shard].tar.sha256 for shard in (13, 14, 15, 16, 17, 18, 19, 20)}
+    for shard in (15, 12):
+        own.read(shard, 1)
+    assert opened(tmp_path) == {tars[shard].tar.sha256 for shard in (12, 14, 15, 16, 17, 18, 19, 20)}
+    own.close()
+    assert opened(tmp_path) == set()
+
+
+def opened(folder):
+    """The sha256 of the files in a cache that this process has open."""
+    return {Path(path).stem for path in open_files() if path.startswith(f"{folder}/") and path.endswith(".cached")}
 
 
 def test_the_next_epoch_is_fetched_ahead_as_the_first_one_is(numbered, tmp_path):
