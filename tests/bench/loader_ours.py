@@ -55,14 +55,14 @@ def several_times(photos: list[Path], folder: Path, times: int) -> Path:
 
 
 class Epochs:
-    """Epochs of a data set, one after the other as in a long training run."""
+    """Epochs of a data set, one after the other as in a long training run; of so many passes each."""
 
-    def __init__(self, storage: Storage, dataset: Output) -> None:
+    def __init__(self, storage: Storage, dataset: Output, passes: int = 1) -> None:
         self._storage, self._dataset, self._epoch = storage, dataset, 0
-        self.batches = dataset_meta(dataset).split("train").count // BATCH
+        self.batches = passes * dataset_meta(dataset).split("train").count // BATCH
 
     def next(self, cache: Path) -> Iterator[Any]:
-        """Batches of the next epoch, with shards in this cache; opening the data set is part of it."""
+        """Batches of the next one, with shards in this cache; opening the data set is part of it."""
         from stages.data.config import DataConfig
         from stages.data.loader import TrainLoader
 

@@ -186,7 +186,7 @@ class _Empty(types.ModuleType):
         return object
 
 
-PEERS: dict[str, Callable[[list[str], list[Path], Path], Loader]] = {
+LOADERS: dict[str, Callable[[list[str], list[Path], Path], Loader]] = {
     "webdataset_pil": webdataset_pil,
     "webdataset_turbo": webdataset_turbo,
     "decode_limit": decode_limit,
