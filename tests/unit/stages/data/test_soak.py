@@ -110,12 +110,9 @@ def test_no_more_shards_are_open_than_may_be(numbered, tmp_path):
     for shard in range(20):
         own.read(shard, 0)
         assert len(opened(tmp_path)) == min(shard + 1, 8)
-    own.read(14, 0)
-    own.read(20, 0)
-    assert opened(tmp_path) == {tars[shard].tar.sha256 for shard in (13, 14, 15, 16, 17, 18, 19, 20)}
-    for shard in (15, 12):
+    for shard in (12, 20):
         own.read(shard, 1)
-    assert opened(tmp_path) == {tars[shard].tar.sha256 for shard in (12, 14, 15, 16, 17, 18, 19, 20)}
+    assert opened(tmp_path) == {tars[shard].tar.sha256 for shard in (12, 14, 15, 16, 17, 18, 19, 20)}, "not 13"
     own.close()
     assert opened(tmp_path) == set()
 
