@@ -34,19 +34,22 @@ def of_pages() -> Iterator[str]:
             yield from (part for part in parts if part.startswith("patchline "))
 
 
-def block(language: str, words: str) -> str:
-    """The README's block of code that has these words."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+def block(language: str, words: str, page: str = "README.md") -> str:
+    """The block of code of a page that has these words."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
     (found,) = [text for text in blocks if words in text]
     return found
 
 
 @pytest.fixture(autouse=True)
 def newcomer(tmp_path, monkeypatch):
-    """In a folder with the README's workflow files, where nothing has ever been started."""
+    """In a folder with the pages' workflow files, where nothing has ever been started."""
     monkeypatch.setenv("PATCHLINE_HOME", str(tmp_path / "home"))
     for name in ("mine", "jft"):
         (tmp_path / f"{name}.yaml").write_text(block("yaml", f"name: {name}"))
+    (tmp_path / "vit-l16.yaml").write_text(block("yaml", "name: vit-l16", "docs/operations.md"))
+    # The page on data speaks of a workflow on photos without showing it.
+    (tmp_path / "photos.yaml").write_text(block("yaml", "name: mine").replace("name: mine", "name: photos"))
     monkeypatch.chdir(tmp_path)
 
 
@@ -59,7 +62,7 @@ def test_an_example_is_understood(example: str):
     program, name, *words = shlex.split(example.partition(" > ")[0])
     assert program == "patchline"
     found = COMMAND.commands[name].make_context(name, words).params
-    if "workflow" in found:
+    if found.get("workflow"):
         load_workflow(found["workflow"], found["override"] or [])
     places = {place: found[place] for place in ("root", "mlflow", "address") if found.get(place)}
     check_reachable(resolve(**places))
