@@ -79,7 +79,7 @@ def preflight(
 ) -> None:
     """Check storage, tracking and every machine of a cluster before anything is trained. Exit code 1 where unfit.
 
-    Without a cluster, what can be checked from here. Example: `patchline preflight --address http://head:8265`
+    Without a cluster, what can be checked from here. Example: `patchline preflight --workflow digits`
     """
     from pipeline.config import load_workflow
     from pipeline.display_preflight import preflight_report

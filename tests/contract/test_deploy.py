@@ -26,7 +26,7 @@ KUBERNETES = ("1.31", "1.34", "1.37")
 
 @pytest.fixture(scope="module")
 def launcher() -> dict[str, Any]:
-    """The schema of Ray's launcher. Found without importing Ray, which would take its token from the environment of now."""
+    """Of Ray's launcher. Found without importing Ray, which would take its token from the environment of then."""
     (folder,) = importlib.util.find_spec("ray").submodule_search_locations
     return json.loads((Path(folder) / "autoscaler" / "ray-schema.json").read_text())
 
