@@ -114,12 +114,16 @@ def _rates(check: str, rates: dict[str, float], unit: str, size: float) -> Itera
     median = statistics.median(rates.values())
     slow = {name: rate for name, rate in rates.items() if rate < SLOW * median}
     for name, rate in slow.items():
-        told = f"{name} is slow: {rate / size:,.3g} {unit}, half of the machines reach {median / size:,.3g}"
+        told = f"{name} is slow: {_figure(rate / size)} {unit}, half of the machines reach {_figure(median / size)}"
         yield Finding(level="warning", check=check, told=told)
     if not slow:
-        low, high = f"{min(rates.values()) / size:,.3g}", f"{max(rates.values()) / size:,.3g}"
+        low, high = _figure(min(rates.values()) / size), _figure(max(rates.values()) / size)
         reached = low if low == high else f"{low} to {high}"
         yield Finding(level="ok", check=check, told=f"{reached} {unit}{' each' if len(rates) > 1 else ''}")
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _collectives(found: Surveyed) -> Iterable[Finding]:
@@ -136,7 +140,7 @@ def _collectives(found: Surveyed) -> Iterable[Finding]:
         yield Finding(level="warning", check="all-reduce", told="there is room for one rank alone, which sends nothing")
         return
     bus, slowest = ranks[0].bus, max(rank.slowest for rank in ranks)
-    yield Finding(level="ok", check="all-reduce", told=f"{len(ranks)} ranks, bus bandwidth {bus:,.3g} GB/s")
+    yield Finding(level="ok", check="all-reduce", told=f"{len(ranks)} ranks, bus bandwidth {_figure(bus)} GB/s")
     if slowest > UNEVEN:
         told = (
             f"the slowest took {slowest:,.1f} times as long as the median: something else uses the network or the cores"

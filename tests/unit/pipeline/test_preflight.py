@@ -62,8 +62,8 @@ def test_of_machines_that_are_in_order_nothing_is_held_against():
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"written": 1e8}, "bytes written to storage: b is slow: 100 MB/s, half of the machines reach 1e+03"),
-        ({"read": 1e9}, "bytes read from storage: b is slow: 1e+03 MB/s, half of the machines reach 2e+03"),
+        ({"written": 1e8}, "bytes written to storage: b is slow: 100 MB/s, half of the machines reach 1,000"),
+        ({"read": 1e9}, "bytes read from storage: b is slow: 1,000 MB/s, half of the machines reach 2,000"),
         ({"cache_free": 10**9}, "disk: b has 1.0 GB free for shards: mount a disk"),
         ({"shared_memory": 64 * 2**20}, "shared memory: b has 64 MiB of shared memory, which NCCL"),
         ({"open_files": 1024}, "open files: b lets a process open 1024 files: ulimit -n 65536"),
