@@ -1,4 +1,4 @@
-"""A workflow on several machines, to which something happens: `make chaos-cluster SCENARIOS="loss partition"`.
+"""A workflow on several machines, to which something happens: `python -m tests.chaos.cluster [loss partition …]`.
 
 Ingestion and a pretraining of three ranks on a head and four machines in network namespaces (`tests.chaos.machines`). A
 machine with a rank is lost, or its cable is pulled; it reaches the other machines no more, but storage still; its link
