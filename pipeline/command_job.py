@@ -28,6 +28,11 @@ class Answer:
     address: str
     log: str
 
+    def line(self, beginning: str) -> str | None:
+        """The rest of the last line of the log that begins so; None where there is none."""
+        lines = [line for line in self.log.splitlines() if line.startswith(beginning)]
+        return lines[-1].removeprefix(beginning) if lines else None
+
     def missing(self, what: str) -> UserError:
         """The error where the log has no answer in it."""
         end = "\n".join(self.log.splitlines()[-SHOWN:])

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pipeline.feeding import Fit, Machine
 from pipeline.words import size
+from stages.data.bound import thread_count
 
 
 def feeding_report(fit: Fit) -> Group:
@@ -57,14 +58,8 @@ def _rows(machine: Machine) -> Iterable[tuple[str, str, str]]:
     yield "from storage", "storage", f"{machine.storage * machine.image_bytes / 1e6:,.0f} MB/s, {how}"
     yield "decoding, 1 thread", "one thread", made
     each = f"for each of {machine.loaders} ranks, " if machine.loaders > 1 else ""
-    yield f"decoding, {_threads(machine)}", "decoding", f"{each}{machine.cores} cores"
+    yield f"decoding, {thread_count(machine.threads)}", "decoding", f"{each}{machine.cores} cores"
     yield "hand-over", "hand-over", "batches that nobody fills" + (", to the GPU" if machine.copied else "")
-
-
-def _threads(machine: Machine) -> str:
-    if not machine.threads:
-        return "the training thread"
-    return f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
 
 
 def _verdict(fit: Fit) -> Iterable[Text]:
@@ -78,6 +73,6 @@ def _verdict(fit: Fit) -> Iterable[Text]:
         return
     each = "" if wanted.loaders == 1 else f" for each of {wanted.loaders} ranks"
     asked = Text(f"training asks for {wanted.images_per_s:,.0f} images/s a machine: {wanted.source}")
-    threads = Text(f"that takes {wanted.threads} thread{'s' if wanted.threads != 1 else ''}{each} as fast as one here")
+    threads = Text(f"that takes {thread_count(wanted.threads)}{each} as fast as one here")
     style, word = ("green", "✓ enough") if fit.enough else ("red", "✗ not enough")
     yield from (asked, threads, Text(word, style=style))

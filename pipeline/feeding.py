@@ -176,9 +176,9 @@ def bench_data(
 ) -> Fit:
     """Measure the images of a workflow's training stage, the first one where none is named.
 
-    Four parts of `seconds` each, by one rank in this process where no `ranks` are given. What training asks for is what
-    `ask` says, or else what a run of this network took here before. Raises UserError for a stage that does not train,
-    and where its data set is not there yet.
+    Four parts of `seconds` each: in this process, with the threads of all ranks of a machine, where no `ranks` are
+    given. What training asks for is what `ask` says, or else what a run of this network took here before. Raises
+    UserError for a stage that does not train, and where its data set is not there yet.
     """
     if not math.isfinite(seconds):
         raise UserError(f"--seconds {seconds}: expected a number of seconds for each part")
@@ -263,6 +263,7 @@ def finished_dataset(storage: Storage, workflow: Workflow, name: str) -> Output:
 
 
 def feeding_of(storage: Storage, dataset: Output, config: Training, seconds: float) -> Feeding:
+    """What is to be measured of a training stage's images. Picklable."""
     from stages.data.feeding import Feeding
 
     ranks, splits = usable_ranks(config.global_batch, config.most_workers), dataset_meta(dataset).splits

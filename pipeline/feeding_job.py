@@ -35,10 +35,9 @@ def on_cluster(settings: Settings, workers: int, feeding: Feeding, config: Train
         "seconds": feeding.seconds,
     }
     answer = run_as_job(settings, "bench-data", ["-m", "pipeline.feeding_job", json.dumps(asked)])
-    for line in reversed(answer.log.splitlines()):
-        if line.startswith(RESULT):
-            return [(name, Fed(**fed)) for name, fed in json.loads(line.removeprefix(RESULT))]
-    raise answer.missing("measured")
+    if (found := answer.line(RESULT)) is None:
+        raise answer.missing("measured")
+    return [(name, Fed(**fed)) for name, fed in json.loads(found)]
 
 
 def main() -> None:

@@ -24,10 +24,9 @@ def on_cluster(settings: Settings, asked: Asked, length: Length) -> Surveyed:
     """
     words = ["-m", "pipeline.preflight_job", json.dumps([asdict(asked), asdict(length)])]
     answer = run_as_job(settings, "preflight", words)
-    for line in reversed(answer.log.splitlines()):
-        if line.startswith(RESULT):
-            return _read(json.loads(line.removeprefix(RESULT)))
-    raise answer.missing("found")
+    if (found := answer.line(RESULT)) is None:
+        raise answer.missing("found")
+    return _read(json.loads(found))
 
 
 def _read(document: dict[str, Any]) -> Surveyed:

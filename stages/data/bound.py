@@ -55,9 +55,14 @@ class InputBound:
         return f"input-bound: training waits for images {data_wait:.0%} of the time. The limit is {reason}: {advice}"
 
 
+def thread_count(threads: int) -> str:
+    """So many threads that decode, in words; where there are none the caller's own does."""
+    return f"{threads} thread{'s' if threads != 1 else ''}" if threads else "the training thread"
+
+
 def threads_of(host: Host) -> str:
     """The threads that decode on a machine, in words."""
-    threads = f"{host.threads} thread{'s' if host.threads != 1 else ''}" if host.threads else "the training thread"
+    threads = thread_count(host.threads)
     each = f" for each of {host.loaders} ranks" if host.loaders > 1 else ""
     return f"{threads}{each} on {host.cores} cores"
 

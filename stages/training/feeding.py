@@ -17,6 +17,9 @@ def measure_ranks(feeding: Feeding, place: Place) -> list[tuple[str, Fed]]:
     torch.set_num_threads(1)
     # The ranks only wait for each other, for which a GPU's collectives are not needed.
     initialize_distributed(torch.device("cpu"))
+    if feeding.gpus and torch.cuda.is_available():
+        # All ranks of a machine see all of its GPUs.
+        torch.cuda.set_device(place.local_rank)
     own = measure(feeding, rank=place.local_rank, ranks_here=place.local_world_size, together=dist.barrier)
     found: list[tuple[str, Fed]] = [(socket.gethostname(), own)] * place.world_size
     dist.all_gather_object(found, (socket.gethostname(), own))
