@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import UserError
+from cluster.gang_failure import GangError, Ranks, explained
 from cluster.signals import kept_handlers, termination_asked
 
 GB = 10**9
@@ -47,14 +47,6 @@ class Interruption:
     preempted: bool
     seconds: float | None
     """How long it has left, where that is known."""
-
-
-class GangError(Exception):
-    """A worker failed. `died` tells whether its process ended, rather than its code raising an exception."""
-
-    def __init__(self, message: str, *, died: bool) -> None:
-        super().__init__(message)
-        self.died = died
 
 
 class NoRoom(GangError):
@@ -97,9 +89,10 @@ def run_gang(
     from cluster.rendezvous import Rendezvous
 
     with tempfile.TemporaryDirectory(prefix="patchline-gang-") as folder:
+        ranks = Ranks(folder)
         trainer = DataParallelTrainer(
             _on_worker,
-            backend_config=Rendezvous(),
+            backend_config=Rendezvous(ranks),
             train_loop_config={"function": function, "argument": argument},
             scaling_config=ScalingConfig(
                 num_workers=workers,
@@ -123,7 +116,7 @@ def run_gang(
             # The public error has the private one in it (2.60).
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
                 raise NoRoom(workers) from None
-            raise _explained(error) from None
+            raise explained(error, ranks) from None
 
 
 def resources(cpus: float, gpus: float, memory: float) -> dict[str, float]:
@@ -192,35 +185,3 @@ def _has_labels(node: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 def _fitting(free: Mapping[str, float], asked: Mapping[str, float]) -> int:
     """How many workers that each reserve this fit on a machine that has so much free, of what they reserve."""
     return min(int(free.get(name, 0.0) // amount) for name, amount in asked.items())
-
-
-def _explained(error: Exception) -> UserError | GangError:
-    """The first thing that went wrong, in few words."""
-    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
-
-    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    for cause in (cause for failure in failures.values() for cause in _causes(failure)):
-        if isinstance(cause, UserError):
-            return UserError(str(cause))
-    lines, died = [], not failures
-    for rank, failure in sorted(failures.items()):
-        causes = list(_causes(failure))
-        if any(isinstance(cause, OutOfMemoryError) for cause in causes):
-            died = True
-            lines.append(f"rank {rank} was ended because its machine ran out of memory")
-        elif any(isinstance(cause, RayActorError) and not isinstance(cause, RayTaskError) for cause in causes):
-            died = True
-            lines.append(f"rank {rank} died")
-        else:
-            lines.append(f"rank {rank}: {type(causes[-1]).__name__}: {causes[-1]}")
-    return GangError("; ".join(lines) or str(error).strip().splitlines()[-1], died=died)
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    """An exception and what it wraps, outermost first."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        wrapped = [getattr(error, name, None) for name in ("health_check_failure", "_base_exc", "cause", "__cause__")]
-        error = next((item for item in wrapped if isinstance(item, BaseException)), None)
-    return found

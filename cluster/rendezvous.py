@@ -13,12 +13,16 @@ from typing import Any
 
 from ray.train.backend import Backend, BackendConfig
 
+from cluster.gang_failure import Ranks
 from cluster.machine import interface_of
 from cluster.signals import note_termination
 
 
 class Rendezvous(BackendConfig):
-    """Tells each worker the address and a free port of rank 0."""
+    """Tells each worker the address and a free port of rank 0, and notes which machines they are on."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -29,7 +33,9 @@ class _RendezvousBackend(Backend):
     share_cuda_visible_devices = True
     """So that the local rank is the number of a worker's GPU."""
 
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        # This runs on the driver's machine, where the driver finds the note.
+        backend_config.ranks.note(worker_group.execute(_node))
         address, port = worker_group.execute_single(0, _free_address)
         worker_group.execute(_set, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
         worker_group.execute(_name_interface)
@@ -46,6 +52,12 @@ def own_variables(context: Any) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
         "NODE_RANK": str(context.get_node_rank()),
     }
+
+
+def _node() -> str:
+    from ray import get_runtime_context
+
+    return get_runtime_context().get_node_id()
 
 
 def _free_address() -> tuple[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
 from rich.console import Console, Group, RenderableType
@@ -17,13 +17,15 @@ from pipeline.checkpoints import Audited, Checkpoint
 from pipeline.plan import PlannedStage
 from pipeline.progress import LOSS, Progress
 from pipeline.record import Event
-from pipeline.status import TOLD, StageStatus, StatusReader, WorkflowStatus, origin
+from pipeline.status import StageStatus, StatusReader, WorkflowStatus
+from pipeline.told import TOLD, driver_lost, origin
 from pipeline.words import duration, headline, size
 from stages.data.bound import WAITING
 
 POLL_SECONDS = 0.5
 SHOWN_DIFFERENCES = 3
 """Fields of a planned stage that are shown of those that differ from a finished one."""
+SHOWN_TROUBLES = 10
 MARKS = {
     "pending": ("·", "dim"),
     "running": ("▶", "bold cyan"),
@@ -133,6 +135,8 @@ def describe(event: Event) -> str:
     match event.type:
         case "workflow_ended":
             return f"workflow {data['state']}"
+        case "driver_lost":
+            return driver_lost(data)
         case "waiting":
             return f"{stage or 'workflow'}: waiting for {data['holder']}"
         case "attempt_started":
@@ -202,6 +206,17 @@ def status_table(status: WorkflowStatus) -> Table:
             Text(_joined(headline(stage.metrics) or _joined(figures(stage), stage.message), _attempt(stage))),
         )
     return table
+
+
+def trouble_lines(status: WorkflowStatus) -> Iterator[Text]:
+    """What went wrong, the newest last, and how much of it is left out."""
+    if status.troubles:
+        count = len(status.troubles)
+        part = f" (the newest {SHOWN_TROUBLES} of {count})" if count > SHOWN_TROUBLES else ""
+        yield Text(f"what went wrong{part}", style="bold")
+    for item in status.troubles[-SHOWN_TROUBLES:]:
+        moment = time.strftime("%m-%d %H:%M:%S", time.localtime(item.time_ms / 1000))
+        yield Text.assemble((f"{moment}  ", "dim"), item.text)
 
 
 def plan_table(name: str, stages: Iterable[PlannedStage]) -> Table:

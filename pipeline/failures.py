@@ -6,6 +6,7 @@ import traceback
 from dataclasses import dataclass
 
 from cluster.gang import GangError
+from cluster.gang_failure import MachineLost
 
 BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0
 """Wait before the first retry of a stage. It doubles with every further one, until the stage gets on again."""
@@ -27,7 +28,9 @@ class Failure:
         if not isinstance(error, GangError):
             traceback.print_exception(error)
         message = f"{type(error).__name__}: {error}" if not isinstance(error, GangError) else str(error)
-        return cls(message="; ".join(faults) or message, machine=machine, update=update)
+        # The ranks that are left know nothing of machines.
+        parts = [*faults, message] if isinstance(error, MachineLost) else faults or [message]
+        return cls(message="; ".join(parts), machine=machine, update=update)
 
 
 class Failures:

@@ -20,7 +20,7 @@ from cluster.errors import UserError, check_format
 from cluster.storage import NotFound, Storage
 from pipeline.notify_config import KINDS, VARIABLE, Kind, NotifyConfig
 from pipeline.record import Event, EventLog
-from pipeline.status import TOLD
+from pipeline.told import TOLD, driver_lost
 
 FORMAT = 1
 POLL_SECONDS = 5.0
@@ -61,7 +61,7 @@ def text_of(workflow_id: str, event: Event) -> str:
         case "stage_failed":
             said = f"failed: {data.get('message') or 'see `patchline logs`'}"
         case "driver_lost":
-            said = f"its driver was lost ({data['reason']}); another one goes on ({data['tries']} of {data['budget']})"
+            said = driver_lost(data)
         case "attempt_ended":
             said = f"attempt {data['attempt']} stood still: {data['message']}"
         case kind:

@@ -29,7 +29,7 @@ from pipeline.record import (
 )
 from pipeline.reuse import Finished, finished
 from pipeline.room import Door, GrowthWatch, wait_for_room
-from pipeline.status import rolled_back
+from pipeline.told import rolled_back
 from pipeline.trunk import trunk_checkpoint
 from pipeline.worker import Assignment, enter
 from stages.config import StageConfig

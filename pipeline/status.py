@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +12,7 @@ from cluster.storage import Storage
 from pipeline.head import HeadDocument, read_head
 from pipeline.ids import by_age, chosen
 from pipeline.record import Event, EventLog, listed, read_record
+from pipeline.told import TOLD, origin, trouble, waiting
 from stages.metrics import now_ms
 
 AT_ONCE = 16
@@ -51,6 +51,14 @@ class StageStatus:
         return f"{self.folder}/attempts/{self.attempt}" if self.folder and self.attempt else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """Something that went wrong, whether or not it was made good."""
+
+    time_ms: int
+    text: str
+
+
 @dataclass(kw_only=True)
 class WorkflowStatus:
     """A workflow: `state` is submitted, running, done, failed or stopped."""
@@ -59,9 +67,13 @@ class WorkflowStatus:
     state: str = "submitted"
     stages: dict[str, StageStatus] = field(default_factory=dict)
     message: str = ""
+    troubles: list[Trouble] = field(default_factory=list)
+    """Of all its drivers, oldest first."""
 
     def apply(self, event: Event) -> None:
         """Take one more event into account."""
+        if text := trouble(event):
+            self.troubles.append(Trouble(time_ms=event.time_ms, text=text))
         if event.type == "driver_submitted" and self.state != "running":
             self.state, self.message = "submitted", ""
         elif event.type == "workflow_started":
@@ -69,7 +81,7 @@ class WorkflowStatus:
         elif event.type == "workflow_ended":
             self.state, self.message = str(event.data["state"]), str(event.data.get("message", ""))
         elif event.type == "waiting" and event.stage is None:
-            self.message = _waiting(event.data)
+            self.message = waiting(event.data)
         elif event.type == "stages_retried":
             self.stages |= {name: StageStatus(name=name) for name in _names(event.data["stages"])}
         if event.stage is not None:
@@ -92,7 +104,7 @@ def _apply(stage: StageStatus, event: Event) -> None:
             data["checkpoint"]["update"] if data.get("checkpoint") else data.get("branch_at", 0)
         )
     elif event.type == "waiting":
-        stage.message = _waiting(data)
+        stage.message = waiting(data)
     elif event.type == "stage_length":
         stage.updates = data["updates"]
     elif event.type == "attempt_ended":
@@ -108,63 +120,6 @@ def _apply(stage: StageStatus, event: Event) -> None:
     elif event.type in ("stage_failed", "stage_skipped", "stage_stopped"):
         stage.outcome, stage.ended_ms = event.type.removeprefix("stage_"), event.time_ms
         stage.message = data.get("message") or data.get("reason") or stage.message
-
-
-def _room(data: Mapping[str, Any]) -> str:
-    # Events of before have no memory, labels and seconds.
-    what = [f"{data['gpus']:g} GPU" if data["gpus"] else f"{data['cpus']:g} CPU"]
-    what += [f"{data['memory']:g} GB"] if data.get("memory") else []
-    labels = ", ".join(f"{key}={value}" for key, value in (data.get("labels") or {}).items())
-    each = f"{' and '.join(what)} each" + (f", on machines with {labels}" if labels else "")
-    workers = f"{data['workers']} worker{'s' if data['workers'] > 1 else ''} with {each}"
-    since = f"waiting {data['seconds']:.0f} s" if "seconds" in data else "waiting"
-    return f"{since} for {workers}; the cluster has room for {data['most']}, {data['free']} of them free"
-
-
-def _gang(data: Mapping[str, Any]) -> str:
-    idle = data["room"] - data["working"]
-    return f"{data['working']} of {data['most']} workers" + (
-        f"; room for {idle} more, which would idle" if idle else ""
-    )
-
-
-def _interrupted(data: Mapping[str, Any]) -> str:
-    if data["reason"] == "resized":
-        return "there is room for more workers: going on with them"
-    why = "its machine is taken away" if data["reason"] == "preempted" else "it was sent SIGTERM"
-    notice, took = data["notice_seconds"], data["save_seconds"]
-    if notice is not None and took > notice:
-        why += f"; saving took {took:.0f} s, and the notice was {notice:.0f} s: ask for a longer one"
-    return f"saved a checkpoint, since {why}; going on"
-
-
-def rolled_back(data: Mapping[str, Any]) -> str:
-    """That training went back, why, and what it leaves out."""
-    return f"went back at update {data['update']}: {data['reason']}; samples {data['start']} to {data['stop']} left out"
-
-
-TOLD: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "waiting_for_room": _room,
-    "gang": _gang,
-    "stage_interrupted": _interrupted,
-    "stage_rolled_back": rolled_back,
-    "checkpoint_refused": lambda data: (
-        data["reason"] + ("; the checkpoint before it is used" if data["left"] else "; there is none before it")
-    ),
-}
-"""What is said of events that a running stage lives through, by their type."""
-
-
-def _waiting(data: Mapping[str, Any]) -> str:
-    return f"waiting for {data['holder']} to end or to be silent for {data['ttl_seconds']} s"
-
-
-def origin(data: Mapping[str, Any]) -> str:
-    """Where an attempt starts from, given the data of its event, and what keeps it from the same bits."""
-    if not data["checkpoint"]:
-        return f"from update {data['branch_at']} of its trunk" if "branch_at" in data else ""
-    differs = data.get("differs")
-    return f"from update {data['checkpoint']['update']}" + (f", not bit-exact: {', '.join(differs)}" if differs else "")
 
 
 class StatusReader:

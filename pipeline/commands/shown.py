@@ -95,7 +95,7 @@ def _told_silent(seconds: float) -> str:
 
 def print_status(workflow_id: str, settings: Settings, *, as_json: bool = False, reason: str = "") -> None:
     """`reason` is why the driver has ended, where that is known already."""
-    from pipeline.display import fewshot_table, status_table
+    from pipeline.display import fewshot_table, status_table, trouble_lines
     from pipeline.display_models import TABLES
     from pipeline.status import stage_tables
 
@@ -110,6 +110,8 @@ def print_status(workflow_id: str, settings: Settings, *, as_json: bool = False,
     console.print(status_table(status))
     if "\n" in status.message:
         console.print(status.message, markup=False, soft_wrap=True)
+    for line in trouble_lines(status):
+        console.print(line, soft_wrap=True)
     drawn = {**TABLES, "fewshot": fewshot_table}
     for name, found in tables.items():
         for kind, rows in found.items():

@@ -1,7 +1,7 @@
 """A Ray cluster of several machines on one: each has a network namespace, an address, a name and folders of its own.
 
 All are on one bridge, and so are the stack's S3 and MLflow servers. What one does to a machine is what happens to real
-ones: its cable is pulled (`part`), it no longer reaches some of the others (`cut`), its link becomes slow (`slow`), all
+ones: its cable is pulled (`part`), it reaches the servers alone (`cut`), its link becomes slow (`slow`), all
 of its processes end at once (`lose`). Needs root or user namespaces, and the `ip` command.
 """
 
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cluster import job_server
@@ -51,10 +51,13 @@ def missing() -> str:
 
 
 class Machines:
-    """A head, which has no room for workers, and machines with one CPU each. A context manager."""
+    """A head, which has no room for workers, and machines with one CPU each. A context manager.
 
-    def __init__(self, stack: Stack, count: int) -> None:
-        self._stack, self._count = stack, count
+    `environment` is all machines' own, beside what they need to reach the servers.
+    """
+
+    def __init__(self, stack: Stack, count: int, environment: Mapping[str, str] | None = None) -> None:
+        self._stack, self.count, self._environment = stack, count, dict(environment or {})
         self._id = secrets.token_hex(2)
         self._net = f"10.{71 + secrets.randbelow(100)}.{secrets.randbelow(250)}"
         self.folder = Path(tempfile.mkdtemp(prefix="patchline-m-"))
@@ -66,7 +69,7 @@ class Machines:
             self._wire()
             self.start(0)
             self.wait()
-            for number in range(1, self._count + 1):
+            for number in range(1, self.count + 1):
                 self.start(number)
             self.wait()
         except BaseException:
@@ -77,7 +80,7 @@ class Machines:
     def __exit__(self, *_: object) -> None:
         for number in list(self._processes):
             self.lose(number)
-        for number in range(self._count + 1):
+        for number in range(self.count + 1):
             _ip("netns", "del", self._name(number), check=False)
         _ip("link", "del", self._bridge, check=False)
         for door in self._doors:
@@ -100,6 +103,10 @@ class Machines:
         """Of a machine; the head is number 0."""
         return f"{self._net}.{10 + number}"
 
+    def own_folder(self, number: int) -> Path:
+        """Where a machine's processes keep temporary files."""
+        return self.folder / str(number)
+
     def processes(self, number: int) -> list[int]:
         """Ids of all that runs on a machine."""
         found = _ip("netns", "pids", self._name(number), check=False)
@@ -107,7 +114,7 @@ class Machines:
 
     def with_process(self, *words: str) -> list[int]:
         """Machines that have a process whose command line has all these words."""
-        return [number for number in range(self._count + 1) if self._matching(number, words)]
+        return [number for number in range(self.count + 1) if self._matching(number, words)]
 
     def _matching(self, number: int, words: Sequence[str]) -> list[int]:
         found = []
@@ -122,7 +129,7 @@ class Machines:
 
     def start(self, number: int) -> None:
         """Start Ray on a machine: on the head first."""
-        own = self.folder / str(number)
+        own = self.own_folder(number)
         own.mkdir(exist_ok=True)
         command = [
             "ip",
@@ -149,6 +156,7 @@ class Machines:
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
             "RAY_JOB_ALLOW_DRIVER_ON_WORKER_NODES": "1",
             "PYTHONWARNINGS": "ignore",
+            **self._environment,
         }
         with open(self.folder / f"{number}.log", "ab") as log:
             self._processes[number] = subprocess.Popen(
@@ -186,10 +194,12 @@ class Machines:
         """Plug the cable in again."""
         _ip("link", "set", self._wire_of(number), "up")
 
-    def cut(self, number: int, others: Sequence[int]) -> None:
-        """Let a machine reach some others no more, the servers still."""
-        for other in others:
-            _ip("netns", "exec", self._name(number), "ip", "route", "add", "blackhole", f"{self.address(other)}/32")
+    def cut(self, number: int) -> None:
+        """Let a machine reach none of the others any more, the servers still."""
+        for other in range(self.count + 1):
+            if other != number:
+                way = ("route", "add", "blackhole", f"{self.address(other)}/32")
+                _ip("netns", "exec", self._name(number), "ip", *way)
 
     def slow(self, number: int, megabits: float) -> None:
         """Give a machine's link a rate, in 10^6 bits/s for what it is sent."""
@@ -202,7 +212,7 @@ class Machines:
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("addr", "add", f"{self._net}.1/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
-        for number in range(self._count + 1):
+        for number in range(self.count + 1):
             name, inside = self._name(number), f"{self._wire_of(number)}i"
             _ip("netns", "add", name)
             _ip("link", "add", self._wire_of(number), "type", "veth", "peer", "name", inside)

@@ -16,7 +16,7 @@ from cluster.storage import open_storage
 from pipeline import room
 from pipeline.record import Event, EventLog
 from pipeline.room import Door, GrowthWatch, wait_for_room
-from pipeline.status import TOLD
+from pipeline.told import TOLD
 from stages.training.config import TrainingConfig, usable_ranks
 
 

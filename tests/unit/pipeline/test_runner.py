@@ -6,6 +6,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.gang import GangError, NoRoom
+from cluster.gang_failure import MachineLost
 from cluster.storage import open_storage
 from pipeline import failures
 from pipeline.config import Workflow
@@ -491,17 +492,25 @@ def test_the_budget_for_room_that_is_taken_by_others_is_finite(storage):
     assert status(storage).stages["second"].message.startswith("2 workers could not be started")
 
 
-def test_what_the_ranks_found_is_what_is_told_of_a_gang_that_died(storage):
+@pytest.mark.parametrize(
+    ("error", "more"),
+    [
+        (GangError("rank 0 died", died=True), ""),
+        (MachineLost("machine 10.0.0.3 is lost"), "; machine 10.0.0.3 is lost"),
+    ],
+)
+def test_what_the_ranks_found_is_told_of_a_gang_that_died_and_what_they_cannot_know(storage, error, more):
     def die(context) -> None:
         rank = Rank(
             rank=0, world_size=2, local_rank=0, storage=storage, folder=context.folder, attempt=context.attempt,
             checkpoint=None, commit_checkpoint=lambda *_: (), stop_requested=lambda: None,
         )  # fmt: skip
         write_fault(rank, "rank 1 gave no sign of life for 600 s: update 7 computes")
-        raise GangError("rank 0 died", died=True)
+        raise error
 
     assert run(storage, disturbed_flow(die, retries=0)) == "failed"
-    assert status(storage).stages["second"].message == "rank 1 gave no sign of life for 600 s: update 7 computes"
+    told = status(storage).stages["second"].message
+    assert told == f"rank 1 gave no sign of life for 600 s: update 7 computes{more}"
 
 
 def test_the_wait_before_a_retry_grows_only_while_the_stage_stands_still():

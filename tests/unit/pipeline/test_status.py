@@ -6,6 +6,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.storage import open_storage
 from pipeline import api
+from pipeline.display import trouble_lines
 from pipeline.head import Head, read_head
 from pipeline.keeper import request_cancel
 from pipeline.record import FORMAT, EventLog, mark
@@ -147,3 +148,36 @@ def test_a_wait_is_told_until_it_is_over(storage):
     reader.update()
     assert (reader.status.state, reader.status.message) == ("done", "")
     assert reader.status.stages["ingest"].message == ""
+
+
+def test_what_went_wrong_is_remembered_after_it_was_made_good(storage):
+    log = EventLog(storage, "digits-1")
+    lost = "machine 10.0.0.3 is lost, and with it rank 2"
+    log.append("attempt_ended", "pretrain", attempt=1, outcome="failed", message=lost)
+    log.append("driver_lost", number=0, reason="the job is gone", tries=1, budget=8)
+    log.append("stage_interrupted", "pretrain", reason="resized", notice_seconds=None, save_seconds=1, left=3)
+    log.append("stage_rolled_back", "pretrain", update=7, start=0, stop=64, reason="the loss is nan")
+    log.append("attempt_ended", "pretrain", attempt=2, outcome="done", message="")
+    log.append("stage_done", "pretrain", metrics={}, seconds=3.0)
+    reader = StatusReader(storage, "digits-1", ["pretrain"])
+    reader.update()
+    assert [item.text for item in reader.status.troubles] == [
+        f"pretrain: attempt 1 failed: {lost}",
+        "its driver was lost (the job is gone); another one goes on (1 of 8)",
+        "pretrain: went back at update 7: the loss is nan; samples 0 to 64 left out",
+    ]
+    assert reader.status.stages["pretrain"].message == ""
+
+
+def test_the_newest_troubles_are_shown_and_how_many_there_are(storage):
+    log = EventLog(storage, "digits-1")
+    for attempt in range(12):
+        log.append("attempt_ended", "pretrain", attempt=attempt, outcome="failed", message="[rank] 0 died")
+    reader = StatusReader(storage, "digits-1", ["pretrain"])
+    assert list(trouble_lines(reader.status)) == []
+    reader.update()
+    head, *lines = [line.plain for line in trouble_lines(reader.status)]
+    assert head == "what went wrong (the newest 10 of 12)"
+    assert [line.split("  ", 1)[1] for line in lines] == [
+        f"pretrain: attempt {attempt} failed: [rank] 0 died" for attempt in range(2, 12)
+    ]

@@ -1,0 +1,141 @@
+"""What happens to a cluster of several machines while a workflow trains on it, and what is to be told of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.storage import Storage
+from pipeline.settings import Settings
+from tests.chaos import late
+from tests.chaos.machines import Machines
+from tests.integration.flows import head, wait_for
+
+END_SECONDS = 420.0
+WORKER = ("ray::", "TrainWorker")
+LOST_WITH_RANKS = r"machine [\d.]+ is lost, and with it rank"
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A workflow under way on the machines."""
+
+    machines: Machines
+    settings: Settings
+    workflow_id: str
+    storage: Storage
+    folder: str = ""
+
+    def with_driver(self) -> int:
+        """The machine of the driver."""
+        (number,) = self.machines.with_process("pipeline.driver", self.workflow_id)
+        return number
+
+    def with_rank(self) -> int:
+        """A machine on which a rank trains, and no driver."""
+        return next(n for n in self.machines.with_process(*WORKER) if n and n != self.with_driver())
+
+    def holding(self) -> int | None:
+        """The machine whose rank holds a commit back, where there is one."""
+        numbers = range(1, self.machines.count + 1)
+        return next((n for n in numbers if (self.machines.own_folder(n) / late.HELD).exists()), None)
+
+    def another_attempt(self) -> None:
+        """Wait until the next attempt trains."""
+        attempt = head(self.storage, self.folder).attempt
+        wait_for(lambda: head(self.storage, self.folder).attempt > attempt, END_SECONDS, "another attempt")
+
+
+def slow(run: Run) -> str:
+    """The link of a machine with a rank becomes slow."""
+    number = run.with_rank()
+    run.machines.slow(number, 10)
+    return f"machine {number} became slow"
+
+
+def loss(run: Run) -> str:
+    """The power of a machine with a rank is cut."""
+    number = run.with_rank()
+    run.machines.lose(number)
+    return f"machine {number} was lost"
+
+
+def partition(run: Run) -> str:
+    """The cable of a machine with a rank is pulled, and plugged in again when another attempt trains without it."""
+    number = run.with_rank()
+    run.machines.part(number)
+    run.another_attempt()
+    time.sleep(2)
+    run.machines.join(number)
+    return f"machine {number} was cut off for a while"
+
+
+def cut(run: Run) -> str:
+    """Rank 0's machine reaches no other machine any more, but storage, and goes on to commit a checkpoint there."""
+    for number in range(1, run.machines.count + 1):
+        (run.machines.own_folder(number) / late.HOLD).touch()
+    number = wait_for(run.holding, END_SECONDS, "commit that is held back")
+    before = head(run.storage, run.folder).checkpoints
+    run.machines.cut(number)
+    run.another_attempt()
+    (run.machines.own_folder(number) / late.GO_ON).touch()
+    outcome = run.machines.own_folder(number) / late.OUTCOME
+    wait_for(outcome.exists, END_SECONDS, "commit by a rank that was cut off")
+    held = (run.machines.own_folder(number) / late.HELD).read_text()
+    names = [item.prefix for item in head(run.storage, run.folder).checkpoints]
+    assert outcome.read_text() == "LeaseLost", outcome.read_text()
+    assert held not in names, f"{held}, of a rank that was cut off, became visible after {before}"
+    return f"machine {number}, of rank 0, reached storage alone, and was refused there"
+
+
+def driver(run: Run) -> str:
+    """The machine with the driver is lost, with whatever else is on it; it comes back empty."""
+    number = run.with_driver()
+    run.machines.lose(number)
+    run.machines.start(number)
+    run.machines.wait()
+    return f"machine {number}, of the driver, was lost"
+
+
+def cut_driver(run: Run) -> str:
+    """The driver's machine reaches no other machine any more, but storage, where it may go on renewing its lease."""
+    number = run.with_driver()
+    run.machines.cut(number)
+    return f"machine {number}, of the driver, reached storage alone"
+
+
+def gcs(run: Run) -> str:
+    """The head is lost, and comes back with no memory of the cluster: an operator starts the machines anew."""
+    numbers = range(run.machines.count + 1)
+    for number in numbers:
+        run.machines.lose(number)
+    run.machines.start(0)
+    run.machines.wait()
+    for number in numbers[1:]:
+        run.machines.start(number)
+    run.machines.wait()
+    return "the head was lost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """What happens, and what follows from it besides the same bits."""
+
+    act: Callable[[Run], str]
+    """Does it, and returns it in words."""
+    attempts: int = 2
+    """At least so many does training take."""
+    told: str = LOST_WITH_RANKS
+    """A regular expression, which a line of the workflow's events has to match."""
+
+
+SCENARIOS = {
+    "slow": Scenario(act=slow, attempts=1, told=""),
+    "loss": Scenario(act=loss),
+    "partition": Scenario(act=partition),
+    "cut": Scenario(act=cut),
+    "driver": Scenario(act=driver, told="its driver was lost"),
+    "cut-driver": Scenario(act=cut_driver, told="its driver was lost"),
+    "head": Scenario(act=gcs, told="its driver was lost"),
+}
