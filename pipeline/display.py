@@ -21,6 +21,7 @@ from pipeline.status import StageStatus, StatusReader, WorkflowStatus
 from pipeline.told import TOLD, driver_lost, origin
 from pipeline.words import duration, headline, size
 from stages.data.bound import WAITING
+from stages.training.slow import SKEWED, SLOW
 
 POLL_SECONDS = 0.5
 SHOWN_DIFFERENCES = 3
@@ -109,7 +110,16 @@ def figures(stage: StageStatus) -> str:
     waits = stage.data_wait is not None and stage.data_wait >= WAITING
     waiting = f"waits for images {stage.data_wait:.0%} of the time" if waits else ""
     left = f"{duration(stage.seconds_left)} left" if stage.seconds_left is not None else ""
-    return _joined(f"{stage.update}/{stage.updates} updates", speed, waiting, left)
+    return _joined(f"{stage.update}/{stage.updates} updates", speed, _slow(stage), waiting, left)
+
+
+def _slow(stage: StageStatus) -> str:
+    """Where training is slower than it was, or one rank than the others."""
+    slow = f"at {stage.pace:.0%} of its usual speed" if stage.pace is not None and stage.pace < SLOW else ""
+    if stage.slowest_rank is None or stage.compute_skew is None or stage.compute_skew < SKEWED:
+        return slow
+    late = f"rank {stage.slowest_rank:.0f} computes {stage.compute_skew:.1f} times as long as the others"
+    return _joined(slow, late)
 
 
 def _attempt(stage: StageStatus) -> str:

@@ -12,7 +12,9 @@ from stages.metrics import MetricReader, Point, last_file, last_point
 
 AT_ONCE = 16
 """Stages that are looked at side by side."""
-SPEED, LOSS, DATA_WAIT = "train/images_per_s", "train/loss", "train/data_wait"
+LOSS = "train/loss"
+SHOWN = ("images_per_s", "data_wait", "pace", "slowest_rank", "compute_skew")
+"""Of the newest interval; fields of `StageStatus`, and metrics below `train/`."""
 
 
 class Progress:
@@ -25,8 +27,7 @@ class Progress:
         self._reached: dict[str, int] = {}
 
     def measure(self, status: WorkflowStatus) -> WorkflowStatus:
-        """The same status, whose training stages have `update`, `images_per_s`, `data_wait`, `seconds_left` and
-        `updates_repeated`."""
+        """The same status, whose training stages have `update`, `seconds_left`, `updates_repeated` and `SHOWN`."""
         training = [stage for stage in status.stages.values() if stage.updates or "updates" in stage.metrics]
         if training:
             with ThreadPoolExecutor(min(AT_ONCE, len(training))) as pool:
@@ -36,7 +37,7 @@ class Progress:
     def _measure(self, stage: StageStatus) -> None:
         if stage.outcome in ("done", "reused") and "updates" in stage.metrics:
             stage.update = stage.updates = int(stage.metrics["updates"])
-            stage.images_per_s = stage.seconds_left = stage.data_wait = None
+            self._forget(stage)
             self._lost(stage)
         elif stage.prefix is not None and stage.updates:
             self._under_way(stage, stage.prefix)
@@ -49,12 +50,17 @@ class Progress:
         tail = self._tails.setdefault(prefix, Tail(self._storage, prefix))
         tail.update()
         stage.update = max(tail.step, stage.began.get(stage.attempt or 0, 0))
-        stage.images_per_s = stage.seconds_left = stage.data_wait = None
+        self._forget(stage)
         if stage.outcome == "running":
-            stage.images_per_s = tail.values.get(SPEED)
-            stage.data_wait = tail.values.get(DATA_WAIT)
+            for name in SHOWN:
+                setattr(stage, name, tail.values.get(f"train/{name}"))
             stage.seconds_left = tail.seconds_left(stage.updates or 0)
         self._lost(stage)
+
+    def _forget(self, stage: StageStatus) -> None:
+        stage.seconds_left = None
+        for name in SHOWN:
+            setattr(stage, name, None)
 
     def _lost(self, stage: StageStatus) -> None:
         """Looked at once for each new attempt: those before it do not change."""

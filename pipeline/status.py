@@ -42,6 +42,11 @@ class StageStatus:
     seconds_left: float | None = None
     data_wait: float | None = None
     """Part of the newest interval in which it waited for images."""
+    pace: float | None = None
+    """Its speed, as a part of the attempt's usual one."""
+    slowest_rank: float | None = None
+    compute_skew: float | None = None
+    """How many times as long as the others' median the slowest rank computes."""
     updates_repeated: int | None = None
     """Work lost: updates that an attempt made, and a later one made again."""
 

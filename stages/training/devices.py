@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import socket
 import time
 from datetime import timedelta
 
@@ -73,6 +74,13 @@ def leave_distributed() -> None:
     """End the process group of a gang, after its last collective. A group of one serves the next stage too."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.destroy_process_group()
+
+
+def host_names() -> list[str]:
+    """Of the machines, by rank. Collective."""
+    found = [""] * dist.get_world_size()
+    dist.all_gather_object(found, socket.gethostname())
+    return found
 
 
 def device_name(device: torch.device) -> str:

@@ -25,6 +25,7 @@ from stages.training.collectives import Collectives
 from stages.training.config import TrainingConfig
 from stages.training.devices import DTYPES, choose_device, initialize_distributed
 from stages.training.examples import Examples
+from stages.training.forward_clock import ForwardClock
 from stages.training.objectives import Objective, Supervised
 from stages.training.optimizer import make_optimizer, state_names
 from stages.training.report import Pending
@@ -118,6 +119,7 @@ class Engine:
         self.lag = 1 if self.device.type == "cuda" else 0
         """Updates that are best in flight before anybody asks for their figures: a GPU goes on meanwhile."""
         self.collectives = Collectives.of(deepspeed.comm.comm.cdb)
+        self.forward = ForwardClock(self.device, self.collectives)
         self.tensors = Tensors(self._engine.module, self._optimizer, config)
         for name, value in exact.items():
             self.tensors.set_weight(name, value)
@@ -157,7 +159,8 @@ class Engine:
             rows = slice(micro * self.micro_batch, (micro + 1) * self.micro_batch)
             torch.manual_seed(_mix(*seed, micro))
             question = self.objective.question(self._examples.of_rows(batch, rows))
-            outputs = self._engine(*question.inputs)
+            with self.forward.timed():
+                outputs = self._engine(*question.inputs)
             loss = self.objective.loss(outputs, question)
             self._engine.backward(loss)
             if self.config.zero_stage == 0:

@@ -29,6 +29,7 @@ from stages.training.devices import (
     DTYPES,
     choose_device,
     device_name,
+    host_names,
     initialize_distributed,
     keep_freed_memory,
     leave_distributed,
@@ -47,6 +48,7 @@ from stages.training.meters import Meters
 from stages.training.objectives import Objective, Supervised
 from stages.training.report import Pending, StepReport
 from stages.training.restore import load_weights
+from stages.training.slow import Slow
 from stages.training.watchdog import Watchdog
 
 
@@ -136,6 +138,7 @@ class _Run:
         flops = 6.0 * job.network.macs
         self.meters = Meters(self.engine, job.config, update=position.update, flops_per_image=flops, peak=peak)
         self.input_bound = InputBound(job.config.input, _host(self.loader, rank))
+        self.slow = Slow(host_names())
         self.pending: deque[tuple[int, int, Pending]] = deque()
 
     def updates(self) -> dict[str, Any] | None:
@@ -233,6 +236,8 @@ class _Run:
             return
         meters = self.meters.report(update, report.ranks)
         if told := self.input_bound.look(meters["data_wait"], meters["storage_wait"]):
+            print(told, flush=True)
+        if told := self.slow.look(meters):
             print(told, flush=True)
         values = {
             "loss": report.loss,

@@ -98,23 +98,40 @@ def _pairs(asked: Reduction, device: torch.device, place: Place) -> float | None
     first: list[int | None] = [None] * dist.get_world_size()
     dist.all_gather_object(first, dist.get_rank() if place.local_rank == 0 else None)
     leaders = [rank for rank in first if rank is not None]
-    best, step = None, 1
+    best = None
     data = torch.ones(asked.megabytes * 10**6 // 4, device=device)
-    other = torch.empty_like(data)
-    while step < len(leaders):
+    received = torch.empty_like(data)
+    own = leaders.index(dist.get_rank()) if dist.get_rank() in leaders else None
+    for turn in range(turns(len(leaders))):
+        other = None if own is None else partner(own, turn, len(leaders))
         for _ in range(PAIR_TRIES):
             dist.barrier()
-            if dist.get_rank() in leaders:
-                own = leaders.index(dist.get_rank())
-                partners = leaders[(own + step) % len(leaders)], leaders[(own - step) % len(leaders)]
-                seconds = _timed(lambda partners=partners: _exchange(data, other, *partners), device)
+            if other is not None:
+                rank = leaders[other]
+                seconds = _timed(lambda rank=rank: _exchange(data, received, rank), device)
                 best = max(best or 0.0, 4 * data.numel() / seconds / 1e9)
-        step *= 2
     return best
 
 
-def _exchange(data: torch.Tensor, other: torch.Tensor, to: int, source: int) -> None:
-    for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, data, to), dist.P2POp(dist.irecv, other, source)]):
+def turns(machines: int) -> int:
+    """In how many turns machines are paired: so many that each meets others which have no slow one beside them."""
+    return min(max(3, machines.bit_length()), machines - 1 + machines % 2) if machines > 1 else 0
+
+
+def partner(own: int, turn: int, machines: int) -> int | None:
+    """With whom a machine is in a turn, or None: the pairs of a round-robin tournament, by the circle method."""
+    odd = machines - 1 + machines % 2
+    if own == odd:
+        # The last of an even number, who meets whoever would have to meet itself.
+        return turn * (odd + 1) // 2 % odd
+    other = (turn - own) % odd
+    if other != own:
+        return other
+    return odd if machines > odd else None
+
+
+def _exchange(data: torch.Tensor, received: torch.Tensor, other: int) -> None:
+    for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, data, other), dist.P2POp(dist.irecv, received, other)]):
         work.wait()
 
 

@@ -195,7 +195,10 @@ class Machines:
         _ip("link", "set", self._wire_of(number), "up")
 
     def cut(self, number: int) -> None:
-        """Let a machine reach none of the others any more, the servers still."""
+        """Let a machine reach none of the others any more, nor they it; the servers still."""
+        # What comes from where no way leads back to is not taken.
+        strict = "echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter"
+        _ip("netns", "exec", self._name(number), "sh", "-c", strict)
         for other in range(self.count + 1):
             if other != number:
                 way = ("route", "add", "blackhole", f"{self.address(other)}/32")
@@ -205,6 +208,10 @@ class Machines:
         """Give a machine's link a rate, in 10^6 bits/s for what it is sent."""
         rate = ("rate", f"{megabits}mbit", "burst", "64kbit", "latency", "2000ms")
         subprocess.run(["tc", "qdisc", "add", "dev", self._wire_of(number), "root", "tbf", *rate], check=True)
+
+    def mend(self, number: int) -> None:
+        """Give a machine's link its own rate back."""
+        subprocess.run(["tc", "qdisc", "del", "dev", self._wire_of(number), "root"], check=True)
 
     # How they are made
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cluster.storage import Storage
+from pipeline.commands.shown import read_status
+from pipeline.display import figures
 from pipeline.settings import Settings
 from tests.chaos import late
 from tests.chaos.machines import Machines
@@ -14,6 +16,7 @@ from tests.integration.flows import head, wait_for
 
 END_SECONDS = 420.0
 WORKER = ("ray::", "TrainWorker")
+SLOWED = "of its usual speed"
 LOST_WITH_RANKS = r"machine [\d.]+ is lost, and with it rank"
 
 
@@ -41,6 +44,10 @@ class Run:
         numbers = range(1, self.machines.count + 1)
         return next((n for n in numbers if (self.machines.own_folder(n) / late.HELD).exists()), None)
 
+    def shown(self) -> str:
+        """How far pretraining is, as `status` has it."""
+        return figures(read_status(self.workflow_id, self.settings).stages["pretrain"])
+
     def another_attempt(self) -> None:
         """Wait until the next attempt trains."""
         attempt = head(self.storage, self.folder).attempt
@@ -48,10 +55,13 @@ class Run:
 
 
 def slow(run: Run) -> str:
-    """The link of a machine with a rank becomes slow."""
+    """The link of a machine with a rank becomes slow for a while: `status` has to say so, and then no longer."""
     number = run.with_rank()
-    run.machines.slow(number, 10)
-    return f"machine {number} became slow"
+    run.machines.slow(number, megabits=2)
+    wait_for(lambda: SLOWED in run.shown(), END_SECONDS, f"status that says '{SLOWED}'")
+    run.machines.mend(number)
+    wait_for(lambda: SLOWED not in run.shown(), END_SECONDS, f"status that says '{SLOWED}' no longer")
+    return f"machine {number} was slow for a while"
 
 
 def loss(run: Run) -> str:

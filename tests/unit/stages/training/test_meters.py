@@ -21,7 +21,8 @@ def clock(monkeypatch):
 
 def made(device: str = "cpu") -> tuple[Meters, SimpleNamespace]:
     collectives = SimpleNamespace(seconds=7.0)
-    engine = SimpleNamespace(collectives=collectives, device=torch.device(device), world_size=2)
+    forward = SimpleNamespace(seconds=3.0)
+    engine = SimpleNamespace(collectives=collectives, forward=forward, device=torch.device(device), world_size=2)
     config = TrainingConfig(updates=100, global_batch=64)
     # 10 GFLOP an image, and devices of 0.5 TFLOP/s.
     return Meters(engine, config, update=20, flops_per_image=1e10, peak=0.5), collectives
@@ -39,12 +40,12 @@ def test_an_interval_has_its_images_its_waits_and_no_evaluation(clock):
     with meters.saving():
         clock[0] += 1
     # The other rank waited longer for its data, and holds less.
-    found = meters.report(30, [meters.own(Spent(9.0, 8.0)), (4.0, 0.5, 1e9, 6.0, 1.5)])
+    found = meters.report(30, [meters.own(Spent(9.0, 8.0)), (4.0, 0.5, 1e9, 6.0, 1.5, 4.5)])
     assert found == {
         "images_per_s": pytest.approx(10 * 64 / 8), "tflops": pytest.approx(0.8), "mfu": pytest.approx(0.8),
         "data_wait": pytest.approx(4 / 8), "storage_wait": pytest.approx(1 / 4),
         "checkpoint_stall": pytest.approx(1 / 8), "memory_gb": 3.0,
-        "communication": pytest.approx(1 / 8),
+        "communication": pytest.approx(1 / 8), "slowest_rank": 1, "compute_skew": pytest.approx(1.5),
     }  # fmt: skip
 
 
@@ -66,3 +67,30 @@ def test_a_gpu_says_nothing_of_collectives(clock, monkeypatch):
     meters, _ = made("cuda")
     clock[0] += 8
     assert "communication" not in meters.report(30, [meters.own(Spent(0.0, 0.0))] * 2)
+
+
+def test_the_slowest_rank_is_that_of_the_last_five_intervals(clock):
+    meters, _ = made()
+    figures = []
+    for interval in range(1, 11):
+        clock[0] += 1
+        # Rank 1 becomes three times as slow at the sixth one.
+        ranks = [(0.0,) * 5 + (float(interval),), (0.0,) * 5 + (float(interval + 2 * max(0, interval - 5)),)]
+        figures.append(meters.report(20 + interval, ranks))
+    assert [round(found["compute_skew"], 1) for found in figures] == [1.0] * 5 + [1.4, 1.8, 2.2, 2.6, 3.0]
+    assert {found["slowest_rank"] for found in figures[5:]} == {1}
+
+
+def test_the_pace_is_a_part_of_the_best_speed_that_training_had_for_a_while(clock):
+    meters, _ = made()
+    paces = []
+    for interval, seconds in enumerate((9, 1, 1, 1, 1, 1, 4, 4, 4, 4, 4), start=1):
+        clock[0] += seconds
+        paces.append(meters.report(20 + 10 * interval, [(0.0,) * 6] * 2).get("pace"))
+    assert paces == [None] * 5 + [1.0] + [0.25] * 5
+
+
+def test_one_rank_trains_with_nobody_to_compare_with(clock):
+    meters, _ = made()
+    clock[0] += 1
+    assert "compute_skew" not in meters.report(30, [(0.0,) * 6])

@@ -10,7 +10,7 @@ from multiprocessing.queues import Queue
 import pytest
 
 from cluster.gang import Place
-from stages.training.reduction import Reduction, measure_collectives
+from stages.training.reduction import Reduction, measure_collectives, partner, turns
 
 RANKS = 3
 ASKED = Reduction(seconds=0.2, megabytes=1, gpus=False)
@@ -52,3 +52,20 @@ def test_a_gang_of_one_sends_nothing():
     (own,) = measure_collectives(ASKED, Place(rank=0, world_size=1, local_rank=0))
     assert (own.bus, own.slowest, own.pair) == (0.0, 1.0, None)
     assert own.tflops > 0
+
+
+@pytest.mark.parametrize("machines", [2, 3, 4, 5, 8, 13, 128])
+def test_machines_are_paired_with_others_in_each_turn_and_never_twice_with_the_same(machines):
+    met = set()
+    for turn in range(turns(machines)):
+        pairs = {own: partner(own, turn, machines) for own in range(machines)}
+        idle = [own for own, other in pairs.items() if other is None]
+        assert len(idle) == machines % 2
+        assert all(other is None or (other != own and pairs[other] == own) for own, other in pairs.items())
+        found = {frozenset(pair) for pair in pairs.items() if None not in pair}
+        assert not met & found
+        met |= found
+    # Whoever is slow, all others also meet somebody else.
+    if machines > 2:
+        for slow in range(machines):
+            assert all(any(own in pair for pair in met if slow not in pair) for own in range(machines) if own != slow)
