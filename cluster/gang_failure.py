@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import UserError
+from cluster.isolation import answers
 
-ANSWER_SECONDS = 3.0
-"""So long a machine has for taking a connection; others that are there take it within milliseconds."""
 PEER_IS_GONE = (
     # Of gloo, of the sockets below it, and of NCCL.
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"),
@@ -115,13 +113,7 @@ def _lost_machines(ranks: Mapping[str, list[int]]) -> list[str]:
 
 
 def _answers(node: Mapping[str, Any]) -> bool:
-    if not node["Alive"]:
-        return False
-    try:
-        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=ANSWER_SECONDS):
-            return True
-    except OSError:
-        return False
+    return node["Alive"] and answers((node["NodeManagerAddress"], node["NodeManagerPort"]))
 
 
 def _lost(address: str, ranks: list[int]) -> str:

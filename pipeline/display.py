@@ -18,7 +18,7 @@ from pipeline.plan import PlannedStage
 from pipeline.progress import LOSS, Progress
 from pipeline.record import Event
 from pipeline.status import StageStatus, StatusReader, WorkflowStatus
-from pipeline.told import TOLD, driver_lost, origin
+from pipeline.told import TOLD, driver_gave_up, driver_lost, origin
 from pipeline.words import duration, headline, size
 from stages.data.bound import WAITING
 from stages.training.slow import SKEWED, SLOW
@@ -147,6 +147,8 @@ def describe(event: Event) -> str:
             return f"workflow {data['state']}"
         case "driver_lost":
             return driver_lost(data)
+        case "driver_gave_up":
+            return driver_gave_up(data)
         case "waiting":
             return f"{stage or 'workflow'}: waiting for {data['holder']}"
         case "attempt_started":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from cluster.errors import UserError
+from cluster.isolation import IsolationWatch
 from cluster.storage import Storage
 from pipeline.config import Workflow
 from pipeline.head import Head, State, read_head
@@ -75,11 +78,13 @@ class Runner:
             return "stopped"
         self._keeper.start(head)
         self.events.epoch = head.epoch
+        alone = IsolationWatch(self._give_up) if self._drive.ray else nullcontext()
         try:
             mark(self.storage, self.id, "running", head.epoch)
             self.events.append("workflow_started", owner=self.owner, driver=self.number)
             self._retries = read_retries(self.storage, self.id)
-            self._walk()
+            with alone:
+                self._walk()
             state = self._state()
         finally:
             self._keeper.close()
@@ -92,6 +97,14 @@ class Runner:
             # It may have been resumed since, or deleted.
             mark(self.storage, self.id, state, head.epoch)
         return state
+
+    def _give_up(self, reason: str) -> None:
+        """End this process, whose leases run out: what it holds is held up, and the next driver is elsewhere."""
+        print(f"giving up: {reason}", flush=True)
+        try:
+            self.events.append("driver_gave_up", number=self.number, reason=reason)
+        finally:
+            os._exit(os.EX_UNAVAILABLE)
 
     def _walk(self) -> None:
         """Run the stages, each after what it refers to: side by side on a cluster, one by one in this process."""

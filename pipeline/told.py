@@ -71,11 +71,18 @@ def driver_lost(data: Mapping[str, Any]) -> str:
     return f"its driver was lost ({data['reason']}); another one goes on ({data['tries']} of {data['budget']})"
 
 
+def driver_gave_up(data: Mapping[str, Any]) -> str:
+    """That a driver ended itself."""
+    return f"driver {data['number']} gave up: {data['reason']}"
+
+
 def trouble(event: Event) -> str:
     """What went wrong and did not end the workflow, or did; empty of all else."""
     data: Mapping[str, Any] = event.data
     if event.type == "driver_lost":
         return driver_lost(data)
+    if event.type == "driver_gave_up":
+        return driver_gave_up(data)
     if event.type == "attempt_ended" and data["outcome"] == "failed":
         return f"{event.stage}: attempt {data['attempt']} failed: {data['message']}"
     grown = event.type == "stage_interrupted" and data["reason"] == "resized"

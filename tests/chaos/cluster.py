@@ -25,9 +25,11 @@ from cluster.environment import in_force
 from cluster.local.stack import Stack
 from cluster.storage import Storage
 from pipeline import api
+from pipeline.cancelling import cancel_now
 from pipeline.config import Workflow
 from pipeline.display import describe
 from pipeline.record import EventLog
+from pipeline.settings import Settings
 from pipeline.supervise import Supervisor
 from stages.metrics import MetricReader
 from tests.chaos import late
@@ -80,8 +82,8 @@ def run_on(machines: Machines, root: str, scenario: Scenario | None) -> Outcome:
     """The workflow in a root of its own, to which something happens once it has committed a checkpoint, or nothing."""
     settings, stop = machines.settings(root), threading.Event()
     with in_force({**settings.environment, "PATCHLINE_LEASE_SECONDS": "5"}):
-        storage, began = settings.storage(), time.monotonic()
-        run = Run(machines=machines, settings=settings, storage=storage, workflow_id=api.submit(workflow(), settings))
+        run, began = _submitted(machines, settings, scenario), time.monotonic()
+        storage = run.storage
         supervisor = threading.Thread(target=Supervisor(settings).run, args=(stop,), daemon=True)
         supervisor.start()
         try:
@@ -97,6 +99,18 @@ def run_on(machines: Machines, root: str, scenario: Scenario | None) -> Outcome:
             supervisor.join()
         assert state(storage, run.workflow_id) == "done", "\n".join(told(storage, run.workflow_id))
         return _outcome(run, met, time.monotonic() - began)
+
+
+def _submitted(machines: Machines, settings: Settings, scenario: Scenario | None) -> Run:
+    """The workflow, whose driver is where the scenario needs it: Ray puts it anywhere."""
+    for _ in range(20):
+        workflow_id = api.submit(workflow(), settings)
+        run = Run(machines=machines, settings=settings, storage=settings.storage(), workflow_id=workflow_id)
+        wanted = scenario.driver_on_head if scenario is not None else None
+        if wanted is None or wanted == (run.with_driver() == 0):
+            return run
+        cancel_now(workflow_id, settings)
+    raise AssertionError("no driver came where it is needed")
 
 
 def told(storage: Storage, workflow_id: str) -> list[str]:

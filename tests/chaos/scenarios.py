@@ -16,6 +16,7 @@ from tests.integration.flows import head, wait_for
 
 END_SECONDS = 420.0
 WORKER = ("ray::", "TrainWorker")
+GAVE_UP = "gave up: its machine, machine-., has reached neither"
 SLOWED = "of its usual speed"
 LOST_WITH_RANKS = r"machine [\d.]+ is lost, and with it rank"
 
@@ -31,9 +32,9 @@ class Run:
     folder: str = ""
 
     def with_driver(self) -> int:
-        """The machine of the driver."""
-        (number,) = self.machines.with_process("pipeline.driver", self.workflow_id)
-        return number
+        """The machine of the driver, once there is one."""
+        words = ("pipeline.driver", self.workflow_id)
+        return wait_for(lambda: self.machines.with_process(*words), END_SECONDS, "driver")[0]
 
     def with_rank(self) -> int:
         """A machine on which a rank trains, and no driver."""
@@ -136,6 +137,8 @@ class Scenario:
     """Does it, and returns it in words."""
     attempts: int = 2
     """At least so many does training take."""
+    driver_on_head: bool | None = None
+    """Where the driver has to be; anywhere if None."""
     told: str = LOST_WITH_RANKS
     """A regular expression, which a line of the workflow's events has to match."""
 
@@ -144,8 +147,8 @@ SCENARIOS = {
     "slow": Scenario(act=slow, attempts=1, told=""),
     "loss": Scenario(act=loss),
     "partition": Scenario(act=partition),
-    "cut": Scenario(act=cut),
-    "driver": Scenario(act=driver, told="its driver was lost"),
-    "cut-driver": Scenario(act=cut_driver, told="its driver was lost"),
+    "cut": Scenario(act=cut, driver_on_head=True),
+    "driver": Scenario(act=driver, driver_on_head=False, told="its driver was lost"),
+    "cut-driver": Scenario(act=cut_driver, driver_on_head=False, told=GAVE_UP),
     "head": Scenario(act=gcs, told="its driver was lost"),
 }
