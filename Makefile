@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint unit chaos chaos-servers clean
+.PHONY: install demo test lint unit chaos chaos-cluster chaos-servers clean
 .PHONY: bench-dedup bench-demo bench-fewshot bench-fewshot-beside bench-gpu bench-ingest bench-loader bench-memory bench-model bench-order bench-shuffle bench-soak bench-train bench-workflow
 
 install: .venv/installed
@@ -50,6 +50,10 @@ chaos: install
 # SIGKILL of the driver, a worker, the raylet, the head, the S3 and the MLflow server at any moment of whole workflows.
 chaos-servers: install
 	$(BIN)/python -m tests.chaos.servers --kills $(KILLS) --seed $(SEED)
+
+# Several machines in network namespaces, of which one is lost, cut off or slow: needs root, `ip`, `tc` and `unshare`.
+chaos-cluster: install
+	$(BIN)/python -m tests.chaos.cluster $(SCENARIOS)
 
 clean:
 	rm -rf .venv build dist *.egg-info

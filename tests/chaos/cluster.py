@@ -46,9 +46,9 @@ from tests.integration.flows import (
     wait_for,
 )
 
-COUNT = 4
+COUNT, RANKS = 4, 3
 OVERRIDES = (
-    *("pretrain.workers=3", "pretrain.updates=120", "pretrain.save_every=10", "pretrain.retries=6"),
+    *("pretrain.updates=120", "pretrain.save_every=10", "pretrain.retries=6"),
     *("pretrain.evaluate_every=0", "pretrain.hang_seconds=60", "pretrain.global_batch=96"),
 )
 
@@ -73,16 +73,16 @@ def late_commits() -> dict[str, str]:
     return {**late.HOOK, "PYTHONPATH": os.pathsep.join(path)}
 
 
-def workflow() -> Workflow:
+def workflow(ranks: int) -> Workflow:
     """Ingestion and pretraining."""
-    return small_workflow(*OVERRIDES)
+    return small_workflow(*OVERRIDES, f"pretrain.workers={ranks}")
 
 
-def run_on(machines: Machines, root: str, scenario: Scenario | None) -> Outcome:
+def run_on(machines: Machines, root: str, scenario: Scenario | None, *, ranks: int = RANKS) -> Outcome:
     """The workflow in a root of its own, to which something happens once it has committed a checkpoint, or nothing."""
     settings, stop = machines.settings(root), threading.Event()
     with in_force({**settings.environment, "PATCHLINE_LEASE_SECONDS": "5"}):
-        run, began = _submitted(machines, settings, scenario), time.monotonic()
+        run, began = _submitted(machines, settings, scenario, ranks), time.monotonic()
         storage = run.storage
         supervisor = threading.Thread(target=Supervisor(settings).run, args=(stop,), daemon=True)
         supervisor.start()
@@ -101,10 +101,10 @@ def run_on(machines: Machines, root: str, scenario: Scenario | None) -> Outcome:
         return _outcome(run, met, time.monotonic() - began)
 
 
-def _submitted(machines: Machines, settings: Settings, scenario: Scenario | None) -> Run:
+def _submitted(machines: Machines, settings: Settings, scenario: Scenario | None, ranks: int) -> Run:
     """The workflow, whose driver is where the scenario needs it: Ray puts it anywhere."""
     for _ in range(20):
-        workflow_id = api.submit(workflow(), settings)
+        workflow_id = api.submit(workflow(ranks), settings)
         run = Run(machines=machines, settings=settings, storage=settings.storage(), workflow_id=workflow_id)
         wanted = scenario.driver_on_head if scenario is not None else None
         if wanted is None or wanted == (run.with_driver() == 0):
