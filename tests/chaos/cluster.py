@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cluster import local
@@ -28,6 +29,8 @@ from pipeline import api
 from pipeline.cancelling import cancel_now
 from pipeline.config import Workflow
 from pipeline.display import describe
+from pipeline.preflight import Length, Preflight, preflight
+from pipeline.preflight_job import on_cluster
 from pipeline.record import EventLog
 from pipeline.settings import Settings
 from pipeline.supervise import Supervisor
@@ -151,32 +154,60 @@ def compare(undisturbed: Outcome, found: Outcome, scenario: Scenario) -> list[st
     return broken
 
 
+def preflight_problems(machines: Machines, root: str, length: Length) -> list[str]:
+    """What `preflight` does not find out: that one machine's link is slow, and that all else is fit."""
+    slow = 2
+    machines.slow(slow, megabits=200)
+    settings = machines.settings(root)
+    with in_force(settings.environment):
+        found = preflight(settings, length, survey=partial(on_cluster, settings))
+    print("\n".join(f"    {finding.level}: {finding.check}: {finding.told}" for finding in found.findings), flush=True)
+    broken = [finding.told for finding in found.findings if finding.level == "problem"]
+    named = {n for n in range(1, machines.count + 1) for line in _links(found) if f"machine-{n}" in line}
+    return broken + ([] if named == {slow} else [f"machine {slow} is slow, and machines {named} are named"])
+
+
+def _links(found: Preflight) -> list[str]:
+    """What is said of slow links."""
+    return [f.told for f in found.findings if f.check == "links between machines" and f.level == "warning"]
+
+
 def main() -> None:
     """Run the scenarios, print, and exit with 1 where the promise is broken."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []], help="all where none is named")
-    names = parser.parse_args().scenarios or list(SCENARIOS)
+    known = ["preflight", *SCENARIOS]
+    parser.add_argument("scenarios", nargs="*", choices=[*known, []], help="all where none is named")
+    names = parser.parse_args().scenarios or known
     if reason := missing():
         sys.exit(f"there can be no machines in network namespaces here: {reason}")
     home = Path(tempfile.mkdtemp(prefix="patchline-chaos-"))
     stack, broken = local.up(home), list[str]()
     try:
-        undisturbed = _on_new_machines(stack, "undisturbed", None)
-        for name in names:
-            try:
-                found = _on_new_machines(stack, name, SCENARIOS[name])
-                problems = compare(undisturbed, found, SCENARIOS[name])
-                print(f"{found.met}: {'; '.join(problems) or 'the same'}", flush=True)
-                print("\n".join(f"    {line}" for line in found.told), flush=True)
-            except Exception as error:
-                problems = [f"{type(error).__name__}: {error}"]
-                print(f"{name}: {problems[0]}", flush=True)
-            broken += [f"{name}: {problem}" for problem in problems]
+        if "preflight" in names:
+            with Machines(stack, COUNT) as machines:
+                broken += preflight_problems(machines, f"{stack.root}/preflight", Length())
+        if disturbed := [name for name in names if name in SCENARIOS]:
+            undisturbed = _on_new_machines(stack, "undisturbed", None)
+            for name in disturbed:
+                broken += [f"{name}: {problem}" for problem in _disturb(stack, name, undisturbed)]
     finally:
         local.down(home)
         shutil.rmtree(home, ignore_errors=True)
     print(json.dumps({"scenarios": names, "broken": broken}))
     sys.exit(1 if broken else 0)
+
+
+def _disturb(stack: Stack, name: str, undisturbed: Outcome) -> list[str]:
+    """What a scenario breaks."""
+    try:
+        found = _on_new_machines(stack, name, SCENARIOS[name])
+    except Exception as error:
+        print(f"{name}: {type(error).__name__}: {error}", flush=True)
+        return [f"{type(error).__name__}: {error}"]
+    problems = compare(undisturbed, found, SCENARIOS[name])
+    print(f"{found.met}: {'; '.join(problems) or 'the same'}", flush=True)
+    print("\n".join(f"    {line}" for line in found.told), flush=True)
+    return problems
 
 
 def _on_new_machines(stack: Stack, name: str, scenario: Scenario | None) -> Outcome:
