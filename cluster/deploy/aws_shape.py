@@ -30,6 +30,7 @@ class Aws(BaseModel):
     reservation: str | None = Field(
         default=None, pattern=r"^cr-[0-9a-f]+$", description="capacity reservation or block"
     )
+    capacity_block: bool = Field(default=False, description="whether the reservation is a capacity block for ML")
     efa: int = Field(default=0, ge=0, le=32, description="EFA interfaces of a machine with GPUs: 32 of p5.48xlarge")
     disk_gb: int = Field(default=200, ge=50, description="root disk of each machine, for images and logs")
     internal: bool = Field(
@@ -46,4 +47,6 @@ class Aws(BaseModel):
                 f"efa={self.efa} needs subnet and security_groups: interfaces are asked for one by one, and the "
                 "security group has to let its members talk to each other"
             )
+        if self.capacity_block and not self.reservation:
+            raise UserError("capacity_block=true needs reservation: the id of the block, which begins with cr-")
         return self

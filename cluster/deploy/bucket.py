@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from cluster.deploy.names import Object
+from cluster.deploy.registry import repository
 
 if TYPE_CHECKING:
     from cluster.deploy.aws_shape import Aws
@@ -75,7 +76,7 @@ def trust(*services: str) -> Object:
 
 
 def commands(shape: Shape) -> list[str]:
-    """Lines of shell that make the bucket and set it up."""
+    """Lines of shell that make the bucket, where it is not there yet, and set it up."""
     bucket, endpoint = ["--bucket", shape.bucket], ["--endpoint-url", shape.endpoint] if shape.endpoint else []
     # The first region is the only one that must not be named.
     elsewhere = shape.region != "us-east-1" and not shape.endpoint
@@ -87,32 +88,58 @@ def commands(shape: Shape) -> list[str]:
         ["put-bucket-lifecycle-configuration", *bucket, "--lifecycle-configuration", "file://lifecycle.json"],
         ["put-bucket-policy", *bucket, "--policy", "file://bucket-policy.json"],
     ]
-    return [shlex.join(["aws", "s3api", *call, *endpoint]) for call in calls]
+    made, *settings = [shlex.join(["aws", "s3api", *call, *endpoint]) for call in calls]
+    return [_unless(shlex.join(["aws", "s3api", "head-bucket", *bucket, *endpoint]), made), *settings]
 
 
 def roles(shape: Shape) -> list[str]:
     """Lines of shell that make the roles which the shape names, with their rights. Each profile has a role of its name.
 
-    EKS's older way (irsa) and tokens of other issuers need to know the issuer: these roles are made by hand.
+    Given again, they leave the roles that are there, and renew their rights. EKS's older way (irsa) and tokens of other
+    issuers need to know the issuer: these roles are made by hand.
     """
     pods = [shape.identity.role] if shape.identity.kind == "pod-identity" and shape.identity.role else []
     machines = [shape.aws.profile, shape.aws.head_profile] if shape.aws else []
     lines = []
     for arn in dict.fromkeys([*pods, *machines]):
-        name = arn.rpartition("/")[2]
-        own = ["--role-name", name]
-        rights = ["workers", *([] if shape.mlflow.address else ["mlflow"])]
-        if shape.aws and arn == shape.aws.head_profile:
-            rights.append("head")
-        calls = [["create-role", *own, "--assume-role-policy-document", "file://trust.json"]]
-        for right in rights:
-            document = f"file://{right}-policy.json"
-            calls.append(["put-role-policy", *own, "--policy-name", right, "--policy-document", document])
-        if arn in machines:
-            profile = ["--instance-profile-name", name]
-            calls += [["create-instance-profile", *profile], ["add-role-to-instance-profile", *profile, *own]]
-        lines += [shlex.join(["aws", "iam", *call]) for call in calls]
+        own = ["--role-name", arn.rpartition("/")[2]]
+        make = _iam("create-role", *own, "--assume-role-policy-document", "file://trust.json")
+        lines.append(_unless(_iam("get-role", *own), make))
+        for right in _rights(shape, arn):
+            named = ["--policy-name", right, "--policy-document", f"file://{right}-policy.json"]
+            lines.append(_iam("put-role-policy", *own, *named))
+        lines += _profile(own) if arn in machines else []
     return lines
+
+
+def _rights(shape: Shape, arn: str) -> list[str]:
+    """Names of the policies of a role, or of a profile's role."""
+    rights = ["workers", *([] if shape.mlflow.address else ["mlflow"])]
+    if shape.aws and arn in (shape.aws.profile, shape.aws.head_profile) and repository(shape.image):
+        rights.append("registry")
+    if shape.aws and arn == shape.aws.head_profile:
+        rights.append("head")
+    return rights
+
+
+def _profile(role: list[str]) -> list[str]:
+    """Lines that make a role's instance profile, and put the role into it."""
+    profile = ["--instance-profile-name", role[-1]]
+    look = _iam("get-instance-profile", *profile)
+    roles = _iam("get-instance-profile", *profile, "--query", "InstanceProfile.Roles[].RoleName", "--output", "text")
+    return [
+        _unless(look, _iam("create-instance-profile", *profile)),
+        f"{roles} | grep -q . || {_iam('add-role-to-instance-profile', *profile, *role)}",
+    ]
+
+
+def _iam(*call: str) -> str:
+    return shlex.join(["aws", "iam", *call])
+
+
+def _unless(look: str, make: str) -> str:
+    """A line that makes what is not there yet."""
+    return f"{look} >/dev/null 2>&1 || {make}"
 
 
 def head_policy(aws: Aws) -> Object:
@@ -127,6 +154,12 @@ def head_policy(aws: Aws) -> Object:
         _statement("Roles", ("iam:PassRole",), *passed),
         _statement("Profiles", ("iam:GetInstanceProfile",), *profiles),
     )
+
+
+def registry_policy(image: str) -> Object | None:
+    """What machines of `ray up` may who pull the image from AWS's registry; None where it lies elsewhere."""
+    found = repository(image)
+    return _policy(*found.statements()) if found else None
 
 
 def _policy(*statements: Object) -> Object:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cluster.deploy import environment, mlflow, names
 from cluster.deploy.names import Object
+from cluster.deploy.registry import repository
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ def launcher(shape: Shape) -> Object:
         "file_mounts": {TOKEN_FOLDER: aws.token_folder},
         "head_node_type": "head",
         "available_node_types": types,
-        "initialization_commands": [f"sudo mkdir -p {DISKS} && sudo chown 1000:1000 {DISKS}"],
+        # Before the image is pulled.
+        "initialization_commands": [
+            f"sudo mkdir -p {DISKS} && sudo chown 1000:1000 {DISKS}",
+            *([found.login()] if (found := repository(shape.image)) else []),
+        ],
         "setup_commands": [f"chmod 600 {TOKEN}"],
         "head_start_ray_commands": _head_commands(shape),
         "worker_start_ray_commands": _worker_commands(shape),
@@ -143,6 +148,8 @@ def _node_type(shape: Shape, aws: Aws, nodes: Nodes, machine: str, gpus: int) ->
     if gpus and aws.reservation:
         target = {"CapacityReservationId": aws.reservation}
         config["CapacityReservationSpecification"] = {"CapacityReservationTarget": target}
+        if aws.capacity_block:
+            config["InstanceMarketOptions"] = {"MarketType": "capacity-block"}
     return {
         "min_workers": nodes.min,
         "max_workers": nodes.max,

@@ -14,6 +14,7 @@ from cluster.deploy.names import Object
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
+    from cluster.deploy.aws_shape import Aws
     from cluster.deploy.shape import Shape
 
 Part = Literal["kuberay", "mlflow", "ray-up", "bucket", "docker"]
@@ -111,15 +112,22 @@ def _bucket(shape: Shape) -> dict[str, str]:
         "workers-policy": bucket.workers_policy(shape),
         "reader-policy": bucket.reader_policy(shape),
         **({} if shape.mlflow.address else {"mlflow-policy": bucket.mlflow_policy(shape)}),
-        **({"head-policy": bucket.head_policy(shape.aws)} if shape.aws else {}),
+        **(_of_machines(shape, shape.aws) if shape.aws else {}),
         "trust": bucket.trust(*(["ec2", "pods.eks"] if shape.aws else ["pods.eks"])),
     }
     scripts = {"apply.sh": bucket.commands(shape), "roles.sh": bucket.roles(shape)}
-    begin = ["#!/bin/sh", NOTE.strip(), "set -eu", 'cd "$(dirname "$0")"']
+    # Else each answer waits in a pager.
+    begin = ["#!/bin/sh", NOTE.strip(), "set -eu", "export AWS_PAGER=", 'cd "$(dirname "$0")"']
     return {
         **{f"{name}.json": _json(found) for name, found in documents.items()},
         **{name: "\n".join([*begin, *lines]) + "\n" for name, lines in scripts.items() if lines},
     }
+
+
+def _of_machines(shape: Shape, aws: Aws) -> dict[str, Object]:
+    """Policies of what `ray up` starts alone."""
+    registry = bucket.registry_policy(shape.image)
+    return {"head-policy": bucket.head_policy(aws), **({"registry-policy": registry} if registry else {})}
 
 
 def _docker(shape: Shape) -> dict[str, str]:
@@ -136,9 +144,11 @@ def _secrets(shape: Shape) -> str:
         wanted[names.database_secret(shape)] = names.PASSWORD_KEY
     lines = []
     for secret, key in wanted.items():
-        made = ["kubectl", "--namespace", shape.namespace, "create", "secret", "generic", secret]
-        lines.append(f"openssl rand -hex 32 | tr -d '\\n' | {shlex.join(made)} --from-file={key}=/dev/stdin")
-    return "\n".join(["#!/bin/sh", NOTE.strip(), "# Once for each cluster.", "set -eu", *lines]) + "\n"
+        ours = ["kubectl", "--namespace", shape.namespace]
+        there = f"{shlex.join([*ours, 'get', 'secret', secret])} >/dev/null 2>&1"
+        made = f"{shlex.join([*ours, 'create', 'secret', 'generic', secret])} --from-file={key}=/dev/stdin"
+        lines.append(f"{there} || openssl rand -hex 32 | tr -d '\\n' | {made}")
+    return "\n".join(["#!/bin/sh", NOTE.strip(), "# What is there already stays.", "set -eu", *lines]) + "\n"
 
 
 def _json(document: Object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from cluster.deploy import launcher
+from cluster.deploy.rendering import render
 from tests.unit.cluster.deploy.shapes import made_from, shipped
 
 
@@ -49,3 +52,30 @@ def test_a_spot_machine_watches_for_its_notice():
     assert found["available_node_types"]["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert any("cluster.deploy.spot_notice --notice 90" in line for line in found["worker_start_ray_commands"])
     assert not any("spot_notice" in line for line in launcher.launcher(shipped())["worker_start_ray_commands"])
+
+
+def test_machines_log_in_to_awss_registry_alone():
+    aws, host = shipped().model_dump()["aws"], "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+    shape = made_from({"aws": aws, "image": f"{host}/team/patchline:0.1.0-cuda"})
+    (_, login) = launcher.launcher(shape)["initialization_commands"]
+    assert login.startswith("aws ecr get-login-password --region eu-west-1 | docker login ")
+    assert login.endswith(f" {host}")
+    assert not any("docker login" in line for line in launcher.launcher(shipped())["initialization_commands"])
+    files = render(shape, ["bucket"])
+    (_, pull) = json.loads(files["bucket/registry-policy.json"])["Statement"]
+    assert pull["Resource"] == ["arn:aws:ecr:eu-west-1:123456789012:repository/team/patchline"]
+    lines = [line for line in files["bucket/roles.sh"].splitlines() if "registry-policy.json" in line]
+    assert [line.split()[4] for line in lines] == ["vit-worker", "vit-head"]
+    assert "bucket/registry-policy.json" not in render(shipped(), ["bucket"])
+
+
+def test_a_capacity_block_is_asked_for_as_one():
+    aws = {**shipped().model_dump()["aws"], "reservation": "cr-0123456789abcdef0"}
+    plain = launcher.launcher(made_from({"aws": aws}))["available_node_types"]["gpu"]["node_config"]
+    assert "InstanceMarketOptions" not in plain
+    block = launcher.launcher(made_from({"aws": {**aws, "capacity_block": True}}))
+    config = block["available_node_types"]["gpu"]["node_config"]
+    assert config["InstanceMarketOptions"] == {"MarketType": "capacity-block"}
+    assert config["CapacityReservationSpecification"] == plain["CapacityReservationSpecification"]
+    with pytest.raises(ValidationError, match="capacity_block=true needs reservation"):
+        made_from({"aws": {**aws, "reservation": None, "capacity_block": True}})
