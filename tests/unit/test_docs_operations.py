@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -53,6 +54,25 @@ def test_the_shape_and_its_files_are_made_as_the_page_has_it(here: Path):
     exec(python, {})
     for name in re.findall(r"deploy/(?:kuberay|mlflow|ray-up|bucket)/[\w.-]+\.\w+", RUNBOOK):
         assert (here / name).exists(), name
+
+
+def test_the_room_beside_machines_that_work_is_what_the_pods_ask_for(here: Path):
+    run("patchline deploy init cluster.yaml")
+    run("patchline deploy render cluster.yaml")
+    asked = []
+    for path in (here / "deploy").rglob("*.yaml"):
+        for found in yaml.safe_load_all(path.read_text()):
+            spec = found.get("spec", {})
+            if found.get("kind") == "RayCluster":
+                containers = [*spec["headGroupSpec"]["template"]["spec"]["containers"], spec["autoscalerOptions"]]
+            elif found.get("kind") in ("Deployment", "StatefulSet"):
+                containers = spec["template"]["spec"]["containers"]
+            else:
+                continue
+            asked += [container["resources"]["requests"] for container in containers]
+    cores = sum(float(request["cpu"]) for request in asked)
+    gigabytes = sum(float(request["memory"].removesuffix("G")) for request in asked)
+    assert f"| {cores:g} cores and {gigabytes:g} GB for the head" in RUNBOOK
 
 
 def test_the_plan_is_as_the_page_has_it(here: Path):
