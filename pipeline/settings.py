@@ -24,8 +24,15 @@ PASSED_ON = ("AWS_", "MLFLOW_", "PATCHLINE_", "RAY_AUTH_", "RAY_TRAIN_", "NO_PRO
 """Beginnings of the environment variables that a submitted driver is given."""
 SECRET = re.compile(r"SECRET|TOKEN(?!_PATH|_FILE)|PASSWORD|ACCESS_KEY|SECURITY|WEBHOOK")
 """In the names of variables whose values Ray would show to all who may use a cluster."""
+OF_THIS_MACHINE = re.compile(
+    r"RAY_AUTH_TOKEN_PATH|AWS_(DEFAULT_)?PROFILE|AWS_SHARED_CREDENTIALS_FILE|AWS_CONFIG_FILE|AWS_WEB_IDENTITY_TOKEN_FILE"
+    r"|AWS_ROLE_(ARN|SESSION_NAME)|AWS_CONTAINER_\w+|AWS_EC2_METADATA_\w+|AWS_CA_BUNDLE|AWS_DATA_PATH"
+    r"|MLFLOW_TRACKING_\w+_CERT_PATH|PATCHLINE_HOME"
+)
+"""Variables that name files, profiles and roles of the machine that they are set on. On another one they mean nothing,
+or somebody else's credentials, and would come before what its pods are given."""
 SEND_SECRETS = "PATCHLINE_SEND_SECRETS"
-"""Set to 1, it has them sent all the same."""
+"""Set to 1, it has both sent all the same."""
 
 
 def home() -> Path:
@@ -60,16 +67,26 @@ class Settings:
         os.environ.update(self.environment)
 
     def passed_on(self) -> dict[str, str]:
-        """Environment for a driver on the cluster: no secrets, unless that is this machine's own, or they are to go."""
-        held = self.withheld()
-        own = {name: value for name, value in _of_interest().items() if name not in held}
+        """Environment for a driver on the cluster. Secrets, and what is good on this machine alone, go along only with
+        the stack, which is this machine's own, or where they are to go.
+        """
+        found, all_go = _of_interest(), self._all_go()
+        # Empty ones stay too: they would hide what a pod is given.
+        own = {name: value for name, value in found.items() if all_go or not _stays_here(name)}
         return {**own, **self.environment, "MLFLOW_TRACKING_URI": self.mlflow}
 
     def withheld(self) -> list[str]:
         """Variables that a driver on the cluster is not given: its machines' own credentials count there."""
-        if self.local or os.environ.get(SEND_SECRETS) == "1":
+        if self._all_go():
             return []
-        return sorted(name for name, value in _of_interest().items() if value and SECRET.search(name))
+        return sorted(name for name, value in _of_interest().items() if value and _stays_here(name))
+
+    def _all_go(self) -> bool:
+        return self.local or os.environ.get(SEND_SECRETS) == "1"
+
+
+def _stays_here(name: str) -> bool:
+    return bool(SECRET.search(name) or OF_THIS_MACHINE.fullmatch(name))
 
 
 def _of_interest() -> dict[str, str]:

@@ -10,7 +10,7 @@ from cluster.local.processes import Process
 from cluster.local.servers import Secrets
 from cluster.local.stack import SERVICES
 from cluster.local.stack import _write as write
-from pipeline.settings import check_reachable, check_up, of_stack, resolve
+from pipeline.settings import Settings, check_reachable, check_up, of_stack, resolve
 
 FOREIGN = {
     "AWS_ACCESS_KEY_ID": "theirs",
@@ -83,24 +83,61 @@ SECRETS = {
         "MLFLOW_TRACKING_TOKEN", "PATCHLINE_HTTP_TOKEN", "RAY_AUTH_TOKEN",
     )
 }  # fmt: skip
+OF_THE_SUBMITTER = {
+    "RAY_AUTH_TOKEN_PATH": "/home/me/ray-token", "AWS_PROFILE": "lab", "AWS_DEFAULT_PROFILE": "lab",
+    "AWS_SHARED_CREDENTIALS_FILE": "/home/me/.aws/lab", "AWS_CONFIG_FILE": "/home/me/.aws/config",
+    "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/token", "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/mine",
+    "AWS_ROLE_SESSION_NAME": "me", "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://169.254.170.23/v1/credentials",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI": "/v2/credentials", "AWS_CA_BUNDLE": "/home/me/ca.pem",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH": "/home/me/ca.pem", "MLFLOW_TRACKING_CLIENT_CERT_PATH": "/home/me/me.pem",
+    "PATCHLINE_HOME": "/home/me/patchline",
+}  # fmt: skip
 PLACES = {
-    "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": "http://s3:9000", "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/token",
-    "RAY_AUTH_TOKEN_PATH": "/var/ray", "RAY_AUTH_MODE": "token", "MLFLOW_TRACKING_USERNAME": "me",
+    "AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": "http://s3:9000", "RAY_AUTH_MODE": "token",
+    "MLFLOW_TRACKING_USERNAME": "me", "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "PATCHLINE_LEASE_SECONDS": "20",
 }  # fmt: skip
 
 
 def test_secrets_stay_out_of_a_job_on_a_cluster_that_others_use(monkeypatch):
-    for name, value in (SECRETS | PLACES).items():
+    stays = SECRETS | OF_THE_SUBMITTER
+    for name, value in (stays | PLACES).items():
         monkeypatch.setenv(name, value)
     settings = resolve(root="s3://theirs/vit", mlflow="http://mlflow:5000", address="http://head:8265")
     sent = settings.passed_on()
     assert not any(value in sent.values() for value in SECRETS.values())
+    assert not stays.keys() & sent.keys()
     assert {name: sent[name] for name in PLACES} == PLACES
-    assert settings.withheld() == sorted(SECRETS)
+    assert settings.withheld() == sorted(stays)
+    monkeypatch.setenv("AWS_PROFILE", "")
+    assert "AWS_PROFILE" not in {*settings.passed_on(), *settings.withheld()}, "an empty one would hide a pod's own"
+    monkeypatch.setenv("AWS_PROFILE", OF_THE_SUBMITTER["AWS_PROFILE"])
     monkeypatch.setenv("PATCHLINE_SEND_SECRETS", "1")
     assert settings.withheld() == []
-    assert SECRETS.items() <= settings.passed_on().items()
+    assert stays.items() <= settings.passed_on().items()
     assert "PATCHLINE_SEND_SECRETS" not in settings.passed_on()
+
+
+def test_to_the_stack_which_is_this_machine_paths_and_profiles_go_along(stack, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/home/me/.aws/config")
+    settings = resolve(root="s3://theirs/vit")
+    assert settings.local
+    assert settings.withheld() == []
+    sent = settings.passed_on()
+    assert (sent["AWS_PROFILE"], sent["AWS_CONFIG_FILE"]) == ("lab", "/home/me/.aws/config")
+    assert sent["RAY_AUTH_TOKEN_PATH"] == stack.token_path
+    # The stack's own bucket has the stack's own key, whatever the shell says.
+    assert resolve().passed_on()["AWS_SHARED_CREDENTIALS_FILE"] == stack.credentials_path
+
+
+def test_what_a_program_says_of_the_environment_itself_goes_along(monkeypatch):
+    """Settings that somebody makes in Python name what the cluster's machines have."""
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    there = {"AWS_SHARED_CREDENTIALS_FILE": "/etc/on-the-machines", "AWS_PROFILE": "theirs"}
+    settings = Settings(root="s3://b/p", mlflow="http://mlflow:5000", jobs="http://head:8265", environment=there)
+    assert settings.passed_on().items() >= there.items()
 
 
 def test_no_password_stands_in_an_address():
