@@ -55,14 +55,19 @@ def cancel_now(workflow_id: str | None, settings: Settings) -> Cancelled:
     return Cancelled(id=found, jobs=told, problem=problem)
 
 
-def end_lost(storage: Storage, workflow_id: str) -> None:
-    """End a workflow that was cancelled, and whose driver is lost: nobody is there to save a checkpoint first."""
+def end_lost(storage: Storage, workflow_id: str) -> bool:
+    """End a workflow that was cancelled, and whose driver is lost: nobody is there to save a checkpoint first.
+
+    Returns whether it was this call that did.
+    """
     reader = StatusReader(storage, workflow_id, [])
     reader.update()
     own = f"cancel/{socket.gethostname()}/{os.getpid()}"
     head = seize(storage, f"workflows/{workflow_id}", own)
-    if head.owner == own or reader.status.state == "submitted":
+    ours = head.owner == own or reader.status.state == "submitted"
+    if ours:
         _tell(storage, workflow_id, head, _end_stages(storage, workflow_id, reader, own), LOST)
+    return ours
 
 
 def _check_runs(storage: Storage, workflow_id: str, state: str) -> None:

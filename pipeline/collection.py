@@ -19,12 +19,14 @@ from cluster.storage import NotFound, Storage
 from pipeline.garbage import unreached
 from pipeline.head import HeadDocument, read_head
 from pipeline.record import listed, read_record
-from pipeline.removal import TOMBSTONE, Leases, Removed, give_back, planned, remove_stages, take
+from pipeline.removal import Leases, Removed, give_back, is_empty, planned, quiet, remove_stages, take
 from pipeline.usage import AT_ONCE, References, stage_folders
 from stages.metrics import now_ms
 
 BATCH = 100
 """Stages whose leases are held at once."""
+SCRATCH_SECONDS = 86400.0
+"""What is younger in `scratch/` may be a verification's that runs: these have no lease."""
 
 
 def collect_root(storage: Storage, *, older_than: float, dry_run: bool = False) -> list[Removed]:
@@ -42,8 +44,9 @@ def collect_root(storage: Storage, *, older_than: float, dry_run: bool = False) 
         removed += remove_stages(storage, unnamed[start : start + BATCH], everybody.named)
     in_use = outputs_in_use(storage, folders)
     for folder in folders:
-        if folder not in unnamed and (found := _clean(storage, folder, in_use, old, dry_run=dry_run)) is not None:
-            removed.append(found)
+        if folder not in unnamed:
+            found = _clean(storage, folder, in_use, everybody, old, dry_run=dry_run)
+            removed += [found] if found is not None else []
     removed += _remains(storage, unnamed, old, dry_run=dry_run)
     return removed + _scratch(storage, older_than, dry_run=dry_run)
 
@@ -66,26 +69,40 @@ def _outputs(storage: Storage, folder: str) -> list[str]:
 
 
 def _clean(
-    storage: Storage, folder: str, in_use: set[str], old: Callable[[HeadDocument], bool], *, dry_run: bool
+    storage: Storage,
+    folder: str,
+    in_use: set[str],
+    everybody: References,
+    old: Callable[[HeadDocument], bool],
+    *,
+    dry_run: bool,
 ) -> Removed | None:
     """Remove what a stage's HEAD does not reach, under its lease; None where there is no such thing, or it runs."""
     head = read_head(storage, folder)
-    if head is None or head[0].state == "running" or not old(head[0]):
+    if head is None or not old(head[0]):
         return None
-    if not (doomed := unreached(storage, folder, head[0], in_use)) or dry_run:
+    if head[0].state == "running" and not quiet(head[0]):
+        return None
+    if not unreached(storage, folder, head[0], in_use):
+        return None
+    if dry_run:
+        recorded = everybody.named(running=True).has(folder)
+        doomed = unreached(storage, folder, head[0], in_use, recorded_stay=recorded)
         return _removed(storage, folder, doomed) if doomed else None
     held = take(storage, folder)
     if held is None:
         return None
     with Leases([held]) as leases:
         # Once more: somebody may have had the lease since.
-        doomed = unreached(storage, folder, held.read(), in_use)
+        recorded = everybody.named(running=True).has(folder)
+        doomed = unreached(storage, folder, held.read(), in_use, recorded_stay=recorded)
         found = _removed(storage, folder, doomed)
         for key in doomed:
             leases.check()
             storage.delete(key)
-    give_back(held)
-    return found
+        leases.drop(held)
+        give_back(held)
+    return found if doomed else None
 
 
 def _remains(
@@ -96,22 +113,45 @@ def _remains(
     bare = [f"workflows/{name}" for name in storage.list_folders("workflows/") if name not in known]
     # A workflow that is just being stored has no HEAD yet; of one with a file nothing is a remainder.
     bare = [folder for folder in bare if storage.stat(f"{folder}/workflow.yaml") is None]
-    removed = []
-    for folder in [*folders, *bare]:
+    found = [_remove_remains(storage, folder, old, dry_run=dry_run) for folder in [*folders, *bare]]
+    return [item for item in found if item is not None]
+
+
+def _remove_remains(
+    storage: Storage, folder: str, old: Callable[[HeadDocument], bool], *, dry_run: bool
+) -> Removed | None:
+    head = read_head(storage, folder)
+    if head is None or head[0].state == "running" or not old(head[0]) or _is_wanted(storage, folder):
+        return None
+    if dry_run:
+        return _removed(storage, folder, list(storage.list(f"{folder}/")))
+    # Under its lease: whoever comes to want the folder in this moment waits, and then makes a HEAD of his own.
+    held = take(storage, folder)
+    if held is None:
+        return None
+    with Leases([held]) as leases:
+        # Before the look: a workflow of this id that is stored after it keeps its file.
         keys = list(storage.list(f"{folder}/"))
-        left = [key for key in keys if not key.removeprefix(f"{folder}/").startswith(TOMBSTONE)]
-        head = read_head(storage, folder)
-        if not keys or head is None or head[0].state == "running" or not old(head[0]):
-            continue
-        if left and folder.startswith("stages/"):
-            continue
-        # Under its lease: whoever comes to want the folder in this moment waits, and then makes a HEAD of his own.
-        if not dry_run and take(storage, folder) is None:
-            continue
-        removed.append(_removed(storage, folder, keys))
-        if not dry_run:
-            _delete(storage, keys)
-    return removed
+        if _is_wanted(storage, folder):
+            # Somebody had it between our look and our lease, and may be done.
+            leases.drop(held)
+            give_back(held)
+            return None
+        found = _removed(storage, folder, keys)
+        # HEAD last, so that what a killed collection leaves is found again.
+        for key in sorted(keys, key=lambda key: key.endswith("/HEAD.json")):
+            leases.check()
+            if key.endswith("/HEAD.json"):
+                leases.drop(held)
+            storage.delete(key)
+    return found
+
+
+def _is_wanted(storage: Storage, folder: str) -> bool:
+    """Whether there is more than what a deletion leaves."""
+    if folder.startswith("stages/"):
+        return not is_empty(storage, folder)
+    return storage.stat(f"{folder}/workflow.yaml") is not None
 
 
 def _scratch(storage: Storage, older_than: float, *, dry_run: bool) -> list[Removed]:
@@ -120,17 +160,12 @@ def _scratch(storage: Storage, older_than: float, *, dry_run: bool) -> list[Remo
     for name in storage.list_folders("scratch/"):
         keys = list(storage.list(f"scratch/{name}/"))
         # Some servers go on listing folders that are empty.
-        if keys and int(name.partition("-")[0]) <= now_ms() - 1000 * older_than:
+        if keys and int(name.partition("-")[0]) <= now_ms() - 1000 * max(older_than, SCRATCH_SECONDS):
             removed.append(_removed(storage, f"scratch/{name}", keys))
             if not dry_run:
-                _delete(storage, keys)
+                for key in keys:
+                    storage.delete(key)
     return removed
-
-
-def _delete(storage: Storage, keys: list[str]) -> None:
-    """HEAD last, so that what a killed collection leaves is found again."""
-    for key in sorted(keys, key=lambda key: key.endswith("/HEAD.json")):
-        storage.delete(key)
 
 
 def _removed(storage: Storage, folder: str, keys: list[str]) -> Removed:

@@ -26,7 +26,7 @@ from pipeline.head import LeaseLost, read_head
 from pipeline.identity import differences
 from pipeline.ids import check_id, generate, note_named
 from pipeline.logs import LogShipper
-from pipeline.notify import notifying
+from pipeline.notify import Notifier, notifier_of, notifying
 from pipeline.record import EventLog, mark
 from pipeline.runner import Runner
 from pipeline.settings import Settings
@@ -142,7 +142,10 @@ def _tell_failed(storage: Storage, workflow_id: str, number: int, message: str) 
             # Another driver is at work: this one's mistake is in its log.
             return
         if newest_driver(storage, workflow_id) == number:
+            notifier = _notifier(storage, workflow_id)
             end_failed(storage, workflow_id, number, message)
+            if notifier is not None:
+                notifier.catch_up()
     except (OSError, UserError) as error:
         print(f"cannot tell so in {storage.url}: {error}", flush=True)
 
@@ -151,6 +154,14 @@ def newest_driver(storage: Storage, workflow_id: str) -> int | None:
     """Number of the driver that was submitted last, or None where none was."""
     count = sum(1 for _ in storage.list(f"workflows/{workflow_id}/drivers/"))
     return count - 1 if count else None
+
+
+def _notifier(storage: Storage, workflow_id: str) -> Notifier | None:
+    """Where the mistake is the notifier's own, nobody can be told but in storage."""
+    try:
+        return notifier_of(storage, workflow_id, read_workflow(storage, workflow_id).notify, _tell)
+    except UserError:
+        return None
 
 
 @contextmanager

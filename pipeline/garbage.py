@@ -31,19 +31,24 @@ def collect(storage: Storage, folder: str, head: HeadDocument) -> int:
     return len(doomed)
 
 
-def unreached(storage: Storage, folder: str, head: HeadDocument, in_use: Collection[str]) -> list[str]:
+def unreached(
+    storage: Storage, folder: str, head: HeadDocument, in_use: Collection[str], *, recorded_stay: bool = False
+) -> list[str]:
     """Keys of what HEAD does not reach, of all attempts, in the order in which it is to be removed.
 
     The output of its own record stays, and those whose key prefixes are `in_use`, since other records in use speak of
-    them. So does what tells of attempts.
+    them. So does what tells of attempts; and with `recorded_stay` whatever has a record: while a workflow runs that
+    uses the stage, it may have begun with an earlier one.
     """
     doomed = _checkpoints(storage, folder, head)
+    records = set(storage.list(f"{folder}/record-"))
+    staying = records if recorded_stay else {head.record}
     for name in storage.list_folders(f"{folder}/attempts/"):
         prefix = f"{folder}/attempts/{name}"
-        if prefix not in in_use and head.record != f"{folder}/record-{name}.json":
+        if prefix not in in_use and f"{folder}/record-{name}.json" not in staying:
             keys = [key for key in storage.list(f"{prefix}/") if not key.removeprefix(f"{prefix}/").startswith(KEPT)]
             doomed += _manifest_first(keys)
-    return doomed + [key for key in storage.list(f"{folder}/record-") if key != head.record]
+    return doomed + sorted(records - staying)
 
 
 def _checkpoints(storage: Storage, folder: str, head: HeadDocument) -> list[str]:

@@ -115,8 +115,12 @@ def read_head(storage: Storage, folder: str) -> tuple[HeadDocument, str] | None:
 class Head:
     """A folder's HEAD, held by this process. Made by `acquire`; every change raises LeaseLost once it is not."""
 
-    def __init__(self, storage: Storage, folder: str, epoch: int, owner: str) -> None:
+    def __init__(
+        self, storage: Storage, folder: str, epoch: int, owner: str, *, before: HeadDocument | None = None
+    ) -> None:
         self.storage, self.folder, self.epoch, self.owner = storage, folder, epoch, owner
+        self.before = before
+        """As it was found."""
 
     @classmethod
     def acquire(
@@ -155,7 +159,7 @@ class Head:
                 storage.compare_and_swap(f"{folder}/HEAD.json", taken.body(), tag)
             except Conflict:
                 continue
-            return cls(storage, folder, taken.epoch, owner)
+            return cls(storage, folder, taken.epoch, owner, before=document)
 
     def read(self) -> HeadDocument:
         """The current document. Raises LeaseLost."""

@@ -42,6 +42,8 @@ class Loss:
     """Whether it was asked to stop before it was lost, so that nobody wants it back."""
     done: bool = False
     """Whether the workflow is done, and its driver had but to show things."""
+    ended: HeadDocument | None = None
+    """Where the workflow has ended otherwise, and its driver could not tell everybody: HEAD, which says how."""
 
 
 class LossWatch:
@@ -105,9 +107,8 @@ class LossWatch:
             return None
         if head.state != "done":
             # Whoever resumes it shows the rest too.
-            _tell_end(self._storage, workflow, driver, head)
-            mark(self._storage, workflow, head.state, head.epoch)
-            return None
+            reason = "its driver was lost before it had told its end"
+            return Loss(workflow=workflow, driver=driver, reason=reason, ended=head)
         return Loss(
             workflow=workflow, driver=driver, reason="its driver was lost before MLflow had everything", done=True
         )
@@ -161,14 +162,15 @@ class LossWatch:
             self._report(line)
 
 
-def _tell_end(storage: Storage, workflow: str, driver: int, head: HeadDocument) -> None:
-    """Tell of an end that the driver was lost before telling of, if it was."""
+def tell_end(storage: Storage, workflow: str, driver: int, head: HeadDocument) -> None:
+    """Tell of an end that HEAD has and the driver was lost before telling of: by an event, if it was, and the index."""
     reader = StatusReader(storage, workflow, [])
     reader.update()
     if reader.status.state == "running":
         log = EventLog(storage, workflow)
         log.epoch = head.epoch
         log.append("workflow_ended", state=head.state, driver=driver, message="its driver was lost at its end")
+    mark(storage, workflow, head.state, head.epoch)
 
 
 def progress(storage: Storage, workflow: str) -> tuple[int, int, int]:

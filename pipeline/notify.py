@@ -1,7 +1,8 @@
 """Tells somebody's webhook what happens to a workflow: failures, stalls, roll-backs, and its end.
 
 What is told are events that are stored, and how far that has come is stored too. So a message whose driver was killed
-is sent by the next driver, or by the supervisor; one may come twice, and its `id` says so. Nothing waits for it:
+is sent by the next driver, or by the supervisor; one may come twice where two send it in the same moment, and its `id`
+says so. Nothing waits for it:
 training goes on while the webhook is away.
 """
 
@@ -112,6 +113,10 @@ class Notifier:
             self._told = event.number
 
     def _send(self, event: Event) -> None:
+        told = self._stored()
+        if told is not None and told >= event.number:
+            # The next driver, or a supervisor, was faster.
+            return
         try:
             webhook.post(self._address, message_of(self._storage, self._id, event))
         except webhook.NotTaken as error:
@@ -120,12 +125,18 @@ class Notifier:
 
     def _begin(self) -> int:
         """Number of the last event that was told; where nobody has told anything, of the last one that there is."""
+        told = self._stored()
+        if told is not None:
+            return told
+        newest = max((event.number for event in EventLog(self._storage, self._id).new_events()), default=-1)
+        self._note(newest)
+        return newest
+
+    def _stored(self) -> int | None:
         try:
             document = json.loads(self._storage.read(self._key))
         except NotFound:
-            newest = max((event.number for event in EventLog(self._storage, self._id).new_events()), default=-1)
-            self._note(newest)
-            return newest
+            return None
         check_format(document["format"], FORMAT, self._key)
         return int(document["event"])
 

@@ -82,7 +82,7 @@ def planned(storage: Storage, folders: Sequence[str], named: Named) -> list[Remo
         head = read_head(storage, folder)
         if named.has(folder):
             found.append(_kept(folder, "another workflow uses it"))
-        elif head is not None and head[0].state == "running" and not _quiet(head[0]):
+        elif head is not None and head[0].state == "running" and not quiet(head[0]):
             found.append(_kept(folder, f"{head[0].owner} runs it"))
         elif (whole := _whole(storage, folder)).objects:
             found.append(whole)
@@ -93,18 +93,18 @@ def remove_stages(storage: Storage, folders: Sequence[str], named: Callable[[], 
     """Remove the folders that are not named, neither now nor once their leases are held."""
     before, removed = named(), list[Removed]()
     held: dict[str, Head] = {}
-    for folder in folders:
-        if before.has(folder):
-            removed.append(_kept(folder, "another workflow uses it"))
-        elif (
-            (was := read_head(storage, folder)) is not None and was[0].state != "running" and _is_empty(storage, folder)
-        ):
-            continue
-        elif (head := take(storage, folder)) is None:
-            removed.append(_kept(folder, "another driver runs it"))
-        else:
-            held[folder] = head
-    with Leases(list(held.values())) as leases:
+    # While others are waited for, those that are held have to be renewed.
+    with Leases() as leases:
+        for folder in folders:
+            if before.has(folder):
+                removed.append(_kept(folder, "another workflow uses it"))
+            elif _is_removed(storage, folder):
+                continue
+            elif (head := take(storage, folder)) is None:
+                removed.append(_kept(folder, "another driver runs it"))
+            else:
+                held[folder] = head
+                leases.add(head)
         now = named()
         for folder, head in held.items():
             leases.check()
@@ -134,7 +134,8 @@ def give_back(head: Head) -> None:
     if record is not None:
         head.commit_record(record)
     else:
-        head.release("stopped")
+        ended = head.before is not None and head.before.state != "running"
+        head.release(head.before.state if head.before is not None and ended else "stopped")
 
 
 def owner(what: str) -> str:
@@ -145,7 +146,7 @@ def owner(what: str) -> str:
 class Leases:
     """Several leases that are renewed within a block, from a thread of its own."""
 
-    def __init__(self, heads: Sequence[Head]) -> None:
+    def __init__(self, heads: Sequence[Head] = ()) -> None:
         self._heads, self._lock, self._closed = list(heads), Lock(), Event()
         self._lost: LeaseLost | None = None
         self._renewed = time.monotonic()
@@ -165,6 +166,11 @@ class Leases:
             raise self._lost
         if time.monotonic() - self._renewed > LEASE_SECONDS * 2 / 3:
             raise LeaseLost("the leases could not be renewed in time: call it again, and it goes on")
+
+    def add(self, head: Head) -> None:
+        """Renew this one too, which has just been taken."""
+        with self._lock:
+            self._heads.append(head)
 
     def drop(self, head: Head) -> None:
         """Renew this one no more. Called before it is ended, which must not look like a loss."""
@@ -228,8 +234,14 @@ def _stays(name: str) -> bool:
     return name.startswith(TOMBSTONE)
 
 
-def _is_empty(storage: Storage, folder: str) -> bool:
-    """Whether it has been removed, or is run for the first time in this moment."""
+def _is_removed(storage: Storage, folder: str) -> bool:
+    """Whether there is but an empty HEAD, which nobody holds."""
+    head = read_head(storage, folder)
+    return head is not None and head[0].state != "running" and is_empty(storage, folder)
+
+
+def is_empty(storage: Storage, folder: str) -> bool:
+    """Whether a folder has been removed, or is run for the first time in this moment."""
     return not any(not _stays(key.removeprefix(f"{folder}/")) for key in storage.list(f"{folder}/"))
 
 
@@ -237,6 +249,6 @@ def _kept(folder: str, why: str) -> Removed:
     return Removed(what=folder, objects=0, bytes=0, kept=why)
 
 
-def _quiet(document: HeadDocument) -> bool:
+def quiet(document: HeadDocument) -> bool:
     """Whether its holder looks dead, by this machine's clock: a hint, on which nothing rests but whether to wait."""
     return now_ms() - document.renewed_ms > 2000 * document.ttl_seconds

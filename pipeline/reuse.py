@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.storage import Storage
+from cluster.storage import NotFound, Storage
 from pipeline.config import Workflow
 from pipeline.head import read_head
 from pipeline.identity import determining, identity
@@ -42,7 +42,11 @@ def reusable(storage: Storage, folder: str, config: StageConfig, digests: dict[s
 
 def finished(storage: Storage, folder: str, key: str, config: StageConfig, digests: dict[str, str]) -> Finished | None:
     """What a record says, if its output is still there, where `config` wants it, and its inputs had these digests."""
-    record = read_record(storage, key)
+    try:
+        record = read_record(storage, key)
+    except NotFound:
+        # Removed since HEAD was read.
+        return None
     output = recorded_output(storage, record)
     recorded = {field: item.digest for field, item in record.inputs.items()}
     if output is None or determining(config, recorded) != determining(config, digests):

@@ -169,18 +169,26 @@ class Runner:
                 folder=self._retries.folder(self.id, name, config.kind, fingerprint(document)),
                 inputs=needed,
             )
-            digests = {f: item.output.digest for f, item in needed.items()}
-            done = reusable(self.storage, run.folder, config, digests)
-            if done is None:
-                done = run.run()
-            else:
-                self.tracker.stage_started(name, config, run.folder, needed)
-                run.reused(done)
+            done = self._done(run)
         except (UserError, StageFailed) as error:
             self._fail(name, str(error))
             return
         if done is not None:
             self.finished[name] = done
+
+    def _done(self, run: StageRun) -> Finished | None:
+        """A stage that is done, by others before or by us now; None where it was stopped."""
+        digests = {field: item.output.digest for field, item in run.inputs.items()}
+        while True:
+            done = reusable(self.storage, run.folder, run.config, digests)
+            if done is None:
+                done = run.run()
+            else:
+                self.tracker.stage_started(run.name, run.config, run.folder, run.inputs)
+                run.reused(done)
+            # Nobody removes what an event of ours names; before it did, `gc` may have.
+            if done is None or not done.reused or reusable(self.storage, run.folder, run.config, digests) is not None:
+                return done
 
     def _fail(self, name: str, message: str) -> None:
         self.failed[name] = message

@@ -17,11 +17,12 @@ from pipeline.api import jobs_address, submit_driver
 from pipeline.cancelling import end_lost
 from pipeline.driver import end_failed, read_workflow
 from pipeline.head import LeaseWatch
-from pipeline.losses import ClusterAway, Loss, LossWatch, progress
+from pipeline.losses import ClusterAway, Loss, LossWatch, progress, tell_end
 from pipeline.notify import Notifier, notifier_of
 from pipeline.record import EventLog, mark
 from pipeline.settings import Settings
 from pipeline.supervise_note import Note, claim, read_note, spent
+from pipeline.telling import Teller
 
 BUDGET = 8
 """Drivers that are submitted for a workflow that does not get on."""
@@ -58,9 +59,20 @@ class Supervisor:
         self._claims: dict[str, LeaseWatch] = {}
         self._cases: dict[tuple[str, int], _Case] = {}
         self._waits_for: str | None = None
+        self._teller = Teller(report)
 
     def run(self, stop: threading.Event, beat: Callable[[], None] = lambda: None) -> None:
         """Look, act and pause until `stop` is set; `beat` is called after each round, also where all is away."""
+        try:
+            self._run(stop, beat)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Wait for the messages that are on their way."""
+        self._teller.close()
+
+    def _run(self, stop: threading.Event, beat: Callable[[], None]) -> None:
         pause, ended = 0.0, time.monotonic()
         while not stop.wait(pause):
             began = time.monotonic()
@@ -105,7 +117,9 @@ class Supervisor:
     def _answer(self, loss: Loss) -> bool:
         """Submit a driver where it is due, and nobody else does; whether one was."""
         if loss.cancelled:
-            end_lost(self._storage, loss.workflow)
+            told = self._notifier(loss.workflow)
+            if end_lost(self._storage, loss.workflow):
+                self._tell(told)
             self._report(f"{loss.workflow}: {loss.reason}, and it was cancelled: ended")
             return False
         found = read_note(self._storage, loss.workflow)
@@ -115,7 +129,7 @@ class Supervisor:
         case = self._case(loss, note)
         if time.monotonic() - case.since < _backoff(case.tries):
             return False
-        given_up = case.tries >= self._budget
+        given_up = loss.ended is not None or case.tries >= self._budget
         if not given_up:
             # Before anything is claimed: another supervisor may have what this one lacks.
             read_workflow(self._storage, loss.workflow).check_imported()
@@ -129,6 +143,11 @@ class Supervisor:
         if not claim(self._storage, loss.workflow, mine, tag):
             return False
         self._cases.pop((loss.workflow, loss.driver), None)
+        if loss.ended is not None:
+            told = self._notifier(loss.workflow)
+            tell_end(self._storage, loss.workflow, loss.driver, loss.ended)
+            self._tell(told)
+            return False
         if given_up:
             self._give_up(loss, case.tries)
             return False
@@ -159,15 +178,16 @@ class Supervisor:
         self._tell(told)
 
     def _give_up(self, loss: Loss, tries: int) -> None:
+        told = self._notifier(loss.workflow)
         if loss.done:
             mark(self._storage, loss.workflow, "done")
             self._report(f"{loss.workflow} is done: {loss.reason}: `patchline resume {loss.workflow}` sends the rest")
+            self._tell(told)
             return
         message = (
             f"given up: {loss.reason}, and {tries} more drivers were lost before the workflow got on: "
             f"look for the cause in `patchline logs {loss.workflow}`, then `patchline resume {loss.workflow}`"
         )
-        told = self._notifier(loss.workflow)
         end_failed(self._storage, loss.workflow, loss.driver, message)
         self._report(f"{loss.workflow}: {message}")
         self._tell(told)
@@ -177,13 +197,13 @@ class Supervisor:
         try:
             config = read_workflow(self._storage, workflow_id).notify
             return notifier_of(self._storage, workflow_id, config, self._report)
-        except UserError as error:
+        except (ValueError, KeyError) as error:
             self._report(f"{workflow_id}: nobody is told what happens: {error}")
             return None
 
     def _tell(self, notifier: Notifier | None) -> None:
         if notifier is not None:
-            notifier.catch_up()
+            self._teller.send(notifier)
 
 
 def _backoff(tries: int) -> float:

@@ -62,26 +62,28 @@ class References:
     """A workflow whose own use does not count."""
     _ended: dict[str, tuple[str, Named]] = field(default_factory=dict)
 
-    def named(self) -> Named:
-        """What is used now."""
+    def named(self, *, running: bool = False) -> Named:
+        """What is used now: by all workflows, or by those alone that have not ended (`running`)."""
         known = {name: state for name, state in listed(self.storage).items() if name != self.without}
         # Whatever is stored counts, also before and after it is listed.
         stored = {name for name in self.storage.list_folders("workflows/") if name != self.without}
         total = Named()
         for name in sorted(stored | known.keys()):
-            total = total.with_(self._of(name, known.get(name, "submitted")))
+            own, ended = self._of(name, known.get(name, "submitted"))
+            total = total if running and ended else total.with_(own)
         return total
 
-    def _of(self, name: str, state: str) -> Named:
+    def _of(self, name: str, state: str) -> tuple[Named, bool]:
+        """What a workflow uses, and whether it has ended."""
         head = read_head(self.storage, f"workflows/{name}")
         mark = f"{state} {head[0].epoch if head is not None else 0}"
         if state in ENDED and self._ended.get(name, ("",))[0] == mark:
-            return self._ended[name][1]
+            return self._ended[name][1], True
         own = told_by(self.storage, name)
         if state not in ENDED or (head is not None and head[0].state == "running"):
-            return own.with_(planned_by(self.storage, name))
+            return own.with_(planned_by(self.storage, name)), False
         self._ended[name] = (mark, own)
-        return own
+        return own, True
 
 
 def told_by(storage: Storage, workflow_id: str) -> Named:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -11,6 +16,10 @@ from hypothesis import strategies as st
 
 from cluster.environment import in_force
 from cluster.local.stack import Stack
+from cluster.storage import open_storage
+from pipeline.checkpoints import audit
+from pipeline.driver import read_workflow
+from pipeline.record import listed
 from tests.chaos import plan
 from tests.chaos.harness import SAVE_EVERY, UPDATES, Kill, Outcome, disturb, late, repeated_too_much, summary
 
@@ -84,3 +93,53 @@ def test_a_manifest_that_comes_before_its_parts_is_found_out(stack_environment, 
     whole = [item for item in summary(undisturbed, disturbed, SEED, 1)["broken"] if "committed and not whole" in item]
     assert len(whole) == 1
     assert "/checkpoints/00000020-a1" in whole[0]
+
+
+LOOP = """
+import contextlib, sys
+from cluster.storage import open_storage
+from pipeline.collection import collect_root
+from pipeline.head import LeaseLost
+while True:
+    with contextlib.suppress(LeaseLost):
+        collect_root(open_storage(sys.argv[1]), older_than=0)
+    print("once more", flush=True)
+"""
+
+
+@contextmanager
+def collecting(root: str, rounds: list[str]) -> Iterator[None]:
+    """`gc` of all that is not reached, however young, in a process of its own, again and again."""
+    process = subprocess.Popen([sys.executable, "-c", LOOP, root], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: rounds.extend(process.stdout or ()))
+    reader.start()
+    try:
+        yield
+        assert process.poll() is None, "gc has ended"
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+
+
+@pytest.mark.cluster
+def test_the_bits_are_the_same_while_gc_runs_over_and_over(stack_environment, s3_root, undisturbed):
+    drawn = [
+        plan.Disturbance(point="upload", update=20, victim="both ranks"),
+        plan.Disturbance(point="manifest", update=30, victim="driver"),
+        plan.Disturbance(point="committed", update=40, victim="rank 0"),
+    ]
+    root, rounds = f"{s3_root}/collected", list[str]()
+    with collecting(root, rounds):
+        disturbed = disturb(stack_environment, root, drawn)
+    assert len(rounds) > 20
+    assert len(disturbed.kills) == len(drawn)
+    assert disturbed.sha256 == undisturbed.sha256
+    assert disturbed.refused == ()
+    assert not any(repeated_too_much(kill) for kill in disturbed.kills)
+    storage = open_storage(root)
+    (workflow_id,) = listed(storage)
+    found = list(audit(storage, workflow_id, read_workflow(storage, workflow_id), fast=False))
+    assert len(found) > 2
+    assert [problem for item in found for problem in item.problems] == []
