@@ -6,6 +6,10 @@ import re
 
 from cluster.errors import UserError
 
+_BYTES = {
+    **{unit: 1000**power for power, unit in enumerate(("B", "kB", "MB", "GB", "TB", "PB"))},
+    **{unit: 1024**power for power, unit in enumerate(("KiB", "MiB", "GiB", "TiB", "PiB"), start=1)},
+}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -49,3 +53,11 @@ def seconds_of(text: str, option: str) -> float:
     if found is None:
         raise UserError(f"{option} {text!r}: expected a number and one of s, m, h, d, w, for example 90m or 2d")
     return float(found[1]) * _UNITS[found[2]]
+
+
+def bytes_of(text: str, option: str) -> int:
+    """Bytes of a size such as `500 GB` or `1.5TiB`. `option` names it in errors. Raises UserError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGTP]i?B|B)", text.strip())
+    if found is None or found[2] not in _BYTES or not float(found[1]):
+        raise UserError(f"{option}: got {text!r}, expected a size above 0 such as 500 GB, 2 TB or 1.5 TiB")
+    return round(float(found[1]) * _BYTES[found[2]])
