@@ -45,11 +45,12 @@ class _Held:
 class Runs:
     """Finds or makes the runs of a workflow, and sends them what is logged. Calls that ask the server may raise.
 
-    `sent` is called after each batch; where it returns False, no more are sent for now.
+    `sent` is called after each batch; where it returns False, no more are sent for now. Workflows of one id in two
+    roots have runs of their own.
     """
 
-    def __init__(self, uri: str, workflow_id: str, sent: Callable[[], bool]) -> None:
-        self._uri, self._id, self._sent = uri, workflow_id, sent
+    def __init__(self, uri: str, workflow_id: str, sent: Callable[[], bool], root: str) -> None:
+        self._uri, self._id, self._sent, self._root = uri, workflow_id, sent, root.rstrip("/")
         self._client: Any = None
         self._experiment = ""
         self._runs: dict[str, str] = {}
@@ -86,13 +87,15 @@ class Runs:
             return self._runs[key]
         tag, found = f"{self._id}:{key}", []
         if not self._new:
-            found = self._client.search_runs([self._experiment], f"tags.`patchline.key` = '{tag}'", max_results=1)
+            found = self._client.search_runs([self._experiment], f"tags.`patchline.key` = '{tag}'")
+            # Earlier versions did not say the root.
+            found = [run for run in found if run.data.tags.get("patchline.root", self._root) == self._root]
         if found:
             run = found[0].info.run_id
             self._client.update_run(run, status="RUNNING")
             self.log_tags(run, tags)
         else:
-            own = {"patchline.key": tag, "patchline.workflow": self._id, **tags}
+            own = {"patchline.key": tag, "patchline.workflow": self._id, "patchline.root": self._root, **tags}
             if parent is not None:
                 own["mlflow.parentRunId"] = self._runs[parent]
             run = self._client.create_run(self._experiment, run_name=name, tags=own).info.run_id

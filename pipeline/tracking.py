@@ -52,7 +52,7 @@ class MlflowTracker:
     ) -> None:
         self._uri, self._storage, self._id, self._workflow = uri, storage, workflow_id, workflow
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._runs = Runs(uri, workflow_id, self._batch_sent)
+        self._runs = Runs(uri, workflow_id, self._batch_sent, storage.url)
         self._curves: dict[str, Curves] = {}
         self._notes: list[str] = []
         self._names: dict[str, str] = {}

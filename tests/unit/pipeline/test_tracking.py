@@ -218,3 +218,22 @@ def test_pictures_are_shown_with_tables_of_numbers(server, storage, tracker):
         tracker.stage_started("train", Trained(), FOLDER, {})
         tracker.stage_ended("train", "done", finished)
     assert server.files["train"] == {name: name.encode() for name in names[:3]}
+
+
+def test_workflows_of_one_id_in_two_roots_have_runs_of_their_own(tmp_path):
+    """With a real MLflow: two users of one server may both call theirs `nightly`."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+
+    def run(root: str) -> str:
+        runs = mlflow_runs.Runs(uri, "nightly", lambda: True, root)
+        runs.connect()
+        return runs.ensure("workflow", None, "digits")
+
+    anna, ben = run("s3://lab/anna"), run("s3://lab/ben")
+    assert anna != ben
+    assert (run("s3://lab/anna/"), run("s3://lab/ben")) == (anna, ben)
+    # One of an earlier version is anybody's who has its id.
+    client = mlflow_runs._client(uri)
+    client.delete_tag(ben, "patchline.root")
+    assert run("s3://lab/ben") == ben
+    assert client.get_run(anna).data.tags["patchline.root"] == "s3://lab/anna"
