@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cluster.sizes import size
 from cluster.storage import Storage
 from pipeline.checkpoints import Audited, Checkpoint
 from pipeline.plan import PlannedStage
@@ -19,7 +20,7 @@ from pipeline.progress import LOSS, Progress
 from pipeline.record import Event
 from pipeline.status import StageStatus, StatusReader, WorkflowStatus
 from pipeline.told import TOLD, driver_gave_up, driver_lost, origin
-from pipeline.words import duration, headline, size
+from pipeline.words import duration, headline
 from stages.data.bound import WAITING
 from stages.training.slow import SKEWED, SLOW
 

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cluster.sizes import size
 from pipeline.feeding import Fit, Machine
-from pipeline.words import size
 from stages.data.bound import thread_count
 
 

@@ -6,9 +6,9 @@ from datetime import datetime
 
 from rich.table import Table
 
+from cluster.sizes import size
 from pipeline.quotas import RootSpace
 from pipeline.space import Space
-from pipeline.words import size
 
 STYLES = {"over": "red", "near": "yellow", "ok": ""}
 

@@ -14,11 +14,11 @@ import yaml
 from pydantic import Field
 
 from cluster.errors import UserError
+from cluster.sizes import bytes_of
 from cluster.storage import NotFound, Storage, open_storage
 from pipeline.head import read_head
 from pipeline.ids import by_age
 from pipeline.space import Amount
-from pipeline.words import bytes_of
 from pipeline.yaml_file import read_yaml
 from stages.config import Config
 

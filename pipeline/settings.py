@@ -31,6 +31,8 @@ OF_THIS_MACHINE = re.compile(
 )
 """Variables that name files, profiles and roles of the machine that they are set on. On another one they mean nothing,
 or somebody else's credentials, and would come before what its pods are given."""
+UNMISSED = ("RAY_AUTH_TOKEN_PATH", "PATCHLINE_HOME")
+"""Of these nobody need be told: no machine of a cluster is in want of them."""
 SEND_SECRETS = "PATCHLINE_SEND_SECRETS"
 """Set to 1, it has both sent all the same."""
 
@@ -76,10 +78,11 @@ class Settings:
         return {**own, **self.environment, "MLFLOW_TRACKING_URI": self.mlflow}
 
     def withheld(self) -> list[str]:
-        """Variables that a driver on the cluster is not given: its machines' own credentials count there."""
+        """Credentials that a driver on the cluster is not given, by their variables: its machines' own count there."""
         if self._all_go():
             return []
-        return sorted(name for name, value in _of_interest().items() if value and _stays_here(name))
+        found = [name for name, value in _of_interest().items() if value and _stays_here(name)]
+        return sorted(name for name in found if name not in UNMISSED)
 
     def _all_go(self) -> bool:
         return self.local or os.environ.get(SEND_SECRETS) == "1"

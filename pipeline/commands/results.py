@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import UserError
+from cluster.sizes import size
 from pipeline.commands.base import AsJson, Name, Root, Since, WorkflowId, console
 from pipeline.commands.shown import (
     follow_to_end,
@@ -21,7 +22,7 @@ from pipeline.commands.shown import (
     read_status,
 )
 from pipeline.settings import resolve
-from pipeline.words import seconds_of, size
+from pipeline.words import seconds_of
 
 app = typer.Typer()
 

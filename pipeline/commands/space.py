@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.errors import UserError
+from cluster.sizes import size
 from pipeline.commands.base import AsJson, Root, console
 from pipeline.commands.shown import print_json, print_note
 from pipeline.settings import resolve
-from pipeline.words import size
 
 if TYPE_CHECKING:
     from pipeline.quotas import RootSpace

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.errors import UserError
+from cluster.sizes import size
 from pipeline.commands.base import Address, AsJson, Mlflow, Root, console, inside_job
 from pipeline.commands.shown import match, print_json, told_beside
 from pipeline.settings import Settings, resolve
-from pipeline.words import seconds_of, size
+from pipeline.words import seconds_of
 
 if TYPE_CHECKING:
     from pipeline.comparison import Verified

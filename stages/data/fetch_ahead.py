@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from cluster.sizes import size
 from stages.data.cache import ShardCache
 from stages.data.mixed_order import MixedOrder
 from stages.data.order import Numbers, Order
@@ -40,7 +41,7 @@ class FetchAhead:
         room = cache.room()
         if needed > room:
             print(
-                f"shards are not fetched ahead: two windows need {_size(needed)} of cache, which has {_size(room)} in "
+                f"shards are not fetched ahead: two windows need {size(needed)} of cache, which has {size(room)} in "
                 f"{cache.folder}: set cache_gigabytes, or `cache` to a folder on a larger disk",
                 flush=True,
             )
@@ -84,9 +85,3 @@ class FetchAhead:
         with suppress(Exception):
             for file in (shard.index, shard.tar):
                 os.close(self._cache.open(file))
-
-
-def _size(size: int) -> str:
-    """Bytes as people say them."""
-    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
-    return f"{size / unit:,.1f} {name}"

@@ -155,7 +155,7 @@ def failing(storage: Storage) -> Workflow:
 
 BEFORE: dict[Before, int] = {
     # Of how many moments one is tried; where leases have to run out each takes seconds.
-    empty: 1, done_by_another: 1, done_by_nobody_known: 3, removed_before: 1, killed_before: 7, failing: 3,
+    empty: 1, done_by_another: 2, done_by_nobody_known: 5, removed_before: 1, killed_before: 9, failing: 5,
 }  # fmt: skip
 
 

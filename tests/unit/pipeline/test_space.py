@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.errors import UserError
+from cluster.sizes import bytes_of
 from cluster.storage import Storage, open_storage
 from pipeline.cli import app
 from pipeline.collection import collect_root
@@ -16,7 +17,6 @@ from pipeline.commands.base import console
 from pipeline.quotas import NEAR, Quotas, parse_quotas, read_quotas, roots_under
 from pipeline.settings import Settings
 from pipeline.space import kind_of, space
-from pipeline.words import bytes_of
 from tests.unit.pipeline.test_removal import flow, folders, garbage, run, toys  # noqa: F401
 
 

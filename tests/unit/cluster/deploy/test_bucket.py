@@ -84,3 +84,20 @@ def test_the_head_passes_on_no_other_role():
         "arn:aws:iam::123456789012:role/vit-head",
         "arn:aws:iam::123456789012:role/vit-worker",
     ]
+
+
+def test_users_of_one_bucket_write_below_their_own_roots_alone():
+    """Also where one's name begins with the other's; what they share is read."""
+    roots = {name: f"s3://lab-vit/users/{name}" for name in ("ann", "anna")}
+    for name, root in roots.items():
+        shape = shipped().model_copy(update={"root": root, "data": ("s3://lab-vit/shared",)})
+        policies = (bucket.workers_policy(shape), bucket.reader_policy(shape), bucket.mlflow_policy(shape))
+        granted = [item for policy in policies for item in policy["Statement"] if "s3:PutObject" in item["Action"]]
+        (other,) = (found for known, found in roots.items() if known != name)
+        for item in granted:
+            for resource in item["Resource"]:
+                pattern = re.escape(resource).replace(r"\*", ".*")
+                assert not re.fullmatch(pattern, f"arn:aws:s3:::{other.removeprefix('s3://')}/stages/x/HEAD.json")
+                assert not re.fullmatch(pattern, "arn:aws:s3:::lab-vit/shared/train-000000.tar")
+        reading = [item for item in policies[0]["Statement"] if item["Sid"] == "Images"]
+        assert reading[0]["Resource"] == ["arn:aws:s3:::lab-vit/shared/*"]
