@@ -109,9 +109,13 @@ def planned_by(storage: Storage, workflow_id: str) -> Named:
     Where the class of one cannot be imported here, all kinds that do not ship. Raises UserError where the file cannot
     be read: then nobody can tell what the workflow uses.
     """
-    if storage.stat(f"workflows/{workflow_id}/workflow.yaml") is None:
-        return Named()
-    workflow = read_workflow(storage, workflow_id)
+    try:
+        workflow = read_workflow(storage, workflow_id)
+    except UserError:
+        if storage.stat(f"workflows/{workflow_id}/workflow.yaml") is None:
+            # It never had one, or somebody has just deleted it.
+            return Named()
+        raise
     retries = read_retries(storage, workflow_id)
     prints: dict[str, str] = {}
     folders, kinds, others = set[str](), set[str](), False
