@@ -18,6 +18,7 @@ from pathlib import Path
 from cluster.errors import UserError
 from cluster.storage import NotFound, Storage, open_storage
 from cluster.storage.base import file_digest
+from stages.data.cache_account import Account
 from stages.data.table import File
 
 SUFFIX = ".cached"
@@ -54,6 +55,8 @@ class ShardCache:
         self._storage, self._base = storage, base
         self._limit = limit_bytes
         self.folder = _private_folder(folder or default_folder())
+        self._account = Account(self.folder, SUFFIX)
+        self._swept: set[str] = set()
 
     def open(self, file: File) -> int:
         """A file descriptor, to be closed by the caller, of a file, fetched where needed.
@@ -85,7 +88,7 @@ class ShardCache:
 
     def room(self) -> int:
         """Bytes that all files here may take now: the limit, or 80 % of what they take and what the disk has free."""
-        return self._room(sum(status.st_size for status, _ in self._files()))
+        return self._room(Account(self.folder, SUFFIX).list())
 
     def _room(self, used: int) -> int:
         return min(self._limit, int(0.8 * (used + shutil.disk_usage(self.folder).free)))
@@ -105,10 +108,7 @@ class ShardCache:
 
     def _fetch(self, file: File, local: Path) -> None:
         storage, key = locate(self._storage, self._base, file.address)
-        # Of processes that were killed: whoever else fetches a file with this beginning holds the same lock.
-        for pattern in ("{}*.part", ".{}*.part.*"):
-            for leftover in self.folder.glob(pattern.format(local.name[:2])):
-                leftover.unlink(missing_ok=True)
+        self._sweep(local.name[:2])
         part = local.with_name(f"{local.stem}.{os.getpid()}.part")
         try:
             for _ in range(2):
@@ -116,7 +116,7 @@ class ShardCache:
                 if file_digest(part).sha256 == file.sha256:
                     _sync(part)
                     os.replace(part, local)
-                    self._evict(keep=local)
+                    self._account.add(local, file.bytes, self._room)
                     return
         except NotFound:
             raise _lost(file) from None
@@ -126,27 +126,16 @@ class ShardCache:
             f"{file.address} was fetched twice and neither time had the sha256 {file.sha256} of its manifest"
         )
 
-    def _files(self) -> list[tuple[os.stat_result, Path]]:
-        """The whole ones."""
-        files = []
-        for file in self.folder.iterdir():
-            if file.suffix == SUFFIX:
-                try:
-                    files.append((file.stat(), file))
-                except FileNotFoundError:
-                    continue  # Another process was faster.
-        return files
+    def _sweep(self, beginning: str) -> None:
+        """Remove what killed processes were fetching, of names with this beginning; once, since it lists the folder.
 
-    def _evict(self, keep: Path) -> None:
-        files = self._files()
-        used = sum(status.st_size for status, _ in files)
-        excess = used - self._room(used)
-        for status, file in sorted(files, key=lambda pair: pair[0].st_mtime_ns):
-            if excess <= 0:
-                return
-            if file != keep:
-                file.unlink(missing_ok=True)
-                excess -= status.st_size
+        Whoever else fetches a file with this beginning holds the same lock.
+        """
+        if beginning not in self._swept:
+            for pattern in (f"{beginning}*.part", f".{beginning}*.part.*"):
+                for leftover in self.folder.glob(pattern):
+                    leftover.unlink(missing_ok=True)
+            self._swept.add(beginning)
 
     @contextmanager
     def _lock(self, sha256: str) -> Iterator[None]:

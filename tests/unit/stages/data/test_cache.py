@@ -11,6 +11,7 @@ import pytest
 from cluster.errors import UserError
 from cluster.storage import open_storage
 from stages.data.cache import CorruptShard, ShardCache
+from stages.data.cache_account import Account
 from stages.data.manifest import base_folder
 from stages.data.table import File
 from tests.unit.stages.shards import shards
@@ -170,5 +171,63 @@ def test_what_a_killed_download_leaves_is_removed_by_the_next_fetch(digits, tars
         (folder / name).write_bytes(b"half")
     os.close(cache.open(tars[0]))
     assert {file.name for file in folder.iterdir()} == {
-        f"{own}.cached", f"{own[:2]}.lock", f".{other}.7.part.0a1b",
+        "account.lock", f"{own}.cached", f"{own[:2]}.lock", f".{other}.7.part.0a1b",
     }, "that one may be under way"  # fmt: skip
+
+
+def listing(folder):
+    """An account that counts how often it looks at all files."""
+    account = Account(folder, ".cached")
+    account.lists, look = 0, account.list
+
+    def counted():
+        account.lists += 1
+        return look()
+
+    account.list = counted
+    return account
+
+
+def put(folder, number, account, *, room):
+    """A new file of one byte, the most recently used one."""
+    path = folder / f"{number:05d}.cached"
+    path.write_bytes(b"x")
+    os.utime(path, ns=(number, number))
+    account.add(path, 1, lambda used: room)
+    return path
+
+
+def test_a_full_cache_is_not_listed_for_each_file_that_comes(tmp_path):
+    account = listing(tmp_path)
+    for number in range(1000):
+        put(tmp_path, number, account, room=100)
+    assert sorted(file.stem for file in tmp_path.glob("*.cached")) == [f"{number:05d}" for number in range(900, 1000)]
+    assert account.lists == 10, "once at the start, and once for as many as there is room for"
+
+
+def test_what_was_used_after_a_list_stays(tmp_path):
+    account = listing(tmp_path)
+    paths = [put(tmp_path, number, account, room=10) for number in range(10)]
+    put(tmp_path, 10, account, room=10)
+    os.utime(paths[1], ns=(99, 99))
+    put(tmp_path, 11, account, room=10)
+    assert paths[1].exists()
+    assert not paths[0].exists()
+    assert not paths[2].exists()
+
+
+def test_processes_that_share_a_folder_keep_its_limit_together(tmp_path):
+    accounts = [listing(tmp_path) for _ in range(4)]
+    for number in range(400):
+        put(tmp_path, number, accounts[number % 4], room=40)
+        assert len(list(tmp_path.glob("*.cached"))) <= 40
+    assert len(list(tmp_path.glob("*.cached"))) == 40
+    assert sum(account.lists for account in accounts) < 60
+
+
+def test_a_process_that_starts_mends_the_sum(tmp_path):
+    put(tmp_path, 0, listing(tmp_path), room=10)
+    for number in range(1, 20):
+        (tmp_path / f"{number:05d}.cached").write_bytes(b"x")
+    put(tmp_path, 20, listing(tmp_path), room=10)
+    assert len(list(tmp_path.glob("*.cached"))) == 10
