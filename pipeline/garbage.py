@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from cluster.storage import Storage
+from cluster.storage.many import delete_all
 from pipeline.head import HeadDocument
 
 KEPT = ("metrics/", "fewshot/", "logs/", "attempt.json", "fault-")
 """Of an attempt that came to nothing: what tells of it."""
+MANIFEST = "/MANIFEST.json"
 RECENT = 10
 """Newest attempts that are looked at: what a process that lost its lease is still writing belongs to one of these."""
 
@@ -26,8 +28,9 @@ def collect(storage: Storage, folder: str, head: HeadDocument) -> int:
         if storage.stat(f"{folder}/record-{name}.json") is None:
             prefix = f"{folder}/attempts/{name}/"
             doomed += [key for key in storage.list(prefix) if not key.removeprefix(prefix).startswith(KEPT)]
-    for key in doomed:
-        storage.delete(key)
+    manifests = [key for key in doomed if key.endswith(MANIFEST)]
+    for keys in (manifests, [key for key in doomed if not key.endswith(MANIFEST)]):
+        delete_all(storage, keys)
     return len(doomed)
 
 
@@ -64,4 +67,4 @@ def _checkpoints(storage: Storage, folder: str, head: HeadDocument) -> list[str]
 
 def _manifest_first(keys: list[str]) -> list[str]:
     """So that what a killed collection leaves is no checkpoint and no output."""
-    return sorted(keys, key=lambda key: not key.endswith("/MANIFEST.json"))
+    return sorted(keys, key=lambda key: not key.endswith(MANIFEST))

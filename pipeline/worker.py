@@ -21,6 +21,9 @@ from stages.context import Rank, Rollback, StopReason, StopRequest, canonical_js
 
 FORMAT = 1
 POLL_SECONDS = 1.0
+LOOKS_PER_SECOND = 8
+"""At a request to stop, by all ranks of an attempt together: each bears a part of them where there are more ranks, and
+whoever finds one first tells the others with the next update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,13 @@ def request_stop(storage: Storage, prefix: str, reason: StopReason = "cancelled"
     storage.write(f"{prefix}/STOP", canonical_json({"format": FORMAT, "reason": reason}))
 
 
+def looks_at(rank: int, world_size: int) -> tuple[float, float]:
+    """When a rank first looks for a request to stop, and how long it waits between two looks, in seconds."""
+    interval = max(POLL_SECONDS, world_size / LOOKS_PER_SECOND)
+    # Evenly spread: one after the other.
+    return max(POLL_SECONDS, interval * (rank + 1) / world_size), interval
+
+
 class StopWatch:
     """Looks for reasons to stop: a request in storage, from a thread of its own, and the end of this machine."""
 
@@ -118,7 +128,9 @@ class StopWatch:
         self._closed.set()
 
     def _run(self) -> None:
-        while not self._closed.wait(POLL_SECONDS):
+        pause, interval = looks_at(self._place.rank, self._place.world_size)
+        while not self._closed.wait(pause):
+            pause = interval
             try:
                 body = json.loads(self._storage.read(self._key))
             except NotFound:

@@ -21,6 +21,7 @@ from typing import Any
 
 from cluster.errors import check_format
 from cluster.storage.base import NotFound
+from cluster.storage.many import at_once
 from stages.context import Keep, Rank, canonical_json
 from stages.metrics import MetricWriter
 from stages.training.engine import Engine
@@ -29,6 +30,8 @@ from stages.training.manifest import FORMAT, Position, with_digest
 from stages.training.snapshot import Snapshot
 
 PART_FORMAT = 1
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two looks at a part that is not there yet; each pause is twice the one before."""
 PART_TIMEOUT = 1800.0
 """Seconds that rank 0 waits for the other ranks' parts before it gives the attempt up."""
 
@@ -93,7 +96,8 @@ class CheckpointWriter:
         self._rank.storage.write(f"{prefix}/part-{self._rank.rank:04d}.json", canonical_json(part))
 
     def _commit(self, prefix: str, position: Position) -> None:
-        parts = [self._wait_for_part(f"{prefix}/part-{rank:04d}.json") for rank in range(self._rank.world_size)]
+        keys = [f"{prefix}/part-{rank:04d}.json" for rank in range(self._rank.world_size)]
+        parts = at_once(self._wait_for_part, keys)
         manifest = {
             "format": FORMAT,
             "kind": "checkpoint",
@@ -117,14 +121,15 @@ class CheckpointWriter:
             print(f"an old checkpoint stays for now: {error}", flush=True)
 
     def _wait_for_part(self, key: str) -> dict[str, Any]:
-        deadline = time.monotonic() + PART_TIMEOUT
+        deadline, pause = time.monotonic() + PART_TIMEOUT, FIRST_PAUSE
         while True:
             try:
                 part = json.loads(self._rank.storage.read(key))
             except NotFound:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{key} was not stored within {PART_TIMEOUT:.0f} s") from None
-                time.sleep(0.05)
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             check_format(part.pop("format", PART_FORMAT), PART_FORMAT, key)
             return part

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.storage.base import Storage
+from cluster.storage.many import delete_all
 
 CHECKPOINTS = "/checkpoints/"
 
@@ -55,5 +56,4 @@ class KeepRule:
 def delete_checkpoint(storage: Storage, prefix: str) -> None:
     """Remove a checkpoint that HEAD does not name: its manifest first, so that what is left is no checkpoint."""
     storage.delete(f"{prefix}/MANIFEST.json")
-    for key in list(storage.list(f"{prefix}/")):
-        storage.delete(key)
+    delete_all(storage, list(storage.list(f"{prefix}/")))

@@ -18,10 +18,14 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from cluster.storage.base import Storage, file_digest
+from cluster.storage.many import at_once
 from stages.models.weights_out import read_place
 from stages.training.manifest import Damaged, Position, check_stored, read_manifest
 
 MANIFEST = "MANIFEST.json"
+FILES_AT_ONCE = 8
+"""Of a checkpoint, on their way to this machine: of many ranks each has a small one; a large one comes in several parts
+at once by itself."""
 
 
 class CheckpointFiles:
@@ -54,17 +58,18 @@ class CheckpointFiles:
         """Bring manifest and files here. Raises Damaged."""
         manifest = read_manifest(storage, prefix)
         (self._folder / MANIFEST).write_text(json.dumps(manifest))
-        for part in manifest["parts"]:
-            key, path = f"{prefix}/{part['path']}", self._folder / part["path"]
-            check_stored(storage, key, part)
-            for _ in range(2):
-                # Twice: this machine, or the way to it, may have been wrong.
-                storage.download(key, path)
-                found = file_digest(path)
-                if found.sha256 == part["sha256"]:
-                    break
-            else:
-                raise Damaged(f"{key} has sha256 {found.sha256}; its manifest says {part['sha256']}")
+        at_once(lambda part: self._fetch(storage, prefix, part), manifest["parts"], threads=FILES_AT_ONCE)
+
+    def _fetch(self, storage: Storage, prefix: str, part: dict[str, Any]) -> None:
+        key, path = f"{prefix}/{part['path']}", self._folder / part["path"]
+        check_stored(storage, key, part)
+        for _ in range(2):
+            # Twice: this machine, or the way to it, may have been wrong.
+            storage.download(key, path)
+            found = file_digest(path)
+            if found.sha256 == part["sha256"]:
+                return
+        raise Damaged(f"{key} has sha256 {found.sha256}; its manifest says {part['sha256']}")
 
     def tensors(self, *, keys: frozenset[str] | None = None) -> Iterator[tuple[str, str, Tensor]]:
         """The whole tensors as (parameter, "weight" or state name, fp32 tensor), all or those of these names.

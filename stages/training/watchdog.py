@@ -16,19 +16,24 @@ from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateIm
 BEAT_SECONDS = 1.0
 SILENT_BEATS = 3
 """So many beats without a sign of life, and a process is stopped or gone."""
+LOOKERS = 16
+"""Ranks that look at what all have said, at least, where there are so many: were it each of them, rank 0 would have the
+square of their number to answer."""
 
 
 class Watchdog:
-    """Every rank tells the group where it stands; each looks for ranks that stand in one place for too long.
+    """Every rank tells the group where it stands; some look for ranks that stand in one place for too long.
 
     Ranks keep in step, so one that hangs stops all of them. It is the one that gives no sign of life (its
     process is stopped, or its machine is gone), or else the one that has come least far. `found` is told
-    on the ranks that notice, from a thread. Made after the process group; a context manager.
+    on the ranks that notice, from a thread. All ranks notice where rank 0 is gone, which keeps what they say. Made
+    after the process group; a context manager.
     """
 
     def __init__(self, seconds: float, found: Callable[[str], None]) -> None:
         self._seconds, self._found = seconds, found
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
+        self._looks = looks(self._rank, self._ranks)
         self._store = _store() if self._ranks > 1 else None
         self._place, self._moves, self._beats = "starts", 0, 0
         self._patient_beats = 0
@@ -88,12 +93,16 @@ class Watchdog:
         reports = {self._rank: own}
         if self._store is not None:
             self._store.set(f"patchline/{self._rank}", json.dumps(own))
+            if not self._looks:
+                # An answer is rank 0's sign of life.
+                self._store.check([f"patchline/{self._rank}"])
+                return None
             for rank, said in enumerate(self._said(self._store)):
                 reports[rank] = json.loads(said) if said else _report(0, 0, 0, "starts")
         return self._trouble(reports, time.monotonic())
 
     def _said(self, store: Store) -> list[bytes | None]:
-        """What each rank said last: three requests of each rank in a beat, however many ranks there are."""
+        """What each rank said last: two requests of each rank that looks, however many ranks there are."""
         keys = [f"patchline/{rank}" for rank in range(self._ranks)]
         if store.check(keys):
             return list(store.multi_get(keys))
@@ -120,6 +129,11 @@ class Watchdog:
         least = min(report["moves"] for report in reports.values())
         behind = [rank for rank, report in reports.items() if report["moves"] == least]
         return f"{_names(behind)} did not get on for {self._seconds:.0f} s: {reports[behind[0]]['place']}"
+
+
+def looks(rank: int, ranks: int) -> bool:
+    """Whether this one of so many ranks looks at the others: all of few, of many some on machines far apart."""
+    return rank % max(1, ranks // LOOKERS) == 0
 
 
 def _report(beats: int, moves: int, patient_beats: int, place: str) -> dict:

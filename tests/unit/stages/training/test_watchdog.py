@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import timedelta
 
 import pytest
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from stages.context import read_faults
 from stages.training.faults import EXIT_CODE
-from stages.training.watchdog import Watchdog
+from stages.training.watchdog import Watchdog, looks
 from tests.unit.stages.training.ranks import end_of, start_ranks
 
 HANG_SECONDS = 4.0
@@ -82,10 +84,47 @@ def test_whoever_waited_longer_for_storage_before_does_not_hide_who_is_behind(be
     assert troubles[-1] == f"rank {behind} did not get on for 10 s: update 812 waits for images"
 
 
+@pytest.mark.parametrize(
+    ("ranks", "lookers"), [(1, 1), (2, 2), (8, 8), (16, 16), (31, 31), (64, 16), (1000, 17), (1024, 16)]
+)
+def test_of_many_ranks_a_few_look_at_all(ranks, lookers):
+    assert sum(looks(rank, ranks) for rank in range(ranks)) == lookers
+
+
+def test_a_rank_that_does_not_look_is_seen_by_one_that_does():
+    server = _store()
+    heard: list[dict] = []
+    ranks = [_of_many(rank, _store(server.port)) for rank in range(32)]
+    ranks[0]._trouble = lambda reports, now: heard.append(reports)
+    for watchdog in (*ranks[1:], ranks[0]):
+        assert watchdog._look() is None
+    assert [report["beats"] for report in heard[0].values()] == [1] * 32
+
+
+def test_a_rank_that_does_not_look_hears_that_rank_0_is_gone():
+    server = _store()
+    watchdog = _of_many(1, _store(server.port))
+    watchdog._look()
+    del server
+    with pytest.raises(RuntimeError):
+        watchdog._look()
+
+
+def _store(port: int = 0) -> TCPStore:
+    """The store in rank 0, or a connection to it."""
+    return TCPStore("127.0.0.1", port, None, port == 0, timedelta(seconds=5), wait_for_workers=False)
+
+
+def _of_many(rank: int, store: TCPStore) -> Watchdog:
+    watchdog = _alone(patient_beats=0)
+    watchdog._rank, watchdog._ranks, watchdog._looks, watchdog._store = rank, 32, looks(rank, 32), store
+    return watchdog
+
+
 def _alone(*, patient_beats: int) -> Watchdog:
     """A rank's own watchdog that has been patient for some beats, without its threads."""
     watchdog = _without_group([])
-    watchdog._rank, watchdog._ranks, watchdog._store = 0, 1, None
+    watchdog._rank, watchdog._ranks, watchdog._looks, watchdog._store = 0, 1, True, None
     watchdog._place, watchdog._moves, watchdog._beats = "starts", 0, 0
     watchdog._patient_beats, watchdog._patient = 0, False
     with watchdog.patient("its checkpoint is stored"):
