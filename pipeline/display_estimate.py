@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cluster.shapes import ClusterShape
 from pipeline.estimate import Estimate, Row
+from pipeline.estimate_failures import Losses
 from pipeline.plan import PlannedStage
 from pipeline.words import duration
 
@@ -86,11 +87,25 @@ def _lines(estimate: Estimate) -> Iterable[tuple[str, str]]:
     yield "speed", f"{estimate.images_per_s:,.0f} images/s, {estimate.update_seconds:.2g} s an update{network}"
     yield "efficiency", f"{estimate.efficiency:.0%} of the data sheet's rate, {estimate.efficiency_from}"
     yield "time", f"{days(estimate.days)}, {estimate.device_days:,.3g} GPU-days"
+    if estimate.losses is not None:
+        yield "failures", _losses(estimate.losses, estimate.update_seconds)
     if estimate.tpu_core_days:
         spent = ", ".join(f"{days:,.0f} on {data}" for data, days in estimate.tpu_core_days.items())
         yield "the paper's", f"TPUv3-core-days of Table 2: {spent}"
     if estimate.money is not None:
         yield "money", f"{estimate.money:,.2f}" if estimate.money < 100 else f"{estimate.money:,.0f}"
+
+
+def _losses(losses: Losses, update_seconds: float) -> str:
+    """What failures cost now, and at the best interval."""
+    now, best = (
+        f"save_every={updates} ({duration(updates * update_seconds)}) loses {part:.2%}"
+        for updates, part in ((losses.save_every, losses.lost), (losses.best_save_every, losses.best_lost))
+    )
+    unknown = (
+        "; the time to store a checkpoint is not known: --bucket-mb-per-s" if losses.upload_seconds is None else ""
+    )
+    return f"one in {duration(losses.between_failures)}; {now}; the best, {best}{unknown}"
 
 
 def days(number: float) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cluster.shapes import ClusterShape
+from pipeline.estimate_failures import Losses, losses
 from stages.models.config import AnyModel
 from stages.pretrain.config import PretrainConfig
 from stages.training.config import TrainingConfig, usable_ranks
@@ -35,6 +36,8 @@ class Terms:
     """Money for a GPU and hour."""
     notice: float | None = None
     """Seconds from the notice to the end of a spot machine."""
+    mtbf_hours: float | None = None
+    """Hours between two failures of a machine, in the mean; None leaves failures out."""
     upload_seconds: float | None = None
     """In which a checkpoint was stored before, where no rate to the bucket is stated."""
     upload_from: str = ""
@@ -80,6 +83,8 @@ class Estimate:
     tpu_core_days: dict[str, float]
     """The paper's, by data set, for its models."""
     money: float | None
+    losses: Losses | None
+    """To failing machines, which `days` and `money` leave out; None where it is not said how often they fail."""
     warnings: list[str]
 
     @property
@@ -132,8 +137,10 @@ def estimate(
         device_days=days * shape.gpus,
         tpu_core_days=_paper(config, network.model),
         money=None if terms.price is None else days * 24 * shape.gpus * terms.price,
+        losses=None,
         warnings=[],
     )
+    found = replace(found, losses=_losses(found, config, shape, terms))
     return replace(found, warnings=_warnings(found, asked, config, shape, terms))
 
 
@@ -187,6 +194,19 @@ def _upload_seconds(size: int, ranks: int, shape: ClusterShape) -> float | None:
     return size * min(1.0, shape.gpus_per_node / ranks) / (shape.bucket_mb_per_s * 1e6)
 
 
+def _losses(found: Estimate, config: TrainingConfig, shape: ClusterShape, terms: Terms) -> Losses | None:
+    if terms.mtbf_hours is None:
+        return None
+    return losses(
+        save_every=config.save_every,
+        update_seconds=found.update_seconds,
+        rank_bytes=found.checkpoint_bytes / found.gpus,
+        upload_seconds=found.upload_seconds if found.upload_seconds is not None else terms.upload_seconds,
+        machines=-(-found.gpus // shape.gpus_per_node),
+        mtbf_hours=terms.mtbf_hours,
+    )
+
+
 def _paper(config: TrainingConfig, model: AnyModel) -> dict[str, float]:
     supervised = isinstance(config, PretrainConfig) and config.masked is None
     return dict(TPU_CORE_DAYS.get(model.title, {})) if supervised else {}
@@ -209,7 +229,7 @@ def _warnings(
         warnings.append(f"precision=bf16 on {shape.gpu.title}, which multiplies fp16 alone fast: use precision=fp16")
     if found.network_seconds is not None and found.network_seconds >= found.update_seconds:
         warnings.append("the network between nodes is the limit: the GPUs wait for gradients and weights")
-    return warnings + _notice(found, terms)
+    return warnings + _notice(found, terms) + (found.losses.warnings if found.losses is not None else [])
 
 
 def _notice(found: Estimate, terms: Terms) -> list[str]:

@@ -122,7 +122,8 @@ def _terms(storage: Storage, question: Question, config: TrainingConfig, network
     if terms.efficiency is None and (found := measured_efficiency(storage, config, network)):
         terms = replace(terms, efficiency=found[0], efficiency_from=found[1])
     stated = question.shape is not None and question.shape.bucket_mb_per_s is not None
-    if terms.notice is not None and not stated and (found := measured_upload(storage, config, network)):
+    asked = terms.notice is not None or terms.mtbf_hours is not None
+    if asked and not stated and (found := measured_upload(storage, config, network)):
         terms = replace(terms, upload_seconds=found[0], upload_from=found[1])
     return terms
 

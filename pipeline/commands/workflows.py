@@ -44,6 +44,7 @@ def plan(
     ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="of a GPU and hour")] = None,
     notice: Annotated[float | None, typer.Option(min=0, help="seconds that a spot machine's end is told ahead")] = None,
+    mtbf_hours: Annotated[float | None, typer.Option(min=0.1, help="between two failures of a machine")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="training images of data sets not there yet")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="classes of data sets not there yet")] = None,
     budget: Annotated[
@@ -63,8 +64,9 @@ def plan(
 
     of_gpus = {"gpu_memory_gb": gpu_memory_gb, "gpus_per_node": gpus_per_node}
     rates = {"network_gbit": network_gbit, "bucket_mb_per_s": bucket_mb_per_s}
-    terms = Terms(efficiency=efficiency, price=price, notice=notice)
-    given = of_gpus | rates | {"efficiency": efficiency, "price": price, "notice": notice}
+    stated = {"efficiency": efficiency, "price": price, "notice": notice, "mtbf_hours": mtbf_hours}
+    terms = Terms(**stated)
+    given = of_gpus | rates | stated
     useless = [name for name, value in given.items() if value is not None]
     if on is None and useless:
         raise UserError(f"--{useless[0].replace('_', '-')} says nothing without --on, for example --on h100x8")

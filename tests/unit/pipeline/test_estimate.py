@@ -88,6 +88,32 @@ def test_a_notice_is_held_against_the_time_to_save():
     assert "--bucket-mb-per-s would tell" in unknown
 
 
+def test_failures_are_held_against_the_interval_between_checkpoints():
+    # Eight machines, each of which fails once in 800 hours: one failure in 100 hours.
+    rate = connected(bucket_mb_per_s=100)
+    found = of(rate, Terms(efficiency=0.5, mtbf_hours=800), save_every=600).losses
+    assert found is not None
+    assert found.between_failures == 100 * 3600
+    seconds, upload = of(rate).update_seconds, of(rate).upload_seconds
+    assert upload is not None
+    # Half an interval, the upload and the restart each time; the copies are milliseconds.
+    assert found.lost == pytest.approx((300 * seconds + upload + found.restart_seconds) / (100 * 3600), rel=0.02)
+    assert found.best_lost < found.lost
+    assert (
+        of(rate, Terms(efficiency=0.5, mtbf_hours=800), save_every=found.best_save_every).losses.lost == found.best_lost
+    )
+    assert of(rate).losses is None
+
+
+def test_an_interval_that_costs_much_is_warned_of():
+    (warning,) = of(connected(bucket_mb_per_s=100), Terms(efficiency=0.5, mtbf_hours=80), save_every=5000).warnings
+    assert re.fullmatch(
+        r"save_every=5000 loses \d+\.\d% of the time to failures and checkpoints: save_every=\d+ would lose \d\.\d%",
+        warning,
+    )
+    assert of(connected(bucket_mb_per_s=100), Terms(efficiency=0.5, mtbf_hours=80)).warnings == []
+
+
 def test_gpus_that_the_workers_do_not_ask_for_stand_idle():
     whole, half = of("h100x64"), of("h100x64", workers=32)
     assert (whole.gpus, half.gpus, half.idle_gpus) == (64, 32, 32)

@@ -1,0 +1,78 @@
+"""What failing machines cost a training, and how often it is best saved, for `plan --mtbf-hours`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stages.training.interval import Failures, best_interval, goodput
+
+HOUR = 3600.0
+COPY_BYTES_PER_S = 1e10
+"""Of a rank's part of the state, copied while training stands. Assumed: on a CPU it was 1.5e10 (docs/benchmarks.md)."""
+RESTART_SECONDS = 120.0
+"""From a machine's loss to the next attempt's first update. Assumed: that it is noticed, that the gang starts (12 s were
+measured, docs/benchmarks.md), that another machine is there, and that the checkpoint is read."""
+WORTH_TELLING = 0.01
+"""Part of the time by which another interval has to be better, to be named as a warning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """What failures and checkpoints take of a training stage's time, as parts of it. Times are in seconds."""
+
+    between_failures: float
+    """Of the whole run, in the mean."""
+    restart_seconds: float
+    upload_seconds: float | None
+    """Until a checkpoint counts; None where it is not known, and taken for nothing."""
+    save_every: int
+    lost: float
+    """With the workflow's `save_every`."""
+    best_save_every: int
+    best_lost: float
+
+    @property
+    def warnings(self) -> list[str]:
+        """What another interval would save, where that is worth a change."""
+        if self.lost - self.best_lost < WORTH_TELLING:
+            return []
+        return [
+            f"save_every={self.save_every} loses {self.lost:.1%} of the time to failures and checkpoints: "
+            f"save_every={self.best_save_every} would lose {self.best_lost:.1%}"
+        ]
+
+
+def losses(
+    *,
+    save_every: int,
+    update_seconds: float,
+    rank_bytes: float,
+    upload_seconds: float | None,
+    machines: int,
+    mtbf_hours: float,
+) -> Losses:
+    """What a run on `machines`, each of which fails every `mtbf_hours` in the mean, loses.
+
+    `rank_bytes` is a rank's part of a checkpoint.
+    """
+    failures = Failures(
+        between=mtbf_hours * HOUR / machines,
+        restart=RESTART_SECONDS,
+        copy=rank_bytes / COPY_BYTES_PER_S,
+        upload=upload_seconds or 0.0,
+    )
+
+    def lost(updates: int) -> float:
+        return 1 - goodput(updates * update_seconds, failures)
+
+    fewest = max(1, int(best_interval(failures) / update_seconds))
+    best = min((fewest, fewest + 1), key=lost)
+    return Losses(
+        between_failures=failures.between,
+        restart_seconds=failures.restart,
+        upload_seconds=upload_seconds,
+        save_every=save_every,
+        lost=lost(save_every),
+        best_save_every=best,
+        best_lost=lost(best),
+    )
