@@ -15,7 +15,8 @@ from cluster.storage.base import Storage
 AT_ONCE = 16
 """Requests on their way."""
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def at_once(act: Callable[[T], R], items: Iterable[T], *, threads: int = AT_ONCE) -> list[R]:

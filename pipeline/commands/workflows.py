@@ -64,8 +64,8 @@ def plan(
 
     of_gpus = {"gpu_memory_gb": gpu_memory_gb, "gpus_per_node": gpus_per_node}
     rates = {"network_gbit": network_gbit, "bucket_mb_per_s": bucket_mb_per_s}
+    terms = Terms(efficiency=efficiency, price=price, notice=notice, mtbf_hours=mtbf_hours)
     stated = {"efficiency": efficiency, "price": price, "notice": notice, "mtbf_hours": mtbf_hours}
-    terms = Terms(**stated)
     given = of_gpus | rates | stated
     useless = [name for name, value in given.items() if value is not None]
     if on is None and useless:

@@ -3,10 +3,12 @@
 Failures come independently and at a constant rate, so a run of many machines fails as often as its machines together.
 Training stands only while a checkpoint is copied; it is stored while training goes on, and counts once it is committed;
 and one is stored at a time. So a failure costs what came after the copy of the newest checkpoint *that was committed*,
-and the restart. For an interval of T seconds of training, copies of c, uploads of L, restarts of R and a mean time
-between failures of M seconds, checkpoints are P = max(T + c, L + c) apart, and an attempt that lasts t commits
-floor((t - L) / P) of them. With t exponential, of mean M, that is exp(-L / M) / (exp(P / M) - 1) in the mean; attempt and
-restart, which may itself be broken off, take M exp(R / M). `tests/bench/scale_failures.py` holds it against a simulation.
+and the restart.
+
+With T seconds of training between checkpoints, copies of c, uploads of L, restarts of R and M between failures in the
+mean, checkpoints are P = max(T, L) + c apart, and an attempt that lasts t commits floor((t - L) / P) of them. With t
+exponential that is exp(-L / M) / (exp(P / M) - 1) in the mean. Attempt and restart, which may itself be broken off,
+take M exp(R / M). `tests/bench/scale_failures.py` holds this against a simulation.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from cluster.shapes import ClusterShape, parse_shape
 from cluster.storage import Storage, open_storage
 from pipeline.config import Workflow
 from pipeline.estimate import Estimate, Terms, estimate
+from pipeline.estimate_failures import COPY_BYTES_PER_S
 from pipeline.head import HeadDocument
 from pipeline.plan import PlannedStage, Question, plan
 from pipeline.record import EventLog, Record, mark, write_record
@@ -90,28 +91,28 @@ def test_a_notice_is_held_against_the_time_to_save():
 
 def test_failures_are_held_against_the_interval_between_checkpoints():
     # Eight machines, each of which fails once in 800 hours: one failure in 100 hours.
-    rate = connected(bucket_mb_per_s=100)
-    found = of(rate, Terms(efficiency=0.5, mtbf_hours=800), save_every=600).losses
+    rate, terms = connected(bucket_mb_per_s=100), Terms(efficiency=0.5, mtbf_hours=800)
+    plain, found = of(rate), of(rate, terms, save_every=600).losses
+    assert plain.losses is None
     assert found is not None
+    assert plain.upload_seconds is not None
     assert found.between_failures == 100 * 3600
-    seconds, upload = of(rate).update_seconds, of(rate).upload_seconds
-    assert upload is not None
-    # Half an interval, the upload and the restart each time; the copies are milliseconds.
-    assert found.lost == pytest.approx((300 * seconds + upload + found.restart_seconds) / (100 * 3600), rel=0.02)
-    assert found.best_lost < found.lost
-    assert (
-        of(rate, Terms(efficiency=0.5, mtbf_hours=800), save_every=found.best_save_every).losses.lost == found.best_lost
-    )
-    assert of(rate).losses is None
+    # Half an interval, the upload and the restart each time, and the copies of 1/64 of the state.
+    interval = 600 * plain.update_seconds
+    copies = plain.checkpoint_bytes / 64 / COPY_BYTES_PER_S / interval
+    each = interval / 2 + plain.upload_seconds + found.restart_seconds
+    assert found.lost == pytest.approx(copies + each / 360_000, rel=0.01)
+    best = of(rate, terms, save_every=found.best_save_every).losses
+    assert best is not None
+    assert best.lost == found.best_lost <= found.lost
 
 
 def test_an_interval_that_costs_much_is_warned_of():
-    (warning,) = of(connected(bucket_mb_per_s=100), Terms(efficiency=0.5, mtbf_hours=80), save_every=5000).warnings
-    assert re.fullmatch(
-        r"save_every=5000 loses \d+\.\d% of the time to failures and checkpoints: save_every=\d+ would lose \d\.\d%",
-        warning,
-    )
-    assert of(connected(bucket_mb_per_s=100), Terms(efficiency=0.5, mtbf_hours=80)).warnings == []
+    rate, terms = connected(bucket_mb_per_s=100), Terms(efficiency=0.5, mtbf_hours=80)
+    (warning,) = of(rate, terms, save_every=100_000).warnings
+    told = r"save_every=100000 loses \d\.\d% of the time to failures and checkpoints: save_every=\d+ would lose \d\.\d%"
+    assert re.fullmatch(told, warning)
+    assert of(rate, terms, save_every=1000).warnings == []
 
 
 def test_gpus_that_the_workers_do_not_ask_for_stand_idle():
