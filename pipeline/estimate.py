@@ -200,7 +200,8 @@ def _losses(found: Estimate, config: TrainingConfig, shape: ClusterShape, terms:
     return losses(
         save_every=config.save_every,
         update_seconds=found.update_seconds,
-        rank_bytes=found.checkpoint_bytes / found.gpus,
+        ranks=found.gpus,
+        checkpoint_bytes=found.checkpoint_bytes,
         upload_seconds=found.upload_seconds if found.upload_seconds is not None else terms.upload_seconds,
         machines=-(-found.gpus // shape.gpus_per_node),
         mtbf_hours=terms.mtbf_hours,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.storage.many import AT_ONCE
 from stages.training.interval import Failures, best_interval, goodput
 
 HOUR = 3600.0
 COPY_BYTES_PER_S = 1e10
-"""Of a rank's part of the state, copied while training stands. Assumed: on a CPU it was 1.5e10 (docs/benchmarks.md)."""
+"""Of a rank's part of the state, while training stands. Assumed; on a CPU it was 1.5e10 (docs/benchmarks.md)."""
 RESTART_SECONDS = 120.0
 """From a machine's loss to the next attempt's first update. Assumed: that it is noticed, that the gang starts (12 s were
-measured, docs/benchmarks.md), that another machine is there, and that the checkpoint is read."""
+measured), that another machine is there, and that the checkpoint is read."""
+REQUEST_SECONDS = 0.1
+"""Of a small request to object storage: AWS states 0.1 to 0.2 of S3 ("Performance design patterns", user guide)."""
 WORTH_TELLING = 0.01
 """Part of the time by which another interval has to be better, to be named as a warning."""
 
@@ -24,7 +27,9 @@ class Losses:
     """Of the whole run, in the mean."""
     restart_seconds: float
     upload_seconds: float | None
-    """Until a checkpoint counts; None where it is not known, and taken for nothing."""
+    """Of its bytes; None where it is not known, and taken for nothing."""
+    commit_seconds: float
+    """From the last rank's part to the change of HEAD."""
     save_every: int
     lost: float
     """With the workflow's `save_every`."""
@@ -46,20 +51,18 @@ def losses(
     *,
     save_every: int,
     update_seconds: float,
-    rank_bytes: float,
+    ranks: int,
+    checkpoint_bytes: int,
     upload_seconds: float | None,
     machines: int,
     mtbf_hours: float,
 ) -> Losses:
-    """What a run on `machines`, each of which fails every `mtbf_hours` in the mean, loses.
-
-    `rank_bytes` is a rank's part of a checkpoint.
-    """
+    """What a run on `machines`, each of which fails every `mtbf_hours` in the mean, loses."""
     failures = Failures(
         between=mtbf_hours * HOUR / machines,
         restart=RESTART_SECONDS,
-        copy=rank_bytes / COPY_BYTES_PER_S,
-        upload=upload_seconds or 0.0,
+        copy=checkpoint_bytes / ranks / COPY_BYTES_PER_S,
+        upload=(upload_seconds or 0.0) + commit_seconds(ranks),
     )
 
     def lost(updates: int) -> float:
@@ -71,8 +74,15 @@ def losses(
         between_failures=failures.between,
         restart_seconds=failures.restart,
         upload_seconds=upload_seconds,
+        commit_seconds=commit_seconds(ranks),
         save_every=save_every,
         lost=lost(save_every),
         best_save_every=best,
         best_lost=lost(best),
     )
+
+
+def commit_seconds(ranks: int) -> float:
+    """Requests of a commit one after the other: a rank's note of its part; all notes read, several at once; the
+    manifest; the metrics; HEAD read and changed."""
+    return (-(-ranks // AT_ONCE) + 5) * REQUEST_SECONDS

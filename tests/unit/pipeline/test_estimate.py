@@ -99,8 +99,10 @@ def test_failures_are_held_against_the_interval_between_checkpoints():
     assert found.between_failures == 100 * 3600
     # Half an interval, the upload and the restart each time, and the copies of 1/64 of the state.
     interval = 600 * plain.update_seconds
+    # 64 notes are read, 16 at once, and five more requests take a tenth of a second each.
+    assert found.commit_seconds == pytest.approx(0.9)
     copies = plain.checkpoint_bytes / 64 / COPY_BYTES_PER_S / interval
-    each = interval / 2 + plain.upload_seconds + found.restart_seconds
+    each = interval / 2 + plain.upload_seconds + found.commit_seconds + found.restart_seconds
     assert found.lost == pytest.approx(copies + each / 360_000, rel=0.01)
     best = of(rate, terms, save_every=found.best_save_every).losses
     assert best is not None
