@@ -11,10 +11,10 @@ HOUR = 3600.0
 COPY_BYTES_PER_S = 1e10
 """Of a rank's part of the state, while training stands. Assumed; on a CPU it was 1.5e10 (docs/benchmarks.md)."""
 RESTART_SECONDS = 120.0
-"""From a machine's loss to the next attempt's first update. Assumed: that it is noticed, that the gang starts (12 s were
-measured), that another machine is there, and that the checkpoint is read."""
+"""From a machine's loss to the next attempt's first update. Assumed: that it is noticed, that the gang starts (12 s
+were measured), that another machine is there, and that the checkpoint is read."""
 REQUEST_SECONDS = 0.1
-"""Of a small request to object storage: AWS states 0.1 to 0.2 of S3 ("Performance design patterns", user guide)."""
+"""Of a small request to object storage. Assumed: of S3, AWS says that the median is tens of milliseconds."""
 WORTH_TELLING = 0.01
 """Part of the time by which another interval has to be better, to be named as a warning."""
 

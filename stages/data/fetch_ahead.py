@@ -31,12 +31,20 @@ class FetchAhead:
     disk that it lies on, has no room for both windows: then one would push the other out.
     """
 
-    def __init__(self, cache: ShardCache, shards: Sequence[Shard], order: Order | MixedOrder, start: int) -> None:
+    def __init__(
+        self,
+        cache: ShardCache,
+        shards: Sequence[Shard],
+        order: Order | MixedOrder,
+        start: int,
+        rows: tuple[range, int] = (range(1), 1),
+    ) -> None:
+        """`rows` are those that this node reads of each global batch, and the batch's size; all of them if absent."""
         self._cache, self._shards, self._order = cache, shards, order
         self._wanted: OrderedDict[int, int] = OrderedDict()
         """Shards, and the global sample number at which each was last seen to be needed."""
         self._pool: ThreadPoolExecutor | None = None
-        first, second = (self._numbers(order, start + turn * order.ahead, order.ahead) for turn in range(2))
+        first, second = (self._numbers(order, start + turn * order.ahead, *rows) for turn in range(2))
         needed = sum(shards[number].tar.bytes for number in {*first, *second})
         room = cache.room()
         if needed > room:
@@ -62,10 +70,12 @@ class FetchAhead:
             self._pool.shutdown(cancel_futures=True)
 
     @staticmethod
-    def _numbers(order: Order | MixedOrder, start: int, count: int) -> list[int]:
-        """Shards of some samples, each once, in the order of their first use."""
-        # Of windows of many millions, one sample in so many finds the shards too.
-        _, shards, _ = order.locate(range(start, start + count, max(1, count >> 20)))
+    def _numbers(order: Order | MixedOrder, start: int, rows: range, batch: int) -> list[int]:
+        """Shards of the samples that this node reads of a window, each once, in the order of their first use."""
+        batches = -(-order.ahead // batch)
+        # Of windows of many millions, one batch in so many finds the shards too.
+        firsts = np.arange(start, start + batches * batch, batch * max(1, (batches * len(rows)) >> 20))
+        _, shards, _ = order.locate((firsts[:, None] + np.asarray(rows)).ravel())
         found, places = np.unique(shards, return_index=True)
         return found[np.argsort(places)].tolist()
 

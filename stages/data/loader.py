@@ -23,7 +23,7 @@ from stages.data.dataset import open_cache, open_order, open_shards
 from stages.data.fetch_ahead import FetchAhead
 from stages.data.mixup import mixup_weights, partners
 from stages.data.native.helper import native
-from stages.data.order import rank_rows
+from stages.data.order import rank_rows, rows_here
 from stages.data.reader import open_reader
 from stages.data.spent import Spent
 from stages.data.training_images import TrainingImages
@@ -68,7 +68,9 @@ class TrainLoader(Iterator[Batch]):
         self._images = TrainingImages(self._reader, Crops(helper), config, seed)
         self._fetch_ahead = None
         if config.fetch == "shards" and config.fetch_ahead:
-            self._fetch_ahead = FetchAhead(cache, shards, self._order, start)
+            # Mixup's partners are anywhere in the global batch.
+            own = range(global_batch) if config.mixup else rows_here(global_batch, rank, world_size, ranks_here)
+            self._fetch_ahead = FetchAhead(cache, shards, self._order, start, (own, global_batch))
         self._config = config
         self._seed = seed
         self._global_batch = global_batch

@@ -136,3 +136,10 @@ def rank_rows(global_batch: int, rank: int, world_size: int) -> tuple[int, int]:
             f"run {largest} workers, the most up to {world_size} that divide it, or change global_batch"
         )
     return rank * rows, (rank + 1) * rows
+
+
+def rows_here(global_batch: int, rank: int, world_size: int, ranks_here: int) -> range:
+    """Rows of each global batch that the ranks of this rank's machine take, whose ranks follow each other."""
+    first = rank - rank % ranks_here
+    last = min(first + ranks_here, world_size) - 1
+    return range(rank_rows(global_batch, first, world_size)[0], rank_rows(global_batch, last, world_size)[1])

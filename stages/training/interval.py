@@ -53,12 +53,12 @@ def best_interval(failures: Failures) -> float:
 
 
 def young(copy: float, between: float) -> float:
-    """The first-order optimum, sqrt(2 c M) seconds, for checkpoints that training waits for (Young 1974)."""
+    """The first-order optimum, sqrt(2 c M) seconds, for checkpoints that training waits for (Young, 1974)."""
     return math.sqrt(2 * copy * between)
 
 
 def daly(copy: float, between: float) -> float:
-    """The higher-order optimum in seconds, for checkpoints that training waits for (Daly 2006, eq. 37)."""
+    """The higher-order optimum in seconds, for checkpoints that training waits for (Daly, 2006)."""
     if copy >= 2 * between:
         return between
     part = copy / (2 * between)

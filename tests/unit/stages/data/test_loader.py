@@ -17,7 +17,7 @@ from stages.data.labels import split_labels
 from stages.data.loader import TrainLoader
 from stages.data.manifest import base_folder, dataset_meta
 from stages.data.mixup import mix_images
-from stages.data.order import Order
+from stages.data.order import Order, rows_here
 from tests.unit.stages.shards import shards
 
 SEED = 5
@@ -436,6 +436,29 @@ def test_shards_are_fetched_one_window_ahead(digits, tmp_path):
     assert expected < used(0, order.total), "or nothing would be shown"
     tars = {shard.tar.sha256 for shard in own}
     assert cached(tmp_path / "cache") & tars == expected
+
+
+def test_with_a_stream_for_each_row_a_machine_fetches_the_shards_of_its_own_rows(digits, tmp_path):
+    storage, output = digits
+    own = shards(storage, output, "train")
+    order = Order(counts=own.counts, seed=SEED, streams=8, window=20)
+    tars = [shard.tar.sha256 for shard in own]
+    found = []
+    for rank in (0, 2):
+        cache = ShardCache(storage, base_folder(output), tmp_path / f"cache-{rank}")
+        rows = rows_here(8, rank, 4, 2)
+        ahead = FetchAhead(cache, own, order, 0, (rows, 8))
+        ahead._pool.shutdown(wait=True)
+        _, numbers, _ = order.locate([8 * batch + row for batch in range(20) for row in rows])
+        found.append(cached(tmp_path / f"cache-{rank}") & set(tars))
+        assert found[-1] == {tars[number] for number in numbers.tolist()}
+    assert len(found[0] & found[1]) <= 1, "the one that the middle of the epoch lies in"
+
+
+def test_the_rows_of_a_machine_are_those_of_its_ranks():
+    assert [rows_here(64, rank, 8, 4) for rank in (0, 3, 4, 7)] == [range(32), range(32), range(32, 64), range(32, 64)]
+    assert rows_here(64, 6, 8, 3) == range(48, 64), "the last machine has fewer"
+    assert rows_here(64, 0, 1, 1) == range(64)
 
 
 @pytest.mark.parametrize(("gigabytes", "free", "room"), [(1e-4, 10**9, r"100\.0 kB"), (40, 10**6, r"8\d\d\.\d kB")])

@@ -41,6 +41,12 @@ def test_checkpoints_do_not_follow_each_other_faster_than_they_are_stored():
     assert goodput(300, slow) == pytest.approx(goodput(600, slow) / 2, rel=1e-9), "training waits for half of the time"
 
 
+@pytest.mark.parametrize(("between", "best"), [(24 * 60, 117), (6 * 60, 57), (15, 9.1)])
+def test_daly_is_what_the_paper_predicts(between: float, best: float):
+    # Captions of its figures 3 to 5, in minutes: dumps of five minutes.
+    assert daly(5, between) == pytest.approx(best, rel=0.01)
+
+
 def test_daly_ends_where_a_checkpoint_takes_longer_than_a_failure():
     assert daly(300, 100) == 100
     assert math.isfinite(best_interval(of(between=100, copy=300)))
