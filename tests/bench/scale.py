@@ -1,4 +1,4 @@
-"""What a large cluster and large data would ask for: `make bench-scale`, or `python -m tests.bench.scale [record|tables]`.
+"""What a large cluster and large data ask for: `make bench-scale`, `python -m tests.bench.scale [record|tables]`.
 
 Without a word it measures the constants that docs/scale.md rests on (`scale_measure.py`), and exits with 1 where one is
 no longer what `scale_constants.json` has; `record` writes them there. `tables` prints the page's tables and draws its

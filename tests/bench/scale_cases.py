@@ -11,9 +11,9 @@ from cluster.shapes import GPUS
 from pipeline.estimate import ASSUMED_EFFICIENCY
 from pipeline.estimate_failures import COPY_BYTES_PER_S, RESTART_SECONDS, commit_seconds
 from stages.models.config import ModelConfig
+from stages.training.config import TrainingConfig
 from stages.training.interval import Failures
 from stages.training.memory import Network, checkpoint_bytes
-from stages.training.config import TrainingConfig
 
 MEASURED: dict[str, Any] = json.loads((Path(__file__).parent / "scale_constants.json").read_text())
 """By `python -m tests.bench.scale record`, of the real code."""

@@ -1,0 +1,322 @@
+"""The tables of docs/scale.md, from what was measured: text in Markdown by its name."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from statistics import mean
+
+from cluster.storage.many import AT_ONCE
+from pipeline.estimate_failures import REQUEST_SECONDS, commit_seconds
+from pipeline.words import duration
+from stages.training.config import TrainingConfig
+from stages.training.interval import best_interval, daly, goodput, young
+from stages.training.restore import FILES_AT_ONCE
+from tests.bench.scale_cases import (
+    DATA,
+    DISK_BYTES,
+    GPUS_EACH,
+    IMAGE_BYTES,
+    MACHINE_MTBF_HOURS,
+    MEASURED,
+    PER_MACHINE,
+    PER_TAR,
+    S3_GET,
+    TAR_BYTES,
+    Run,
+    run,
+)
+from tests.bench.scale_failures import Cluster, simulate
+from tests.bench.scale_reading import reading
+
+PAPER = (run("L", 64), run("H", 256), run("G", 1024, 16_384))
+"""A model for each cluster: what `docs/scale.md` calls the three runs."""
+HOURS = (MACHINE_MTBF_HOURS, 1000.0, 100.0)
+"""Between two failures of a machine."""
+LOST_AT = (10.0, 60.0, 300.0, 900.0, 3600.0)
+"""Seconds between checkpoints."""
+SEEDS = range(4)
+DAYS = 54.0
+
+
+def data_sets() -> str:
+    """What a data set is, at rest and in memory."""
+    rows = []
+    for name, images in DATA.items():
+        tars = math.ceil(images / PER_TAR)
+        rows.append(
+            (
+                name,
+                f"{images:,}",
+                f"{tars:,}",
+                size(images * IMAGE_BYTES),
+                size(tars * MEASURED["table_bytes_per_shard"]),
+                size(images * MEASURED["index_bytes_per_sample"]),
+                # 80.6 MB and 0.65 s at a million tars: `make bench-order`.
+                size(80.6 * tars),
+                f"{max(0.05, 0.65e-6 * tars):.2g}",
+            )
+        )
+    return table(("", "images", "tars", "bytes", "table", "all indexes", "order, each rank", "s to begin"), rows)
+
+
+def speeds() -> str:
+    """What the three runs read and save."""
+    rows = []
+    for own in PAPER:
+        used = own.images_per_s * IMAGE_BYTES
+        rows.append(
+            (
+                own.title,
+                f"{own.gpus:,}",
+                f"{own.global_batch:,}",
+                f"{own.images_per_s:,.0f}",
+                size(used),
+                size(used / own.machines),
+                f"{own.update_seconds:.3f}",
+                size(own.checkpoint_bytes),
+                size(own.checkpoint_bytes / own.gpus),
+            )
+        )
+    head = ("", "GPUs", "batch", "images/s", "bytes/s", "of a machine", "s an update", "checkpoint", "of a rank")
+    return table(head, rows)
+
+
+def first_epoch() -> str:
+    """What a machine fetches of a data set while it reads it for the first time, by the number of streams."""
+    rows = []
+    per_tar = sum(MEASURED["fetch_tar"].values()) + sum(MEASURED["fetch_index"].values())
+    for own in PAPER:
+        for streams, window in ((16, 16_384), (own.global_batch, 2048)):
+            found = reading(
+                tars=math.ceil(DATA["ImageNet-21k"] / PER_TAR), per_tar=PER_TAR, machines=own.machines,
+                batch=own.global_batch, streams=streams, window=window,
+            )  # fmt: skip
+            fetched = own.images_per_s * IMAGE_BYTES * found.share
+            asked = own.machines * fetched / TAR_BYTES * per_tar
+            rows.append(
+                (
+                    f"{own.title}, {own.gpus:,} GPUs",
+                    f"{streams:,}",
+                    f"{window:,}",
+                    f"{found.share:.1%}",
+                    size(fetched),
+                    f"{asked:,.0f}",
+                    size(2 * found.open * TAR_BYTES),
+                    most_images(found.share),
+                )
+            )
+    head = (
+        "", "streams", "window", "read by a machine", "bytes/s of each", "GET/s of all", "two windows", "30 TB hold",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def most_images(share: float) -> str:
+    """Images of the largest data set of which a machine's disk holds all that the machine reads."""
+    return f"{DISK_BYTES / (share * IMAGE_BYTES):.2g}".replace("e+0", " · 10^").replace("e+", " · 10^") + " images"
+
+
+def samples() -> str:
+    """`fetch: samples`: a range request for each image."""
+    rows = [
+        (f"{own.title}, {own.gpus:,} GPUs", f"{own.images_per_s:,.0f}", f"{own.images_per_s / S3_GET:,.0f}")
+        for own in PAPER
+    ]
+    return table(("", "GET/s", "times S3's 5,500 of a prefix"), rows)
+
+
+def steady() -> str:
+    """Requests a second that go on whatever happens."""
+    keeper, curves = MEASURED["keeper"], MEASURED["curves_1"]["GET"] / 2
+    told = {
+        "every rank looks for a request to stop": [MEASURED["stop_64"]["GET"]] * 3,
+        "the same, one look a second of each rank, as it was": [float(gpus) for gpus in GPUS_EACH],
+        "the driver renews two leases and looks for a cancel: reads": [keeper["GET"]] * 3,
+        "and writes": [keeper["PUT"]] * 3,
+        "the driver reads points for MLflow": [curves] * 3,
+        "the driver looks for checkpoints to evaluate": [0.5] * 3,
+        "rank 0 writes its points": [MEASURED["metrics"]["PUT"]] * 3,
+        "ranks write their logs, if each prints in each second": [MEASURED["log"]["PUT"] * gpus for gpus in GPUS_EACH],
+        "a supervisor looks at a workflow": [0.2] * 3,
+    }
+    rows = [(what, *(f"{rate:,.1f}" for rate in rates)) for what, rates in told.items()]
+    return table(("requests a second", *(f"{gpus:,} GPUs" for gpus in GPUS_EACH)), rows)
+
+
+def objects() -> str:
+    """What a checkpoint's objects cost, at a tenth of a second for a request."""
+    rows = []
+    for gpus in GPUS_EACH:
+        machines, read = gpus // PER_MACHINE, per_rank("restore", "GET", gpus) + per_rank("restore", "HEAD", gpus)
+        rows.append(
+            (
+                f"{gpus:,}",
+                f"{per_rank('store', 'PUT', gpus):,.0f}",
+                size(manifest_bytes(gpus)),
+                f"{gpus * REQUEST_SECONDS:,.0f}",
+                f"{commit_seconds(gpus):.1f}",
+                f"{per_rank('delete', 'DELETE', gpus) * REQUEST_SECONDS:,.0f}",
+                f"{per_rank('delete', 'DELETE', gpus) * REQUEST_SECONDS / AT_ONCE:,.0f}",
+                f"{machines * read:,.0f}",
+                f"{read * REQUEST_SECONDS:,.0f}",
+                f"{read * REQUEST_SECONDS / FILES_AT_ONCE:,.0f}",
+            )
+        )
+    head = (
+        "ranks", "objects", "manifest", "s to commit, was", "is", "s to delete, was", "is",
+        "requests of a restart", "s of each machine, was", "is",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def per_rank(what: str, kind: str, ranks: int) -> float:
+    """Requests of this kind for so many ranks, on the line through what was measured for 8 and 64."""
+    few, many = MEASURED[f"{what}_8"][kind], MEASURED[f"{what}_64"][kind]
+    return few + (many - few) / (64 - 8) * (ranks - 8)
+
+
+def manifest_bytes(ranks: int) -> float:
+    few, many = MEASURED["manifest_bytes_8"], MEASURED["manifest_bytes_64"]
+    return few + (many - few) / (64 - 8) * (ranks - 8)
+
+
+def restarts() -> str:
+    """Bytes that come to each machine, and to all, when a run goes on."""
+    rows = [
+        (
+            f"{own.title}, {own.gpus:,} GPUs",
+            size(own.checkpoint_bytes),
+            f"{own.checkpoint_bytes / 1e9:,.0f}",
+            size(own.checkpoint_bytes * own.machines),
+        )
+        for own in PAPER
+    ]
+    return table(("", "to each machine", "s at 1 GB/s", "from the bucket"), rows)
+
+
+def watchdog() -> str:
+    """What rank 0's store answers, a second."""
+    rows = []
+    for ranks in (64, 1024):
+        lookers = min(ranks, 16)
+        milliseconds, looked = MEASURED[f"watchdog_ms_{ranks}"], MEASURED[f"watchdog_bytes_{ranks}"]
+        rows.append(
+            (
+                f"{ranks:,}",
+                f"{milliseconds * ranks / 1000:.2f}",
+                size(looked * ranks),
+                f"{milliseconds * lookers / 1000:.3f}",
+                size(looked * lookers),
+            )
+        )
+    return table(("ranks", "each looks: s of a core", "bytes", "16 look: s of a core", "bytes"), rows)
+
+
+def growth() -> str:
+    """What grows with what."""
+    one = MEASURED
+    rows = [
+        ("HEAD.json", f"{one['head_bytes']:.0f}", "", "read and replaced every five seconds and at each commit"),
+        ("", f"{one['head_bytes_per_checkpoint']:.0f}", "a checkpoint that is kept", "1,000 of them: 91 kB"),
+        ("", f"{one['head_bytes_per_attempt']:.0f}", "an attempt that committed", "1,000 of them: 43 kB"),
+        ("events", f"{one['event_bytes']:.0f}", "an event", "about five an attempt"),
+        ("metrics", f"{one['point_bytes']:.0f}", "a point", "about 20 points at each `log_every`"),
+        ("a data set's table", f"{one['table_bytes_per_shard']:.0f}", "a tar", "once on each machine"),
+        ("its classes' table", f"{one['class_bytes_per_shard_and_class']:.0f}", "a tar and class in it", ""),
+        ("indexes", f"{one['index_bytes_per_sample']:.0f}", "an image", "with its tar"),
+        ("a checkpoint's manifest", f"{manifest_bytes(65) - manifest_bytes(64):.0f}", "a rank", ""),
+    ]
+    return table(("document", "bytes", "for each", ""), rows)
+
+
+def intervals() -> str:
+    """The best interval between checkpoints: by simulation, by formula, and by Young's and Daly's."""
+    rows = []
+    for own in PAPER:
+        for hours in HOURS:
+            failures = own.failures(hours)
+            best, default = best_interval(failures), TrainingConfig(updates=1).save_every * own.update_seconds
+            rows.append(
+                (
+                    f"{own.title}, {own.gpus:,} GPUs" if hours == HOURS[0] else "",
+                    f"{hours:,.0f}",
+                    duration(failures.between),
+                    f"{failures.upload:.1f}",
+                    f"{young(failures.copy, failures.between):.0f}",
+                    f"{daly(failures.copy, failures.between):.0f}",
+                    f"{best:.0f}",
+                    f"{1 - goodput(best, failures):.2%}",
+                    f"{1 - simulated(own, hours, best):.2%}",
+                    f"{default:.0f}",
+                    f"{1 - goodput(default, failures):.2%}",
+                )
+            )
+    head = (
+        "", "h of a machine", "of the run", "s to store", "Young, s", "Daly, s", "best, s", "lost", "simulated",
+        "default, s", "lost",
+    )  # fmt: skip
+    return table(head, rows)
+
+
+def lost() -> str:
+    """What is lost by the interval, of the three runs, by how often machines fail."""
+    rows = []
+    for own in PAPER:
+        for hours in HOURS:
+            shares = [f"{1 - goodput(seconds, own.failures(hours)):.1%}" for seconds in LOST_AT]
+            rows.append((f"{own.title}, {own.gpus:,} GPUs" if hours == HOURS[0] else "", f"{hours:,.0f}", *shares))
+    return table(("", "h of a machine", *(duration(seconds) for seconds in LOST_AT)), rows)
+
+
+def simulated(own: Run, hours: float, interval: float, spares: int = 0, replaced: float = 0.0) -> float:
+    """Goodput in the mean over the seeds."""
+    cluster = Cluster(machines=own.machines, mtbf=hours * 3600, spares=spares, replaced=replaced)
+    found = (simulate(cluster, interval, own.failures(hours), days=DAYS, seed=seed) for seed in SEEDS)
+    return mean(spent.goodput for spent in found)
+
+
+def spares() -> str:
+    """The largest run, with and without machines that wait."""
+    own, rows = PAPER[-1], []
+    for name, count, replaced in (
+        ("another machine at once", 0, 0.0),
+        ("another machine after ten minutes", 0, 600.0),
+        ("repaired within a day, no spare one", 0, 86400.0),
+        ("the same, one spare", 1, 86400.0),
+        ("two", 2, 86400.0),
+        ("four", 4, 86400.0),
+    ):
+        lost = [1 - simulated(own, hours, 60.0, count, replaced) for hours in HOURS]
+        rows.append((name, *(f"{part:.1%}" for part in lost)))
+    return table(("", *(f"{hours:,.0f} h" for hours in HOURS)), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    found.__name__: found
+    for found in (
+        data_sets, speeds, first_epoch, samples, steady, objects, restarts, watchdog, growth, lost, intervals, spares,
+    )
+}  # fmt: skip
+
+
+def filled(page: str) -> str:
+    """The page with its tables made anew. They stand behind lines `<!-- table: NAME -->`, up to an empty line."""
+    return re.sub(
+        r"(?<=<!-- table: )(\w+)( -->\n)(?:\|.*\n)*", lambda found: f"{found[1]}{found[2]}{TABLES[found[1]]()}", page
+    )
+
+
+def size(number: float) -> str:
+    """Bytes as people say them."""
+    steps = ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    unit, name = next(((unit, name) for unit, name in steps if number >= unit), (1.0, "B"))
+    scaled = number / unit
+    return f"{scaled:.0f} {name}" if scaled >= 99.5 else f"{scaled:.2g} {name}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown, a line for each row."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n".replace("  ", " ") for line in lines)

@@ -1,0 +1,43 @@
+"""docs/scale.md says what the formulas and simulations say of what was measured."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.estimate_failures import RESTART_SECONDS
+from stages.training.config import usable_ranks
+from tests.bench.scale_cases import DATA, MACHINE_MTBF_HOURS, MEASURED, PER_TAR
+from tests.bench.scale_tables import TABLES, filled
+
+PAGE = (Path(__file__).parents[2] / "docs/scale.md").read_text()
+
+
+def test_all_tables_are_there_once():
+    assert sorted(re.findall(r"<!-- table: (\w+) -->", PAGE)) == sorted(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_what_its_formulas_and_simulations_give(name: str):
+    (found,) = re.findall(rf"<!-- table: {name} -->\n((?:\|.*\n)*)", PAGE)
+    assert found == TABLES[name]()
+
+
+def test_a_page_is_filled_again_with_the_same():
+    one = "a\n\n<!-- table: speeds -->\n| old |\n\nb\n"
+    assert filled(one) == filled(filled(one)) == f"a\n\n<!-- table: speeds -->\n{TABLES['speeds']()}\nb\n"
+
+
+def test_what_the_text_says_is_what_was_measured_and_assumed():
+    words = " ".join(PAGE.split())
+    requests = sum((*MEASURED["fetch_tar"].values(), *MEASURED["fetch_index"].values()))
+    assert f"a tar and its index are {requests} requests" in words
+    assert f"once in {MACHINE_MTBF_HOURS:,.0f} hours" in words
+    assert f"is {RESTART_SECONDS:.0f} s (assumed" in words
+    assert usable_ranks(4096, 1016) == usable_ranks(16_384, 1016) == 512
+    assert f"{MEASURED['curves_11']['GET']} requests after eleven attempts" in words
+    assert f"that took {MEASURED['list_seconds_20000']:.2f} s each time" in words
+    assert MEASURED["add_seconds_20000"] < 1e-3
+    assert f"{80.6 * DATA['10^10'] / PER_TAR / 1e6:.0f} MB in each rank" in words
