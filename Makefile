@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: install demo test lint unit chaos chaos-cluster chaos-servers clean
-.PHONY: bench-dedup bench-demo bench-fewshot bench-fewshot-beside bench-gpu bench-ingest bench-loader bench-memory bench-model bench-order bench-shuffle bench-soak bench-train bench-workflow
+.PHONY: bench-dedup bench-demo bench-fewshot bench-fewshot-beside bench-gpu bench-ingest bench-loader bench-memory bench-model bench-order bench-scale bench-shuffle bench-soak bench-train bench-workflow
 
 install: .venv/installed
 
@@ -29,7 +29,7 @@ lint: install
 	$(BIN)/lint-imports
 
 # Benchmarks: each prints JSON on its last line, and fails where it misses what docs/benchmarks.md promises.
-bench-dedup bench-demo bench-fewshot bench-fewshot-beside bench-gpu bench-ingest bench-memory bench-model bench-order bench-shuffle bench-train bench-workflow: bench-%: install
+bench-dedup bench-demo bench-fewshot bench-fewshot-beside bench-gpu bench-ingest bench-memory bench-model bench-order bench-scale bench-shuffle bench-train bench-workflow: bench-%: install
 	$(BIN)/python -m tests.bench.$(subst -,_,$*)
 
 # PHOTOS is a folder of JPEGs with a folder for each class.

@@ -20,6 +20,8 @@ class Curves:
         self._evaluations = _Evaluations(storage, folder)
         self._held_evaluations: list[Point] = []
         self._readers: dict[int, MetricReader] = {}
+        self._over: set[int] = set()
+        """Attempts that a later one followed, and of which all has been read: no points come any more."""
         self._held: dict[int, list[Point]] = {}
         self.checkpoint: str | None = None
         """Key prefix of the stage's newest committed checkpoint; `shown` is what the stage's run says."""
@@ -42,12 +44,16 @@ class Curves:
             if segment.attempt not in self._readers:
                 # An earlier driver's attempt: its points are read from the files, and sent again.
                 self._read(segment.attempt)
-        for attempt, reader in self._readers.items():
+        newest = max(self._readers, default=0)
+        for attempt in sorted(self._readers.keys() - self._over):
+            reader = self._readers[attempt]
             # One by one: where storage fails in between, those before are not lost.
             for point in reader.new_points():
                 self._held[attempt].append(point)
                 if attempt in self.live:
                     self.live[attempt].append(point)
+            if attempt < newest:
+                self._over.add(attempt)
         for segment in history:
             held = self._held[segment.attempt]
             self.committed += [point for point in held if segment.start < point.step <= segment.end]

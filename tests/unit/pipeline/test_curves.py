@@ -9,7 +9,7 @@ import pytest
 from cluster.storage import Storage, open_storage
 from pipeline.curves import Curves
 from pipeline.head import Head, commit_checkpoint
-from stages.metrics import Point, points_body
+from stages.metrics import MetricWriter, Point, points_body
 from stages.training.keeping import checkpoint_prefix, evaluation_key
 
 FOLDER = "stages/pretrain/x"
@@ -143,3 +143,36 @@ def test_of_stages_without_evaluations_nothing_more_is_asked(storage, head):
         curves.collect()
         asked[evaluated] = [line for line in counting.asked if "fewshot" in line]
     assert asked == {False: [], True: [f"list {FOLDER}/attempts/3/fewshot/"]}
+
+
+class Asked:
+    """A storage over another one, which remembers what was read."""
+
+    def __init__(self, inner):
+        self.inner, self.read_keys = inner, []
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def read(self, key):
+        self.read_keys.append(key)
+        return self.inner.read(key)
+
+
+def test_attempts_that_are_over_are_asked_for_no_more_and_lose_no_point(storage, head):
+    asked = Asked(storage)
+    curves = Curves(asked, FOLDER, has_updates=True)
+    for attempt in range(1, 6):
+        assert head.new_attempt().attempt == attempt
+        curves.follow(attempt)
+        curves.collect()
+        writer = MetricWriter(storage, f"{FOLDER}/attempts/{attempt}")
+        writer.log({"train/loss": 1.0 / attempt}, attempt)
+        writer.close()
+        commit(storage, head, attempt, attempt)
+    curves.collect()
+    assert [point.step for point in curves.committed] == [1, 2, 3, 4, 5]
+    assert [len(curves.live[attempt]) for attempt in range(1, 6)] == [1] * 5
+    asked.read_keys.clear()
+    curves.collect()
+    assert asked.read_keys == [f"{FOLDER}/attempts/5/metrics/000001.jsonl"]
