@@ -105,7 +105,7 @@ def _losses(losses: Losses, update_seconds: float) -> str:
     unknown = (
         "; the time to store a checkpoint is not known: --bucket-mb-per-s" if losses.upload_seconds is None else ""
     )
-    return f"one in {duration(losses.between_failures)}; {now}; the best, {best}{unknown}"
+    return f"one in {days(losses.between_failures / 86400)}; {now}; the best, {best}{unknown}"
 
 
 def days(number: float) -> str:

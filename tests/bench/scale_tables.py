@@ -15,7 +15,6 @@ from stages.training.interval import best_interval, daly, goodput, young
 from stages.training.restore import FILES_AT_ONCE
 from tests.bench.scale_cases import (
     DATA,
-    DISK_BYTES,
     GPUS_EACH,
     IMAGE_BYTES,
     MACHINE_MTBF_HOURS,
@@ -104,18 +103,13 @@ def first_epoch() -> str:
                     size(fetched),
                     f"{asked:,.0f}",
                     size(2 * found.open * TAR_BYTES),
-                    most_images(found.share),
+                    f"{found.again:.1%}",
                 )
             )
     head = (
-        "", "streams", "window", "read by a machine", "bytes/s of each", "GET/s of all", "two windows", "30 TB hold",
+        "", "streams", "window", "read by a machine", "bytes/s of each", "GET/s of all", "two windows", "known in the next epoch",
     )  # fmt: skip
     return table(head, rows)
-
-
-def most_images(share: float) -> str:
-    """Images of the largest data set of which a machine's disk holds all that the machine reads."""
-    return f"{DISK_BYTES / (share * IMAGE_BYTES):.2g}".replace("e+0", " · 10^").replace("e+", " · 10^") + " images"
 
 
 def samples() -> str:

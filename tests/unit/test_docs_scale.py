@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli import app
+from pipeline.commands.base import console
 from pipeline.estimate_failures import RESTART_SECONDS
 from stages.training.config import usable_ranks
 from tests.bench.scale_cases import DATA, MACHINE_MTBF_HOURS, MEASURED, PER_TAR
@@ -41,3 +45,18 @@ def test_what_the_text_says_is_what_was_measured_and_assumed():
     assert f"that took {MEASURED['list_seconds_20000']:.2f} s each time" in words
     assert MEASURED["add_seconds_20000"] < 1e-3
     assert f"{80.6 * DATA['10^10'] / PER_TAR / 1e6:.0f} MB in each rank" in words
+
+
+def test_the_plan_is_as_the_page_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(console, "width", 160)
+    (block,) = re.findall(r"```console\n\$ (.*?)```", PAGE, re.DOTALL)
+    command, _, told = block.replace("\\\n", " ").partition("…\n")
+    answer = CliRunner().invoke(app, [*shlex.split(command)[1:], "--root", f"file://{tmp_path}"], terminal_width=200)
+    assert answer.exit_code == 0, answer.output
+    assert told.strip() in answer.output
+
+
+def test_the_example_in_python_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(code.replace("file:///data/results", f"file://{tmp_path}"), {})
+    assert re.fullmatch(r"0\.3\d% lost, 0\.3\d% with save_every=\d+\n", capsys.readouterr().out)
