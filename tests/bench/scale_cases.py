@@ -26,6 +26,8 @@ TAR_BYTES = 256 * 2**20
 PER_TAR = TAR_BYTES // IMAGE_BYTES
 BUCKET_BYTES_PER_S = 1e9
 """Assumed, of each machine."""
+DISK_BYTES = 24e12
+"""Assumed: 80 % of 30 TB in each machine, which the cache may take."""
 S3_GET, S3_PUT = 5500, 3500
 """A second, of each partitioned prefix at least: AWS."""
 MACHINE_MTBF_HOURS = 54 * 24 * (16_384 / 8) / 419

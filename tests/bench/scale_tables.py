@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
 
 from cluster.storage.many import AT_ONCE
+from pipeline.display_estimate import days
 from pipeline.estimate_failures import REQUEST_SECONDS, commit_seconds
 from pipeline.words import duration
 from stages.training.config import TrainingConfig
 from stages.training.interval import best_interval, daly, goodput, young
 from stages.training.restore import FILES_AT_ONCE
 from tests.bench.scale_cases import (
+    BUCKET_BYTES_PER_S,
     DATA,
+    DISK_BYTES,
     GPUS_EACH,
     IMAGE_BYTES,
     MACHINE_MTBF_HOURS,
@@ -50,6 +53,8 @@ def data_sets() -> str:
                 f"{images:,}",
                 f"{tars:,}",
                 size(images * IMAGE_BYTES),
+                f"{min(1.0, DISK_BYTES / (images * IMAGE_BYTES)):.0%}",
+                days(images * IMAGE_BYTES / BUCKET_BYTES_PER_S / 86400),
                 size(tars * MEASURED["table_bytes_per_shard"]),
                 size(images * MEASURED["index_bytes_per_sample"]),
                 # 80.6 MB and 0.65 s at a million tars: `make bench-order`.
@@ -57,7 +62,10 @@ def data_sets() -> str:
                 f"{max(0.05, 0.65e-6 * tars):.2g}",
             )
         )
-    return table(("", "images", "tars", "bytes", "table", "all indexes", "order, each rank", "s to begin"), rows)
+    head = (
+        "", "images", "tars", "bytes", "on 24 TB", "to fetch all", "table", "all indexes", "order, each rank", "s to begin",
+    )  # fmt: skip
+    return table(head, rows)
 
 
 def speeds() -> str:
@@ -107,7 +115,8 @@ def first_epoch() -> str:
                 )
             )
     head = (
-        "", "streams", "window", "read by a machine", "bytes/s of each", "GET/s of all", "two windows", "known in the next epoch",
+        "", "streams", "window", "read by a machine", "bytes/s of each", "GET/s of all", "two windows",
+        "known in the next epoch",
     )  # fmt: skip
     return table(head, rows)
 
