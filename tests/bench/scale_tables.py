@@ -36,7 +36,7 @@ PAPER = (run("L", 64), run("H", 256), run("G", 1024, 16_384))
 """A model for each cluster: what `docs/scale.md` calls the three runs."""
 HOURS = (MACHINE_MTBF_HOURS, 1000.0, 100.0)
 """Between two failures of a machine."""
-LOST_AT = (10.0, 60.0, 300.0, 900.0, 3600.0)
+LOST_AT = {"10 s": 10.0, "1 min": 60.0, "5 min": 300.0, "15 min": 900.0, "1 h": 3600.0}
 """Seconds between checkpoints."""
 SEEDS = range(4)
 DAYS = 54.0
@@ -63,7 +63,8 @@ def data_sets() -> str:
             )
         )
     head = (
-        "", "images", "tars", "bytes", "on 24 TB", "to fetch all", "table", "all indexes", "order, each rank", "s to begin",
+        "", "images", "tars", "bytes", "on 24 TB", "to fetch all", "table", "all indexes",
+        "order, each rank", "s to begin",
     )  # fmt: skip
     return table(head, rows)
 
@@ -268,9 +269,9 @@ def lost() -> str:
     rows = []
     for own in PAPER:
         for hours in HOURS:
-            shares = [f"{1 - goodput(seconds, own.failures(hours)):.1%}" for seconds in LOST_AT]
+            shares = [f"{1 - goodput(seconds, own.failures(hours)):.1%}" for seconds in LOST_AT.values()]
             rows.append((f"{own.title}, {own.gpus:,} GPUs" if hours == HOURS[0] else "", f"{hours:,.0f}", *shares))
-    return table(("", "h of a machine", *(duration(seconds) for seconds in LOST_AT)), rows)
+    return table(("", "h of a machine", *LOST_AT), rows)
 
 
 def simulated(own: Run, hours: float, interval: float, spares: int = 0, replaced: float = 0.0) -> float:
