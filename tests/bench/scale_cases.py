@@ -92,3 +92,7 @@ def run(variant: str, gpus: int, global_batch: int = 4096) -> Run:
     """ViT-L/16, H/14 or G/14 on so many GPUs."""
     model = ModelConfig.model_validate({"variant": variant, "patch_size": 16 if variant == "L" else 14})
     return Run(title=model.title, model=model, global_batch=global_batch, gpus=gpus)
+
+
+PAPER = (run("L", 64), run("H", 256), run("G", 1024, 16_384))
+"""A model for each cluster: what `docs/scale.md` calls the three runs."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from stages.training.interval import best_interval, goodput
-from tests.bench.scale_tables import HOURS, PAPER, simulated
+from tests.bench.scale_cases import PAPER
+from tests.bench.scale_lost import HOURS, simulated
 
 COLOURS = ("#1b6e53", "#c77d0a", "#a8323e")
 SECONDS = np.geomspace(3, 7200, 200)
