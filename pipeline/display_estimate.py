@@ -83,6 +83,8 @@ def _lines(estimate: Estimate) -> Iterable[tuple[str, str]]:
     yield "machines", f"{estimate.host_bytes / 1e9:.1f} GB of each one's own memory"
     upload = "" if estimate.upload_seconds is None else f", stored in {duration(estimate.upload_seconds)}"
     yield "checkpoint", f"{estimate.checkpoint_bytes / 1e9:.2f} GB{upload}"
+    if estimate.machines > 1:
+        yield "reading", _reading(estimate)
     network = "" if estimate.network_seconds is None else f", the network busy for {estimate.network_seconds:.2g} s"
     yield "speed", f"{estimate.images_per_s:,.0f} images/s, {estimate.update_seconds:.2g} s an update{network}"
     yield "efficiency", f"{estimate.efficiency:.0%} of the data sheet's rate, {estimate.efficiency_from}"
@@ -94,6 +96,17 @@ def _lines(estimate: Estimate) -> Iterable[tuple[str, str]]:
         yield "the paper's", f"TPUv3-core-days of Table 2: {spent}"
     if estimate.money is not None:
         yield "money", f"{estimate.money:,.2f}" if estimate.money < 100 else f"{estimate.money:,.0f}"
+
+
+def _reading(estimate: Estimate) -> str:
+    """What a machine's cache has to hold, so that it reads from storage once alone."""
+    own = 1 / estimate.machines
+    each = f"each of {estimate.machines:,} machines fetches {estimate.read_share:.1%} of the data set"
+    if estimate.read_share > 1.01 * own:
+        once = f"{each}, again in each epoch unless its cache holds that much"
+        batch = estimate.micro_batch * estimate.accumulation * estimate.gpus
+        return f"{once}; {own:.1%} with input.streams={batch} and no mixup"
+    return f"{each} in each epoch"
 
 
 def _losses(losses: Losses, update_seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from math import gcd
 from typing import Any
 
 from cluster.shapes import ClusterShape
@@ -72,6 +73,9 @@ class Estimate:
     """Of each node's own memory."""
     checkpoint_bytes: int
     upload_seconds: float | None
+    machines: int
+    read_share: float
+    """Part of the data set that each machine fetches in the first epoch."""
     efficiency: float
     efficiency_from: str
     images_per_s: float
@@ -128,6 +132,8 @@ def estimate(
         host_bytes=chosen.memory.host * min(shape.gpus_per_node, ranks),
         checkpoint_bytes=saved,
         upload_seconds=_upload_seconds(saved, ranks, shape),
+        machines=-(-ranks // shape.gpus_per_node),
+        read_share=_read_share(config, min(shape.gpus_per_node, ranks) / ranks),
         efficiency=efficiency,
         efficiency_from=efficiency_from,
         images_per_s=config.global_batch / seconds,
@@ -194,6 +200,18 @@ def _upload_seconds(size: int, ranks: int, shape: ClusterShape) -> float | None:
     return size * min(1.0, shape.gpus_per_node / ranks) / (shape.bucket_mb_per_s * 1e6)
 
 
+def _read_share(config: TrainingConfig, part: float) -> float:
+    """Part of the data set that a machine with this part of each batch fetches in an epoch.
+
+    Row i of a batch is of stream i mod S. Where S is a multiple of a batch's rows B it is always of the same ones; else
+    it moves by B mod S with each batch, and comes to every stream that leaves the same rest when divided by gcd(B, S).
+    """
+    if config.input.mixup:
+        # An image's partner may be in any row.
+        return 1.0
+    return min(1.0, part * config.global_batch / gcd(config.global_batch, config.input.streams))
+
+
 def _losses(found: Estimate, config: TrainingConfig, shape: ClusterShape, terms: Terms) -> Losses | None:
     if terms.mtbf_hours is None:
         return None
@@ -203,7 +221,7 @@ def _losses(found: Estimate, config: TrainingConfig, shape: ClusterShape, terms:
         ranks=found.gpus,
         checkpoint_bytes=found.checkpoint_bytes,
         upload_seconds=found.upload_seconds if found.upload_seconds is not None else terms.upload_seconds,
-        machines=-(-found.gpus // shape.gpus_per_node),
+        machines=found.machines,
         mtbf_hours=terms.mtbf_hours,
     )
 

@@ -7,17 +7,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.errors import UserError
 from cluster.shapes import ClusterShape, parse_shape
 from cluster.storage import Storage, open_storage
 from pipeline.config import Workflow
+from pipeline.display_estimate import _lines
 from pipeline.estimate import Estimate, Terms, estimate
 from pipeline.estimate_failures import COPY_BYTES_PER_S
 from pipeline.head import HeadDocument
 from pipeline.plan import PlannedStage, Question, plan
 from pipeline.record import EventLog, Record, mark, write_record
+from stages.data.order import Order
 from stages.finetune.config import FinetuneConfig
 from stages.ingest.config import IngestConfig
 from stages.metrics import Point
@@ -115,6 +118,29 @@ def test_an_interval_that_costs_much_is_warned_of():
     told = r"save_every=100000 loses \d\.\d% of the time to failures and checkpoints: save_every=\d+ would lose \d\.\d%"
     assert re.fullmatch(told, warning)
     assert of(rate, terms, save_every=1000).warnings == []
+
+
+@pytest.mark.parametrize("streams", [1, 16, 20, 24, 64, 96, 128])
+@pytest.mark.parametrize("gpus", [8, 16, 64])
+def test_what_a_machine_reads_is_what_its_rows_are_of(streams: int, gpus: int):
+    """Against the order itself: one epoch, whose shards are as long as a stream, so that each stream is its shard."""
+    batch, rank_rows = 64, 64 // gpus * 8
+    order = Order(counts=np.full(streams, 192), seed=0, streams=streams, window=8)
+    numbers = np.arange(order.total)
+    _, shards, _ = order.locate(numbers[numbers % batch < rank_rows])
+    found = of(f"h100x{gpus}", global_batch=batch, input={"streams": streams})
+    assert found.read_share == pytest.approx(len(np.unique(shards)) / streams)
+
+
+def test_what_machines_read_is_told_with_what_makes_it_less():
+    shown = dict(_lines(of()))["reading"]
+    assert shown == (
+        "each of 8 machines fetches 100.0% of the data set, again in each epoch unless its cache holds that much; "
+        "12.5% with input.streams=4096 and no mixup"
+    )
+    assert dict(_lines(of(input={"streams": 4096})))["reading"].endswith("fetches 12.5% of the data set in each epoch")
+    assert of(input={"streams": 4096, "mixup": 0.2}).read_share == 1
+    assert "reading" not in dict(_lines(of("h100x8", workers=8)))
 
 
 def test_gpus_that_the_workers_do_not_ask_for_stand_idle():
