@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cluster.storage import Storage
-from pipeline.head import read_head
+from pipeline.head import Segment, read_head
 from stages.metrics import MetricReader, Point, read_points
 from stages.training.keeping import update_and_attempt
 
@@ -23,6 +23,7 @@ class Curves:
         self._over: set[int] = set()
         """Attempts that a later one followed, and of which all has been read: no points come any more."""
         self._held: dict[int, list[Point]] = {}
+        self._history: tuple[Segment, ...] = ()
         self.checkpoint: str | None = None
         """Key prefix of the stage's newest committed checkpoint; `shown` is what the stage's run says."""
         self.shown: str | None = None
@@ -39,7 +40,7 @@ class Curves:
     def collect(self) -> None:
         """Look for new points, for points that a checkpoint has come to cover, and for the newest checkpoint."""
         found = read_head(self._storage, self._folder) if self._has_updates else None
-        history = found[0].history if found is not None else ()
+        history = self._history = found[0].history if found is not None else ()
         for segment in history:
             if segment.attempt not in self._readers:
                 # An earlier driver's attempt: its points are read from the files, and sent again.
@@ -63,6 +64,28 @@ class Curves:
         if found is not None and self.evaluated:
             named = {update_and_attempt(item.prefix)[1] for item in found[0].checkpoints}
             self._collect_evaluations(named, history[-1].end if history else 0)
+
+    def lost(self, attempt: int) -> list[Point]:
+        """What an attempt did after the checkpoint that the next one went on from: points with it as step.
+
+        Empty where it lost nothing, or left no points. The resolution is that of the points, `log_every`.
+        """
+        if attempt not in self._readers:
+            self._read(attempt)
+        self.collect()
+        covered = max((segment.end for segment in self._history if segment.attempt <= attempt), default=0)
+        held = sorted(
+            (p for p in self._held[attempt] if p.step > covered), key=lambda point: (point.step, point.time_ms)
+        )
+        if not held:
+            return []
+        first, last = held[0], held[-1]
+        values = {"lost/updates": float(last.step - covered)}
+        if last.step > first.step:
+            # The first of them has taken time too, which no point tells.
+            pace = (last.time_ms - first.time_ms) / (last.step - first.step)
+            values["lost/seconds"] = pace * values["lost/updates"] / 1000
+        return [Point(name=name, value=v, step=attempt, time_ms=last.time_ms) for name, v in values.items()]
 
     def _collect_evaluations(self, named: set[int], covered: int) -> None:
         for attempt, points, repeated in self._evaluations.new(set(self._readers) | named, named):

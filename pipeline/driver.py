@@ -27,6 +27,7 @@ from pipeline.identity import differences
 from pipeline.ids import check_id, generate, note_named
 from pipeline.logs import LogShipper
 from pipeline.notify import Notifier, notifier_of, notifying
+from pipeline.provenance import note_origin
 from pipeline.record import EventLog, mark
 from pipeline.runner import Runner
 from pipeline.settings import Settings
@@ -54,6 +55,7 @@ def create(storage: Storage, workflow: Workflow, workflow_id: str | None = None)
         storage.write_if_absent(f"workflows/{found}/workflow.yaml", workflow.to_yaml().encode())
     except Conflict:
         _check_same(found, read_workflow(storage, found), workflow)
+    note_origin(storage, found)
     return found
 
 
@@ -98,7 +100,7 @@ def drive(storage: Storage, workflow_id: str, *, mlflow: str, ray: bool, number:
     owner = f"{workflow_id}/{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
     with (
         LogShipper(storage, f"workflows/{workflow_id}/logs/driver-{owner.rsplit('/', 1)[1]}"),
-        MlflowTracker(mlflow, storage, workflow_id, workflow, on_a_cluster=ray) as tracker,
+        MlflowTracker(mlflow, storage, workflow_id, workflow, owner=owner, on_a_cluster=ray) as tracker,
     ):
         print(f"{owner}: code in {Path(__file__).parents[1]}, root {storage.url}, MLflow {mlflow}", flush=True)
         runner = Runner(

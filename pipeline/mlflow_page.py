@@ -14,6 +14,7 @@ EXPERIMENT = "patchline"
 VIEW = "patchline"
 COLUMNS = (
     "attributes.`Duration`",
+    "metrics.`pretrain/exaflops`",
     "metrics.`pretrain/test/accuracy`",
     "metrics.`finetune/test/accuracy`",
     "metrics.`fewshot/all/10_shot`",

@@ -45,6 +45,8 @@ class Question:
     """Training images of data sets that are not there yet."""
     classes: int | None = None
     """Classes that networks tell apart whose data sets are not there yet."""
+    own: str | None = None
+    """The driver that asks, whose own leases keep nobody waiting."""
 
 
 @dataclass(kw_only=True)
@@ -107,7 +109,7 @@ def plan(storage: Storage, workflow: Workflow, question: Question | None = None)
             done[name] = found
             action, why = "reuse", [f"done in {found.record.seconds:.0f} s by attempt {found.record.attempt}"]
         else:
-            action, why = _explain(storage, config, document, folder, waiting)
+            action, why = _explain(storage, config, document, folder, waiting, question.own)
             why = [_in_words(line, targets) for line in why]
         planned[name] = PlannedStage(name=name, kind=config.kind, action=action, why=why, folder=folder)
         _add_work(storage, planned[name], workflow, done, question)
@@ -129,10 +131,10 @@ def _terms(storage: Storage, question: Question, config: TrainingConfig, network
 
 
 def _explain(
-    storage: Storage, config: StageConfig, document: dict[str, Any], folder: str, waiting: list[str]
+    storage: Storage, config: StageConfig, document: dict[str, Any], folder: str, waiting: list[str], own: str | None
 ) -> tuple[str, list[str]]:
     head = read_head(storage, folder)
-    if head is not None and head[0].state == "running":
+    if head is not None and head[0].state == "running" and head[0].owner != own:
         return "resume", [f"{head[0].owner} holds it, attempt {head[0].attempt}: waits for it or takes over"]
     if head is not None and head[0].checkpoint is not None and head[0].record is None:
         return "resume", [f"from the checkpoint at update {head[0].checkpoint.update}"]

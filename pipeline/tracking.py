@@ -11,10 +11,11 @@ sent is sent by the next driver of the workflow, from the files.
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.config import Workflow
 from pipeline.curves import Curves
 from pipeline.identity import fields_with_role
 from pipeline.mlflow_runs import CHARACTERS, Runs, refused, tell_refused
+from pipeline.provenance import environment, plan_text, read_origin
 from pipeline.retries import times_anew
 from pipeline.reuse import Finished
 from pipeline.words import duration, headline
@@ -30,7 +32,7 @@ from stages.config import StageConfig
 from stages.metrics import Point
 from stages.pretrain.config import PretrainConfig
 
-HEADLINES = ("images", "test/accuracy", "features/")
+HEADLINES = ("images", "exaflops", "test/accuracy", "features/")
 """Beginnings of the figures that a workflow's own run carries."""
 ON_THE_WAY = ("fewshot/",)
 """Beginnings of the figures of evaluations during pretraining."""
@@ -48,9 +50,17 @@ class MlflowTracker:
     """Feeds one workflow's runs. Use as a context manager; no method blocks or raises."""
 
     def __init__(
-        self, uri: str, storage: Storage, workflow_id: str, workflow: Workflow, *, on_a_cluster: bool = False
+        self,
+        uri: str,
+        storage: Storage,
+        workflow_id: str,
+        workflow: Workflow,
+        *,
+        owner: str = "",
+        on_a_cluster: bool = False,
     ) -> None:
-        self._uri, self._storage, self._id, self._workflow = uri, storage, workflow_id, workflow
+        """`owner` is who holds the workflow, and so what a plan of it leaves out of account."""
+        self._uri, self._storage, self._id, self._workflow, self._owner = uri, storage, workflow_id, workflow, owner
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._runs = Runs(uri, workflow_id, self._batch_sent, storage.url)
         self._curves: dict[str, Curves] = {}
@@ -66,6 +76,8 @@ class MlflowTracker:
     def __enter__(self) -> MlflowTracker:
         self._thread.start()
         self._calls.put(self._start_workflow)
+        # Apart: a source of a million images takes a while to list.
+        threading.Thread(target=self._make_plan, name="plan", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -170,8 +182,18 @@ class MlflowTracker:
     def _start_workflow(self) -> None:
         self._runs.connect()
         run = self._runs.ensure("workflow", None, self._workflow.name)
-        self._runs.log_tags(run, {NOTE: self._workflow.description})
+        origin = read_origin(self._storage, self._id)
+        self._runs.log_tags(run, {NOTE: self._workflow.description, **_origin_tags(origin)})
         self._runs.log_text(run, self._workflow.to_yaml(), "workflow.yaml")
+        self._runs.log_text(run, json.dumps({**environment(), "origin": origin}, indent=2), "environment.json")
+
+    def _make_plan(self) -> None:
+        try:
+            text = plan_text(self._storage, self._workflow, self._owner)
+        except Exception as error:
+            # What is wrong with the workflow, or with storage, the stages themselves tell.
+            text = f"no plan could be made: {error}\n"
+        self._calls.put(lambda: self._runs.log_text(self._runs["workflow"], text, "plan.txt"))
 
     def _start_stage(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
         run = self._runs.ensure(stage, "workflow", stage)
@@ -200,7 +222,10 @@ class MlflowTracker:
         run = self._runs.ensure(f"{stage}/{attempt}", stage, f"{stage} attempt {attempt}", tags)
         if gang:
             self._runs.log_params(run, told)
-        self._curves[stage].follow(attempt)
+        curves = self._curves[stage]
+        curves.follow(attempt)
+        if gang and attempt > 1 and (lost := curves.lost(attempt - 1)):
+            self._runs.log_points(self._runs[stage], lost)
 
     def _end_attempt(self, stage: str, attempt: int, outcome: str) -> None:
         self._send_curve(stage)
@@ -304,6 +329,19 @@ class MlflowTracker:
     def _batch_sent(self) -> bool:
         self._moved = time.monotonic()
         return not self._giving_up.is_set()
+
+
+def _origin_tags(origin: Mapping[str, Any]) -> dict[str, str]:
+    """In MLflow's own names, so that its page shows them where it shows everybody's."""
+    git = origin.get("git") or {}
+    tags = {
+        "mlflow.user": origin.get("user"),
+        "mlflow.source.name": "patchline",
+        "mlflow.source.git.commit": git.get("commit"),
+        "mlflow.source.git.branch": git.get("branch"),
+        "patchline.git_changed": None if git.get("changed") is None else str(git["changed"]).lower(),
+    }
+    return {name: str(value) for name, value in tags.items() if value is not None}
 
 
 def _shown(paths: list[str]) -> list[str]:

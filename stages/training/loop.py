@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -42,6 +42,7 @@ from stages.training.faults import agreed, end_process, explained_memory, tell
 from stages.training.fetch import fetched
 from stages.training.guard import Guard
 from stages.training.job import Job
+from stages.training.machines import Machines
 from stages.training.manifest import Position
 from stages.training.masked import MaskedPrediction
 from stages.training.meters import Meters
@@ -125,7 +126,7 @@ class _Run:
             self.engine = Engine(model, job.config, rank.world_size, rank.local_rank, _objective(job))
             if checkpoint is not None:
                 self.engine.restore(position.counters, checkpoint.tensors())
-        self.start = position.update
+        self.start = self.logged = position.update
         self.guard = Guard(job.config.guards, position.recent_losses)
         self.loader = stack.enter_context(_loader(job, rank, position.cursor))
         # Closed in the opposite order: an outstanding checkpoint flushes the metrics.
@@ -138,7 +139,9 @@ class _Run:
         flops = 6.0 * job.network.macs
         self.meters = Meters(self.engine, job.config, update=position.update, flops_per_image=flops, peak=peak)
         self.input_bound = InputBound(job.config.input, _host(self.loader, rank))
-        self.slow = Slow(host_names())
+        hosts = host_names()
+        self.slow = Slow(hosts)
+        stack.enter_context(Machines(hosts, rank.rank, watchdog.store, self._log_machine if self.metrics else None))
         self.pending: deque[tuple[int, int, Pending]] = deque()
 
     def updates(self) -> dict[str, Any] | None:
@@ -248,8 +251,16 @@ class _Run:
             **meters,
             "checkpoint_seconds": self.checkpoints.seconds_stored or None,
             "replaced": report.replaced or None,
+            "images_seen": update * self.job.config.global_batch,
+            "exaflops": self.job.network.exaflops(update * self.job.config.global_batch),
         }
         self.metrics.log({f"train/{name}": value for name, value in values.items() if value is not None}, update)
+        self.logged = update
+
+    def _log_machine(self, values: Mapping[str, float]) -> None:
+        """Log how busy a machine is, at the newest update that has points."""
+        if self.metrics is not None:
+            self.metrics.log(values, self.logged)
 
     def _evaluate_on_the_way(self, update: int) -> bool:
         """Log points of the validation split; returns False, and logs none, where the ranks are asked to stop."""

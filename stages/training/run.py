@@ -55,6 +55,8 @@ def run_training(job: Job, context: Context) -> Result:
         **ended["metrics"],
         "peak_tflops": machine["peak_tflops"],
         "updates": float(job.updates),
+        "images_seen": float(job.updates * config.global_batch),
+        "exaflops": job.network.exaflops(job.updates * config.global_batch),
         "lr": config.peak_lr,
         "rollbacks": float(len(context.rollbacks)),
     }

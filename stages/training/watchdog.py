@@ -51,6 +51,11 @@ class Watchdog:
         # Never waits for the thread, which may be waiting for a rank that has left already.
         self._closed.set()
 
+    @property
+    def store(self) -> Store | None:
+        """What ranks tell each other by, apart from collectives; None for a single one."""
+        return self._store
+
     def at(self, place: str) -> None:
         """This rank has come to a new place, for example `update 7 computes`. Costs nothing."""
         self._place, self._moves = place, self._moves + 1

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import getpass
 import http.client
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 
 import mlflow
 import pytest
+import yaml
+from mlflow.entities import Run
 
 from cluster.local.processes import free_ports
 from cluster.local.stack import Stack
@@ -179,5 +186,26 @@ def check_runs(settings: Settings, workflow_id: str) -> None:
     assert first == DESCRIPTION
     assert [line.partition(":")[0] for line in lines] == ["- **ingest**", "- **pretrain**"]
     assert "images 1,797" in lines[0]
+    check_origin(settings, workflow_id, whole)
     experiment = mlflow.MlflowClient(settings.mlflow).get_experiment_by_name(EXPERIMENT)
     assert tags().items() <= experiment.tags.items()
+
+
+def check_origin(settings: Settings, workflow_id: str, whole: Run) -> None:
+    """Commit, plan and environment of a workflow, and how busy its machine was."""
+    client = mlflow.MlflowClient(settings.mlflow)
+    with tempfile.TemporaryDirectory() as folder:
+        texts = {
+            name: Path(client.download_artifacts(whole.info.run_id, name, folder)).read_text()
+            for name in ("workflow.yaml", "plan.txt", "environment.json")
+        }
+    assert yaml.safe_load(texts["workflow.yaml"])["name"] == "small"
+    assert "ingest" in texts["plan.txt"]
+    assert "from the checkpoint at update" in texts["plan.txt"], "the plan of the driver that resumed"
+    environment = json.loads(texts["environment.json"])
+    assert environment["packages"]["torch"] == metadata.version("torch")
+    git = environment["origin"]["git"]
+    assert whole.data.tags["mlflow.user"] == getpass.getuser()
+    assert whole.data.tags.get("mlflow.source.git.commit") == (git["commit"] if git else None)
+    busy = f"system/{socket.gethostname()}/cpu_utilization_percentage"
+    assert 0 < in_mlflow(settings, workflow_id, "pretrain").data.metrics[busy] <= 100

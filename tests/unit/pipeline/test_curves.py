@@ -176,3 +176,43 @@ def test_attempts_that_are_over_are_asked_for_no_more_and_lose_no_point(storage,
     asked.read_keys.clear()
     curves.collect()
     assert asked.read_keys == [f"{FOLDER}/attempts/5/metrics/000001.jsonl"]
+
+
+def write_losses(storage: Storage, attempt: int, steps: range) -> None:
+    """Points of an attempt, one in 100 ms."""
+    body = points_body(Point(name="train/loss", value=1.0, step=step, time_ms=100 * step) for step in steps)
+    storage.write(f"{FOLDER}/attempts/{attempt}/metrics/000000.jsonl", body)
+
+
+def test_what_an_attempt_lost_is_what_the_next_one_makes_again(storage, head):
+    first = head.new_attempt().attempt
+    write_losses(storage, first, range(1, 18))
+    commit(storage, head, first, 10)
+    second = head.new_attempt().attempt
+    write_losses(storage, second, range(11, 15))
+    third = head.new_attempt().attempt
+    expected = {first: (7.0, 0.7), second: (4.0, 0.4)}
+    curves = Curves(storage, FOLDER, has_updates=True)
+    for attempt in (second, third):
+        curves.follow(attempt)
+        lost = {point.name: point for point in curves.lost(attempt - 1)}
+        updates, seconds = expected[attempt - 1]
+        assert lost["lost/updates"].value == updates
+        assert lost["lost/seconds"].value == pytest.approx(seconds)
+        assert {point.step for point in lost.values()} == {attempt - 1}
+    # Later, and from another driver's eyes: the same points, so that MLflow keeps one of each.
+    commit(storage, head, third, 20)
+    again = Curves(storage, FOLDER, has_updates=True)
+    again.follow(third)
+    assert {point.name: point for point in again.lost(second)} == lost
+
+
+def test_an_attempt_that_ended_at_its_checkpoint_lost_nothing(storage, head):
+    first = head.new_attempt().attempt
+    write_losses(storage, first, range(1, 11))
+    commit(storage, head, first, 10)
+    second = head.new_attempt().attempt
+    curves = Curves(storage, FOLDER, has_updates=True)
+    curves.follow(second)
+    assert curves.lost(first) == []
+    assert curves.lost(second) == []

@@ -111,8 +111,10 @@ def test_a_rank_that_does_not_look_hears_that_rank_0_is_gone():
 
 
 def _store(port: int = 0) -> TCPStore:
-    """The store in rank 0, or a connection to it."""
-    return TCPStore("127.0.0.1", port, None, port == 0, timedelta(seconds=5), wait_for_workers=False)
+    """The store in rank 0, or a connection to it. Each looks its address's name up, which a name server may delay."""
+    store = TCPStore("127.0.0.1", port, None, port == 0, timedelta(seconds=60), wait_for_workers=False)
+    store.set_timeout(timedelta(seconds=5))
+    return store
 
 
 def _of_many(rank: int, store: TCPStore) -> Watchdog:
