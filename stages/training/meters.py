@@ -106,7 +106,7 @@ class Meters:
         if len(since) > 1:
             self._compute.append([rank.compute for rank in since])
             found["slowest_rank"], found["compute_skew"] = skew([sum(own) for own in zip(*self._compute, strict=True)])
-        part = self._pace.part(images)
+        part = self._pace.part(images * seconds, seconds)
         if part is not None:
             found["pace"] = part
         if self._engine.device.type == "cpu":

@@ -14,6 +14,8 @@ IN_A_ROW = 3
 """Intervals that have to be so before anybody is told."""
 INTERVALS = 5
 """So many have a speed, or a slowest rank; fewer may be noise."""
+LEAST_SECONDS = 1.0
+"""Shorter intervals are taken together: what a busy machine does to ten milliseconds says nothing of training."""
 
 
 def skew(seconds: Sequence[float]) -> tuple[int, float]:
@@ -29,15 +31,20 @@ class Pace:
 
     def __init__(self) -> None:
         self._newest = deque[float](maxlen=INTERVALS)
-        self._usual = 0.0
+        self._usual = self._images = self._seconds = 0.0
 
-    def part(self, images_per_s: float) -> float | None:
-        """Of the interval that has just ended; None for as long as nobody knows what is usual."""
-        usual = self._usual
-        self._newest.append(images_per_s)
+    def part(self, images: float, seconds: float) -> float | None:
+        """Of the interval that has just ended, with these images; None for as long as nobody knows what is usual, and
+        while too little time has gone by."""
+        self._images, self._seconds = self._images + images, self._seconds + seconds
+        if self._seconds < LEAST_SECONDS:
+            return None
+        speed, usual = self._images / self._seconds, self._usual
+        self._images = self._seconds = 0.0
+        self._newest.append(speed)
         if len(self._newest) == INTERVALS:
             self._usual = max(self._usual, statistics.median(self._newest))
-        return images_per_s / usual if usual else None
+        return speed / usual if usual else None
 
 
 class Slow:
@@ -45,14 +52,15 @@ class Slow:
 
     def __init__(self, hosts: Sequence[str]) -> None:
         self._hosts = hosts
-        self._slow, self._skewed = 0, dict[int, int]()
+        self._part, self._slow, self._skewed = 1.0, 0, dict[int, int]()
         self._told = ""
 
     def look(self, figures: Mapping[str, float]) -> str | None:
         """What is to be told after an interval with these figures of `Meters.report`, if anything."""
         part, skew = figures.get("pace"), figures.get("compute_skew", 1.0)
         slowest = int(figures.get("slowest_rank", 0))
-        self._slow = self._slow + 1 if part is not None and part < SLOW else 0
+        if part is not None:
+            self._part, self._slow = part, self._slow + 1 if part < SLOW else 0
         self._skewed = {slowest: self._skewed.get(slowest, 0) + 1} if skew >= SKEWED else {}
         late = next((rank for rank, times in self._skewed.items() if times >= IN_A_ROW), None)
         state = f"rank {late}" if late is not None else "all" if self._slow >= IN_A_ROW else ""
@@ -61,7 +69,7 @@ class Slow:
         self._told, before = state, self._told
         if not state:
             return f"training is no longer slowed by {'one of its ranks' if before != 'all' else 'anything'}"
-        speed = f"slow: training runs at {part:.0%} of its usual speed" if self._slow >= IN_A_ROW else "slow"
+        speed = f"slow: training runs at {self._part:.0%} of its usual speed" if self._slow >= IN_A_ROW else "slow"
         if late is not None:
             return f"{speed}: rank {late}, on {self._hosts[late]}, computes {skew:.1f} times as long as the others"
         return (

@@ -90,6 +90,16 @@ def test_the_pace_is_a_part_of_the_best_speed_that_training_had_for_a_while(cloc
     assert paces == [None] * 5 + [1.0] + [0.25] * 5
 
 
+def test_short_intervals_have_a_pace_together(clock):
+    meters, _ = made()
+    paces = []
+    for interval, seconds in enumerate([0.01, 0.39] * 15 + [0.04, 1.56], start=1):
+        clock[0] += seconds
+        paces.append(meters.report(20 + 10 * interval, [(0.0,) * 6] * 2).get("pace"))
+    # Six intervals are 1.2 s, and five times that what is usual: 50 updates a second; 20 in 1.6 s are a quarter of it.
+    assert [pace for pace in paces if pace is not None] == [pytest.approx(0.25)]
+
+
 def test_one_rank_trains_with_nobody_to_compare_with(clock):
     meters, _ = made()
     clock[0] += 1

@@ -42,6 +42,16 @@ def test_noise_is_not_told():
     assert told(*[(None, 0, 1.0)] * 5) == [None] * 5
 
 
+def test_an_interval_that_is_too_short_for_a_speed_changes_nothing():
+    *nothing, said = told(*[(0.4, 0, 1.1), (None, 0, 1.1)] * 3)
+    assert [line for line in nothing if line] == [nothing[4]]
+    assert said is None
+    slow_and_late = told(*[(0.4, 0, 1.1)] * 3, *[(None, 2, 3.0)] * 3)[-1]
+    assert slow_and_late == (
+        "slow: training runs at 40% of its usual speed: rank 2, on node-c, computes 3.0 times as long as the others"
+    )
+
+
 def test_it_is_told_when_it_is_over():
     assert told(*[(0.4, 0, 1.1)] * 3, (0.9, 0, 1.1))[-1] == "training is no longer slowed by anything"
     assert told(*[(1.0, 1, 2.0)] * 3, (1.0, 1, 1.1))[-1] == "training is no longer slowed by one of its ranks"
