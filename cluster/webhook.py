@@ -19,7 +19,11 @@ PAUSES = (0.5, 2.0, 8.0)
 
 
 class NotTaken(OSError):
-    """The message was not taken; the text names the host alone."""
+    """The message was not taken; the text names the host alone. `passing` says that it may be taken later."""
+
+    def __init__(self, text: str, *, passing: bool) -> None:
+        super().__init__(text)
+        self.passing = passing
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -52,5 +56,5 @@ def post(address: str, document: dict[str, Any]) -> None:
         except OSError as error:
             reason, passing = f"it does not answer: {getattr(error, 'reason', error)}", True
         if pause is None or not passing:
-            raise NotTaken(f"the webhook at {host} has not taken a message: {reason}") from None
+            raise NotTaken(f"the webhook at {host} has not taken a message: {reason}", passing=passing) from None
         time.sleep(pause)

@@ -1,30 +1,23 @@
-"""What a person sees: live progress, and the tables of status, plan and results."""
+"""What a person sees: events as lines, and the tables of status, plan and results."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from cluster.sizes import size
-from cluster.storage import Storage
 from pipeline.checkpoints import Audited, Checkpoint
 from pipeline.plan import PlannedStage
-from pipeline.progress import LOSS, Progress
 from pipeline.record import Event
-from pipeline.status import StageStatus, StatusReader, WorkflowStatus
+from pipeline.status import StageStatus, WorkflowStatus
 from pipeline.told import TOLD, driver_gave_up, driver_lost, origin
 from pipeline.words import duration, headline
 from stages.data.bound import WAITING
 from stages.training.slow import SKEWED, SLOW
 
-POLL_SECONDS = 0.5
 SHOWN_DIFFERENCES = 3
 """Fields of a planned stage that are shown of those that differ from a finished one."""
 SHOWN_TROUBLES = 10
@@ -39,70 +32,6 @@ MARKS = {
 }
 
 
-def follow(
-    storage: Storage,
-    workflow_id: str,
-    stages: list[str],
-    console: Console,
-    *,
-    died: Callable[[], str | None] = lambda: None,
-    driver: int | None = None,
-) -> WorkflowStatus:
-    """Show a workflow until the driver of this number ends. `died` tells why it runs no more, or None."""
-    reader = StatusReader(storage, workflow_id, stages)
-    progress = Progress(storage)
-    # One that runs in a user's own process has no number.
-    submitted, ended = driver is None, False
-    asked = time.monotonic()
-    live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else nullcontext()
-    with live:
-        while True:
-            for event in reader.update():
-                submitted = submitted or (event.type == "driver_submitted" and event.data["number"] == driver)
-                ended = ended or _ends(event, driver)
-                if driver is None and event.type == "workflow_started":
-                    ended = False
-                if isinstance(live, nullcontext) and submitted:
-                    _print_event(console, event)
-            if isinstance(live, Live):
-                live.update(_live_view(progress.measure(reader.status), progress))
-            if ended:
-                return reader.status
-            if time.monotonic() - asked > 3:
-                asked, reason = time.monotonic(), died()
-                if reason is not None and not any(_ends(event, driver) for event in reader.update()):
-                    reader.status.state, reader.status.message = "failed", reason
-                    return reader.status
-            time.sleep(POLL_SECONDS)
-
-
-def _ends(event: Event, driver: int | None) -> bool:
-    return event.type == "workflow_ended" and event.data["driver"] == driver
-
-
-def _live_view(status: WorkflowStatus, progress: Progress) -> Group:
-    table = Table.grid(padding=(0, 2))
-    for stage in status.stages.values():
-        mark, style = MARKS[stage.outcome]
-        table.add_row(Text(mark, style=style), Text(stage.name, style=style), *_live_cells(stage, progress))
-    head = Text.assemble((status.id, "bold"), "  ", (status.state, "cyan"), f"  {status.message}")
-    return Group(head, table)
-
-
-def _live_cells(stage: StageStatus, progress: Progress) -> tuple[RenderableType, ...]:
-    if stage.outcome == "running" and stage.started_ms is not None:
-        tail = progress.tail(stage)
-        if stage.updates and stage.update is not None and tail is not None:
-            loss = f"loss {tail.values[LOSS]:.3f}" if LOSS in tail.values else ""
-            bar = ProgressBar(total=stage.updates, completed=stage.update, width=24)
-            return bar, Text(_joined(figures(stage), loss, _attempt(stage)))
-        seconds = time.time() - stage.started_ms / 1000
-        return Text(f"{seconds:.0f} s"), Text(_joined(stage.message, _attempt(stage)), style="dim")
-    if stage.outcome in ("done", "reused") and stage.seconds is not None:
-        return Text("reused" if stage.outcome == "reused" else duration(stage.seconds)), Text(headline(stage.metrics))
-    return Text(stage.outcome if stage.outcome != "pending" else "", style="dim"), Text(stage.message)
-
-
 def figures(stage: StageStatus) -> str:
     """How far a training stage is, as people say it; empty where nothing is known."""
     if stage.update is None or not stage.updates:
@@ -111,7 +40,7 @@ def figures(stage: StageStatus) -> str:
     waits = stage.data_wait is not None and stage.data_wait >= WAITING
     waiting = f"waits for images {stage.data_wait:.0%} of the time" if waits else ""
     left = f"{duration(stage.seconds_left)} left" if stage.seconds_left is not None else ""
-    return _joined(f"{stage.update}/{stage.updates} updates", speed, _slow(stage), waiting, left)
+    return joined(f"{stage.update}/{stage.updates} updates", speed, _slow(stage), waiting, left)
 
 
 def _slow(stage: StageStatus) -> str:
@@ -120,24 +49,18 @@ def _slow(stage: StageStatus) -> str:
     if stage.slowest_rank is None or stage.compute_skew is None or stage.compute_skew < SKEWED:
         return slow
     late = f"rank {stage.slowest_rank:.0f} computes {stage.compute_skew:.1f} times as long as the others"
-    return _joined(slow, late)
+    return joined(slow, late)
 
 
-def _attempt(stage: StageStatus) -> str:
+def attempt(stage: StageStatus) -> str:
     """Of a stage that did not get through at once: which attempt it is, and what that has cost."""
     lost = f"{stage.updates_repeated} updates repeated" if stage.updates_repeated else ""
-    return _joined(f"attempt {stage.attempt}" if (stage.attempt or 1) > 1 else "", lost)
+    return joined(f"attempt {stage.attempt}" if (stage.attempt or 1) > 1 else "", lost)
 
 
-def _joined(*parts: str) -> str:
+def joined(*parts: str) -> str:
+    """Figures beside each other; those that are empty are left out."""
     return "  ".join(part for part in parts if part)
-
-
-def _print_event(console: Console, event: Event) -> None:
-    line = describe(event)
-    if line:
-        moment = time.strftime("%H:%M:%S", time.localtime(event.time_ms / 1000))
-        console.print(f"{moment}  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def describe(event: Event) -> str:
@@ -216,7 +139,9 @@ def status_table(status: WorkflowStatus) -> Table:
             stage.name,
             Text(f"{mark} {stage.outcome}", style=style),
             duration(stage.seconds) if stage.seconds is not None else "",
-            Text(_joined(headline(stage.metrics) or _joined(figures(stage), stage.message), _attempt(stage))),
+            Text(
+                joined(headline(stage.metrics) or joined(figures(stage) or stage.tasks, stage.message), attempt(stage))
+            ),
         )
     return table
 

@@ -9,9 +9,12 @@ training goes on while the webhook is away.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,11 +25,14 @@ from cluster.storage import NotFound, Storage
 from pipeline.notify_config import KINDS, VARIABLE, Kind, NotifyConfig
 from pipeline.record import Event, EventLog
 from pipeline.told import TOLD, driver_lost
+from stages.metrics import now_ms
 
 FORMAT = 1
 POLL_SECONDS = 5.0
 CLOSE_SECONDS = 60.0
 """For what is still to be sent when a driver ends."""
+PATIENCE_SECONDS = 3600.0
+"""From an event until nobody tries any more to tell of it, while its webhook is away."""
 WAITS_SECONDS = 600.0
 """For room on the cluster, before that is a stall."""
 STANDS_STILL = re.compile(r"did not get on|no sign of life")
@@ -101,16 +107,22 @@ class Notifier:
         self._storage, self._id, self._address, self._kinds, self._tell = storage, workflow_id, address, kinds, tell
         self._events = EventLog(storage, workflow_id)
         self._key = f"workflows/{workflow_id}/NOTIFIED"
+        self._waiting = deque[Event]()
         self._told = self._begin()
 
     def catch_up(self) -> None:
-        """Send what has happened since the last message of anybody's. Raises OSError where storage is away."""
-        for event in self._events.new_events():
-            if event.number <= self._told:
-                continue
-            if kind_of(event) in self._kinds:
+        """Send what has happened since the last message of anybody's.
+
+        Raises OSError where storage or the webhook is away: the next call goes on with the same message, as does the
+        next driver's notifier.
+        """
+        self._waiting += self._events.new_events()
+        while self._waiting:
+            event = self._waiting[0]
+            if event.number > self._told and kind_of(event) in self._kinds:
                 self._send(event)
-            self._told = event.number
+            self._told = max(self._told, event.number)
+            self._waiting.popleft()
 
     def _send(self, event: Event) -> None:
         told = self._stored()
@@ -120,6 +132,10 @@ class Notifier:
         try:
             webhook.post(self._address, message_of(self._storage, self._id, event))
         except webhook.NotTaken as error:
+            if error.passing and now_ms() - event.time_ms < 1000 * PATIENCE_SECONDS:
+                raise webhook.NotTaken(
+                    f"{error}; it is tried again: {text_of(self._id, event)}", passing=True
+                ) from None
             self._tell(f"{error}; it was: {text_of(self._id, event)}")
         self._note(event.number)
 
@@ -174,9 +190,10 @@ def notifying(
     closed = threading.Event()
 
     def run() -> None:
-        away = False
+        away, until = False, math.inf
         while True:
-            last = closed.wait(POLL_SECONDS)
+            if last := closed.wait(0 if until < math.inf else POLL_SECONDS):
+                until = min(until, time.monotonic() + CLOSE_SECONDS)
             try:
                 notifier.catch_up()
                 away = False
@@ -185,8 +202,10 @@ def notifying(
                 if not away:
                     tell(f"nobody is told what happens: {error}")
                 away = True
-            if last:
+            if last and (not away or time.monotonic() >= until):
                 return
+            if last:
+                time.sleep(POLL_SECONDS)
 
     thread = threading.Thread(target=run, name="notify", daemon=True)
     thread.start()

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from cluster.storage import Storage
 from pipeline.head import HeadDocument, read_head
 from pipeline.status import StageStatus, WorkflowStatus
+from pipeline.task_progress import read_tasks
 from stages.metrics import MetricReader, Point, last_file, last_point
 
 AT_ONCE = 16
@@ -28,19 +29,29 @@ class Progress:
 
     def measure(self, status: WorkflowStatus) -> WorkflowStatus:
         """The same status, whose training stages have `update`, `seconds_left`, `updates_repeated` and `SHOWN`."""
-        training = [stage for stage in status.stages.values() if stage.updates or "updates" in stage.metrics]
-        if training:
-            with ThreadPoolExecutor(min(AT_ONCE, len(training))) as pool:
-                list(pool.map(self._measure, training))
+        stages = status.stages.values()
+        looked_at = [s for s in stages if s.updates or "updates" in s.metrics or s.outcome == "running" or s.tasks]
+        if looked_at:
+            with ThreadPoolExecutor(min(AT_ONCE, len(looked_at))) as pool:
+                list(pool.map(self._measure, looked_at))
         return status
 
     def _measure(self, stage: StageStatus) -> None:
+        if not stage.updates and "updates" not in stage.metrics:
+            self._count_tasks(stage)
+            return
         if stage.outcome in ("done", "reused") and "updates" in stage.metrics:
             stage.update = stage.updates = int(stage.metrics["updates"])
             self._forget(stage)
             self._lost(stage)
         elif stage.prefix is not None and stage.updates:
             self._under_way(stage, stage.prefix)
+
+    def _count_tasks(self, stage: StageStatus) -> None:
+        running = stage.outcome == "running" and stage.prefix is not None
+        count = read_tasks(self._storage, str(stage.prefix)) if running else None
+        stage.tasks = str(count) if count is not None else ""
+        stage.tasks_done, stage.tasks_total = (count.done, count.total) if count is not None else (None, None)
 
     def tail(self, stage: StageStatus) -> Tail | None:
         """The newest points of the stage's newest attempt, if any."""

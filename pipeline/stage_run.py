@@ -29,6 +29,7 @@ from pipeline.record import (
 )
 from pipeline.reuse import Finished, finished
 from pipeline.room import Door, GrowthWatch, wait_for_room
+from pipeline.task_progress import Counted
 from pipeline.told import rolled_back
 from pipeline.trunk import trunk_checkpoint
 from pipeline.worker import Assignment, enter
@@ -237,7 +238,7 @@ class StageRun:
             folder=head.folder,
             attempt=state.attempt,
             seed=self.seed,
-            tasks=partial(map_tasks, ray=self.drive.ray),
+            tasks=Counted(storage, prefix, partial(map_tasks, ray=self.drive.ray)),
             gang=partial(self._gang, head, state),
             expect=self._expect,
             rollbacks=_rollbacks(state),

@@ -47,6 +47,10 @@ class StageStatus:
     slowest_rank: float | None = None
     compute_skew: float | None = None
     """How many times as long as the others' median the slowest rank computes."""
+    tasks: str = ""
+    """Of a stage of tasks: how many are done, for example `shards 12/1,281`."""
+    tasks_done: int | None = None
+    tasks_total: int | None = None
     updates_repeated: int | None = None
     """Work lost: updates that an attempt made, and a later one made again."""
 

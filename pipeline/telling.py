@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from pipeline.notify import Notifier
 
+RETRY_SECONDS = 60.0
+"""Until those that did not get through are tried again."""
 CLOSE_SECONDS = 30.0
 """For what is still to be sent at the end."""
 
@@ -35,9 +37,23 @@ class Teller:
             self._thread = None
 
     def _run(self) -> None:
-        while (notifier := self._waiting.get()) is not None:
+        again: list[Notifier] = []
+        while True:
             try:
-                notifier.catch_up()
-            except Exception as error:
-                # Whatever it is, the others are told all the same.
-                self._report(f"nobody is told what happens: {error}")
+                notifier = self._waiting.get(timeout=RETRY_SECONDS if again else None)
+            except queue.Empty:
+                again = [notifier for notifier in again if not self._told(notifier)]
+                continue
+            if notifier is None:
+                return
+            if not self._told(notifier):
+                again.append(notifier)
+
+    def _told(self, notifier: Notifier) -> bool:
+        try:
+            notifier.catch_up()
+        except Exception as error:
+            # Whatever it is, the others are told all the same.
+            self._report(f"nobody is told what happens: {error}")
+            return False
+        return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -156,6 +156,19 @@ class Rank:
     """Whether the process is this rank's alone, so that it may end it."""
 
 
+class SizedIterable:
+    """Items that are made as they are needed, and of which it is known how many there are: `len` says so."""
+
+    def __init__(self, items: Iterable[Any], length: int) -> None:
+        self._items, self._length = items, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+
 class MapTasks(Protocol):
     def __call__(
         self,
@@ -168,7 +181,8 @@ class MapTasks(Protocol):
     ) -> Iterable[Any]:
         """`function` over `items`, each one a task that may be retried elsewhere; results in order, as they come.
 
-        Each reserves `cpus` and `gpus` on its machine.
+        Whoever follows the stage is told how many are done, and of how many where `items` have a length. Each reserves
+        `cpus` and `gpus` on its machine.
         """
         ...
 

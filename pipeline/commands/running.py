@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from pipeline.commands.base import Address, AsJson, Mlflow, Name, Root, Since, WorkflowId, console
-from pipeline.commands.shown import follow_to_end, match, print_json, print_note, print_status, program, told_beside
+from pipeline.commands.shown import (
+    follow_to_end,
+    match,
+    print_json,
+    print_note,
+    print_status,
+    program,
+    shown_here,
+    told_beside,
+)
 from pipeline.settings import Settings, resolve
 from pipeline.words import duration, seconds_of
 
@@ -36,7 +46,7 @@ def resume(
     storage, known = settings.storage(), match(workflow_id, settings)
     if (owner := holder(storage, known)) is not None:
         print_note(f"{known} is held by {owner}: going on when that driver ends, or is silent for its lease")
-    with told_beside(as_json):
+    with told_beside(as_json), shown_here(known, settings) if foreground and not as_json else nullcontext():
         found, state = resume_workflow(known, settings, foreground=foreground)
     if as_json:
         print_json({"id": found, "state": state})

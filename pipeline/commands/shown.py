@@ -33,8 +33,8 @@ def follow_to_end(workflow_id: str, settings: Settings, *, here: bool = True, as
     if as_json:
         return follow_as_json(workflow_id, settings)
     from pipeline.api import DriverWatch
-    from pipeline.display import follow
     from pipeline.driver import newest_driver, read_workflow
+    from pipeline.live import follow
 
     storage = settings.storage()
     stages = list(read_workflow(storage, workflow_id).stages)
@@ -48,12 +48,38 @@ def follow_to_end(workflow_id: str, settings: Settings, *, here: bool = True, as
             driver=newest_driver(storage, workflow_id),
         )
     except KeyboardInterrupt:
-        console.print(f"\nleft {workflow_id} running; `{program()} status {workflow_id}` shows it", soft_wrap=True)
+        print_left(workflow_id)
         return 130
     print_status(workflow_id, settings, reason=found.message)
     if found.state != "done":
         console.print(f"`{program()} resume {workflow_id}` continues it", markup=False)
     return 0 if found.state == "done" else 1
+
+
+def run_here(workflow: Workflow, settings: Settings, *, as_json: bool = False) -> tuple[str, str]:
+    """Run a workflow in this process, and show how far it is; returns its id and its state."""
+    from pipeline.api import run
+    from pipeline.driver import create
+
+    workflow_id = create(settings.storage(), workflow)
+    with told_beside(as_json), nullcontext() if as_json else shown_here(workflow_id, settings):
+        return run(workflow, settings, created=workflow_id)
+
+
+def shown_here(workflow_id: str, settings: Settings) -> AbstractContextManager[None]:
+    """Within it, a workflow that this process runs is shown."""
+    from pipeline.driver import read_workflow
+    from pipeline.live import shown_beside
+
+    storage = settings.storage()
+    return shown_beside(storage, workflow_id, list(read_workflow(storage, workflow_id).stages))
+
+
+def print_left(workflow_id: str) -> None:
+    """What becomes of a workflow whose follower has gone, and how to come back to it."""
+    console.print(f"\n{workflow_id} goes on without this terminal", soft_wrap=True)
+    for command, meaning in (("status -f", "shows it again"), ("logs -f", "its log"), ("cancel", "stops it")):
+        console.print(f"  {program()} {command} {workflow_id}", f"[dim]{meaning}[/dim]", soft_wrap=True)
 
 
 class _Life:

@@ -17,7 +17,7 @@ from pipeline.commands.base import (
     WorkflowName,
     console,
 )
-from pipeline.commands.shown import follow_to_end, print_json, print_note, print_status, told_beside
+from pipeline.commands.shown import follow_to_end, print_json, print_note, print_status, run_here, told_beside
 from pipeline.settings import Settings, resolve
 
 if TYPE_CHECKING:
@@ -114,14 +114,12 @@ def run(
 
     Ctrl-C saves a checkpoint and stops. Example: `patchline run digits --root file:///tmp/results`
     """
-    from pipeline.api import run as run_workflow
     from pipeline.config import load_workflow
 
     loaded = load_workflow(workflow, override or [])
     _print_warnings(loaded)
     settings = resolve(root=root, mlflow=mlflow)
-    with told_beside(as_json):
-        workflow_id, state = run_workflow(loaded, settings)
+    workflow_id, state = run_here(loaded, settings, as_json=as_json)
     print_status(workflow_id, settings, as_json=as_json)
     raise typer.Exit(0 if state == "done" else 1)
 
@@ -202,7 +200,6 @@ def ingest(
     On a Ray cluster where one is there, else in this process.
     Example: `patchline ingest photos s3://bucket/photos -o ingest.longest_side=512`
     """
-    from pipeline.api import run as run_workflow
     from pipeline.api import submit as submit_workflow
     from pipeline.ingestion import ingest_workflow
 
@@ -210,8 +207,7 @@ def ingest(
     settings = resolve(root=root, mlflow=mlflow, address=address)
     if settings.jobs is not None:
         raise typer.Exit(follow_to_end(submit_workflow(workflow, settings), settings, as_json=as_json))
-    with told_beside(as_json):
-        workflow_id, state = run_workflow(workflow, settings)
+    workflow_id, state = run_here(workflow, settings, as_json=as_json)
     print_status(workflow_id, settings, as_json=as_json)
     raise typer.Exit(0 if state == "done" else 1)
 
@@ -231,7 +227,6 @@ def import_(
     On a Ray cluster where one is there, else in this process.
     Example: `patchline import B_16.npz -o import.activation=gelu_tanh`
     """
-    from pipeline.api import run as run_workflow
     from pipeline.api import submit as submit_workflow
     from pipeline.importing import import_workflow, imported, told
 
@@ -242,7 +237,7 @@ def import_(
             workflow_id = submit_workflow(workflow, settings)
             code = follow_to_end(workflow_id, settings)
         else:
-            workflow_id, state = run_workflow(workflow, settings)
+            workflow_id, state = run_here(workflow, settings, as_json=as_json)
             code = 0 if state == "done" else 1
     if code or as_json:
         print_status(workflow_id, settings, as_json=as_json)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
-from stages.context import Context, Inputs, Output, Result
+from stages.context import Context, Inputs, Output, Result, SizedIterable
 from stages.data.manifest import DatasetMeta, Split
 from stages.data.table import Shard, class_counts_bytes, table_bytes
 from stages.ingest.addresses import shard_addresses
@@ -38,11 +38,14 @@ def run(config: IngestConfig, inputs: Inputs, context: Context) -> Result:
     splits = draw_splits(listing, config, held_out, context.seed)
     plan = {name: fill_shards(listing, numbers, config) for name, numbers in splits.items()}
     claim(config, context)
-    parts = context.tasks(make_shard, _tasks(config, context, listing, plan), label="shards")
+    shards = sum(len(groups) for groups in plan.values())
+    tasks = SizedIterable(_tasks(config, context, listing, plan), shards)
+    parts = context.tasks(make_shard, tasks, label="shards")
     return _finish(config, context, classes, held_out, _by_split(plan, parts), listing.refused, listing.unused)
 
 
 def _index_in_place(config: IngestConfig, context: Context, addresses: dict[str, list[str]]) -> Result:
+    count = sum(map(len, addresses.values()))
     tasks = (
         IndexTask(
             config=_checked(config, split),
@@ -54,7 +57,7 @@ def _index_in_place(config: IngestConfig, context: Context, addresses: dict[str,
         for split, own in addresses.items()
         for number, address in enumerate(own)
     )
-    parts = _by_split(addresses, context.tasks(index_tar, tasks, label="indexes"))
+    parts = _by_split(addresses, context.tasks(index_tar, SizedIterable(tasks, count), label="indexes"))
     found = [label for own in parts.values() for part in own for label in part.class_counts]
     classes = config.class_names or tuple(str(label) for label in range(max(found, default=-1) + 1))
     return _finish(config, context, classes, (), parts)

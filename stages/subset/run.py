@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import UserError
-from stages.context import Context, Inputs, Result, sha256
+from stages.context import Context, Inputs, Result, SizedIterable, sha256
 from stages.data.manifest import DatasetMeta, Split, dataset_meta
 from stages.data.table import File, Shard
 from stages.data.views import absolute_shards, write_split
@@ -61,14 +61,14 @@ def _find_copies(
         for own in reduced.values()
         for shard in own
     )
-    parts = iter(context.tasks(match_shard, tasks, label="copies"))
+    parts = iter(context.tasks(match_shard, SizedIterable(tasks, sum(map(len, reduced.values()))), label="copies"))
     return {name: [(shard, next(parts)) for shard in own] for name, own in reduced.items()}, unreadable
 
 
 def _print_others(context: Context, others: Others) -> tuple[File, list[int]]:
     """Store the fingerprints of all of the others' images as one file; and which of them are unreadable."""
     tasks = (ShardTask(storage=context.storage, folder=context.folder, shard=row.shard) for row in others.rows)
-    keys = list(context.tasks(print_shard, tasks, label="fingerprints"))
+    keys = list(context.tasks(print_shard, SizedIterable(tasks, len(others.rows)), label="fingerprints"))
     everything = join([read_fingerprints(context.storage.read(key)) for key in keys])
     body = everything.to_bytes()
     file = File(address=f"prints/all-{sha256(body)[:20]}.safetensors", bytes=len(body), sha256=sha256(body))

@@ -77,7 +77,7 @@ def choose(
         for start in range(0, len(remaining), SHARDS_PER_TASK)
     ]
     limits = _limits(config, context, classes, tasks)
-    chosen = context.tasks(write_chosen, (replace(task, limits=limits) for task in tasks), label="indexes")
+    chosen = context.tasks(write_chosen, [replace(task, limits=limits) for task in tasks], label="indexes")
     for shards in chosen:
         yield from shards
 

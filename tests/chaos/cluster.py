@@ -149,8 +149,9 @@ def compare(undisturbed: Outcome, found: Outcome, scenario: Scenario) -> list[st
         broken.append("the curve differs")
     if found.attempts < scenario.attempts:
         broken.append(f"{found.attempts} attempts: nothing was disturbed")
-    if not any(re.search(scenario.told, line) for line in found.told):
-        broken.append(f"nobody says what happened ({scenario.told!r})")
+    for expected in scenario.told:
+        if not any(re.search(expected, line) for line in found.told):
+            broken.append(f"nobody says what happened ({expected!r})")
     return broken
 
 

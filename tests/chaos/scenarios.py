@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from cluster.storage import Storage
 from pipeline.commands.shown import read_status
@@ -12,12 +13,13 @@ from pipeline.display import figures
 from pipeline.settings import Settings
 from tests.chaos import late
 from tests.chaos.machines import Machines
-from tests.integration.flows import head, wait_for
+from tests.integration.flows import head, past_checkpoint, wait_for
 
 END_SECONDS = 420.0
 WORKER = ("ray::", "TrainWorker")
 GAVE_UP = "gave up: its machine, machine-., has reached neither"
 SLOWED = "of its usual speed"
+DRIVER_LOST = "its driver was lost"
 LOST_WITH_RANKS = r"machine [\d.]+ is lost, and with it rank"
 
 
@@ -129,6 +131,27 @@ def gcs(run: Run) -> str:
     return "the head was lost"
 
 
+def one_after_another(run: Run) -> str:
+    """All that can happen to a machine besides being cut off from some others, while one workflow trains: a slow link, the
+    loss of a machine with a rank, of the driver's machine, and of the head."""
+    met = []
+    for act in (slow, _loss_and_back, driver, gcs):
+        newest = max((checkpoint.update for checkpoint in head(run.storage, run.folder).checkpoints), default=0)
+        wait_for(partial(past_checkpoint, run.storage, run.workflow_id, newest + 1), END_SECONDS, "newer checkpoint")
+        met.append(act(run))
+    return ", ".join(met)
+
+
+def _loss_and_back(run: Run) -> str:
+    """A machine with a rank is lost; when the others train without it, it comes back empty."""
+    number = run.with_rank()
+    run.machines.lose(number)
+    run.another_attempt()
+    run.machines.start(number)
+    run.machines.wait()
+    return f"machine {number} was lost"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
     """What happens, and what follows from it besides the same bits."""
@@ -139,16 +162,17 @@ class Scenario:
     """At least so many does training take."""
     driver_on_head: bool | None = None
     """Where the driver has to be; anywhere if None."""
-    told: str = LOST_WITH_RANKS
-    """A regular expression, which a line of the workflow's events has to match."""
+    told: tuple[str, ...] = (LOST_WITH_RANKS,)
+    """Regular expressions, each of which a line of the workflow's events has to match."""
 
 
 SCENARIOS = {
-    "slow": Scenario(act=slow, attempts=1, told=""),
+    "slow": Scenario(act=slow, attempts=1, told=()),
     "loss": Scenario(act=loss),
     "partition": Scenario(act=partition),
     "cut": Scenario(act=cut, driver_on_head=True),
-    "driver": Scenario(act=driver, driver_on_head=False, told="its driver was lost"),
-    "cut-driver": Scenario(act=cut_driver, driver_on_head=False, told=GAVE_UP),
-    "head": Scenario(act=gcs, told="its driver was lost"),
+    "driver": Scenario(act=driver, driver_on_head=False, told=(DRIVER_LOST,)),
+    "cut-driver": Scenario(act=cut_driver, driver_on_head=False, told=(GAVE_UP,)),
+    "head": Scenario(act=gcs, told=(DRIVER_LOST,)),
 }
+ALL = Scenario(act=one_after_another, attempts=4, driver_on_head=False, told=(LOST_WITH_RANKS, DRIVER_LOST))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -12,12 +13,13 @@ import pytest
 from cluster import webhook
 from cluster.errors import UserError
 from cluster.storage import Storage, open_storage
-from pipeline import notify
+from pipeline import notify, telling
 from pipeline.config import parse_workflow
 from pipeline.driver import create, drive
 from pipeline.notify import Notifier, notifying
 from pipeline.notify_config import NotifyConfig
 from pipeline.record import EventLog
+from stages.metrics import now_ms
 from stages.training.watchdog import Watchdog
 
 TEXT = "name: toy\nstages:\n  ingest: {source: {kind: digits}}\n"
@@ -165,7 +167,7 @@ def test_a_webhook_that_is_away_for_a_moment_is_asked_again(storage, hook, answe
     assert len(hook.taken) == 1
 
 
-@pytest.mark.parametrize(("answers", "reason"), [([404], "answers 404"), ([302], "answers 302"), ([500] * 3, "500")])
+@pytest.mark.parametrize(("answers", "reason"), [([404], "answers 404"), ([302], "answers 302")])
 def test_one_that_does_not_take_it_is_told_of_without_its_address(storage, hook, answers, reason):
     hook.answers, told = answers, []
     notifier = Notifier(storage, ID, hook.url, tell=told.append)
@@ -178,6 +180,62 @@ def test_one_that_does_not_take_it_is_told_of_without_its_address(storage, hook,
     log.append("workflow_ended", state="done", driver=0)
     notifier.catch_up()
     assert hook.texts == [f"patchline: {ID}: done"]
+
+
+def test_a_message_waits_for_a_webhook_that_is_away_for_longer_and_those_after_it_wait_too(storage, hook):
+    hook.answers = [500] * 6
+    notifier = Notifier(storage, ID, hook.url)
+    log = EventLog(storage, ID)
+    log.append("stage_failed", "pretrain", message="no such file")
+    with pytest.raises(OSError, match="500"):
+        notifier.catch_up()
+    log.append("workflow_ended", state="failed", driver=0)
+    with pytest.raises(OSError, match="500"):
+        # Another driver's: what it goes on with is stored.
+        Notifier(storage, ID, hook.url).catch_up()
+    notifier.catch_up()
+    assert hook.texts == [f"patchline: {ID}, pretrain: failed: no such file", f"patchline: {ID}: failed"]
+
+
+def test_after_an_hour_a_message_is_given_up_and_told_here(storage, hook, monkeypatch):
+    hook.answers, told = [500] * 3, []
+    notifier = Notifier(storage, ID, hook.url, tell=told.append)
+    log = EventLog(storage, ID)
+    log.append("stage_failed", "pretrain", message="no such file")
+    monkeypatch.setattr(notify, "now_ms", lambda: now_ms() + 3_600_001)
+    notifier.catch_up()
+    assert "no such file" in told[0]
+    log.append("workflow_ended", state="done", driver=0)
+    notifier.catch_up()
+    assert hook.texts == [f"patchline: {ID}: done"]
+
+
+def test_a_driver_waits_at_its_end_for_a_webhook_that_is_away(storage, hook, monkeypatch):
+    monkeypatch.setenv("PATCHLINE_WEBHOOK", hook.url)
+    told = []
+    with notifying(storage, ID, None, told.append):
+        hook.answers = [503] * 12
+        EventLog(storage, ID).append("workflow_ended", state="done", driver=0)
+    assert hook.texts == [f"patchline: {ID}: done"]
+    (line,) = told
+    assert line.startswith("nobody is told what happens: the webhook at 127.0.0.1:")
+    assert line.endswith(f"it answers 503; it is tried again: patchline: {ID}: done".replace("patchline: ", ""))
+    assert "secret" not in line
+
+
+def test_a_supervisor_s_message_is_tried_again(storage, hook, monkeypatch):
+    monkeypatch.setattr(telling, "RETRY_SECONDS", 0.05)
+    hook.answers, told = [503] * 6, []
+    notifier = Notifier(storage, ID, hook.url)
+    EventLog(storage, ID).append("driver_lost", **EVENTS["stall, a driver"][1])
+    teller = telling.Teller(told.append)
+    teller.send(notifier)
+    deadline = time.monotonic() + 20
+    while not hook.taken and time.monotonic() < deadline:
+        time.sleep(0.02)
+    teller.close()
+    assert len(hook.taken) == 1
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize("address", ["", "hooks.example.com/x", "ftp://host/x", "http:///x"])
