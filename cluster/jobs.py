@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from cluster.environment import in_force
 from cluster.errors import UserError
 
 T = TypeVar("T")
+UPLOADERS = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+"""Loggers of what sends packages to a cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ def submit(
     if modules:
         runtime["py_modules"] = [str(path) for path in modules]
     try:
-        with _together(code) as folder:
+        with _together(code) as folder, _quiet():
             if folder is not None:
                 runtime["working_dir"] = str(folder)
             _ask(
@@ -74,6 +77,23 @@ def submit(
             )
     except RuntimeError as error:
         raise UserError(f"the Ray cluster at {address} did not take the job: {error}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it, Ray does not tell of each package that it uploads."""
+    # Imported first: it sets its logger's level when it is.
+    import ray.job_submission  # noqa: F401
+
+    loggers = [logging.getLogger(name) for name in UPLOADERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

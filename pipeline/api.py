@@ -1,4 +1,4 @@
-"""The verbs, in Python: run, submit, resume, cancel; `again.py`, `cancelling.py`, `outputs.py`, `removal.py`,
+"""The verbs, in Python: run, submit, resume, follow, cancel; `again.py`, `cancelling.py`, `outputs.py`, `removal.py`,
 `collection.py` and `verification.py` have the others. The command line is a thin layer over these."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.keeper import request_cancel
 from pipeline.kinds import own_code
 from pipeline.record import EventLog, listed, mark
 from pipeline.settings import Settings, check_reachable
-from pipeline.status import StatusReader, in_doubt, match_id, settle, silence, states
+from pipeline.status import StatusReader, WorkflowStatus, in_doubt, match_id, settle, silence, states
 from pipeline.versions import check_versions
 
 PACKAGES = ("pipeline", "stages", "cluster")
@@ -110,6 +110,21 @@ def resume(workflow_id: str | None, settings: Settings, *, foreground: bool = Fa
     check_versions(settings)
     submit_driver(storage, workflow_id, settings)
     return workflow_id, "submitted"
+
+
+def follow(workflow_id: str | None, settings: Settings) -> WorkflowStatus:
+    """Show a workflow until its newest driver ends: a table that moves in a terminal or notebook, else lines.
+
+    Returns its status. Interrupting it leaves the workflow to itself.
+    """
+    from rich.console import Console
+
+    from pipeline.live import follow as show
+
+    storage = settings.storage()
+    found = match_id(storage, list(listed(storage)), workflow_id)
+    stages, driver = list(read_workflow(storage, found).stages), newest_driver(storage, found)
+    return show(storage, found, stages, Console(), died=DriverWatch(storage, found, settings).died, driver=driver)
 
 
 def cancel(workflow_id: str | None, settings: Settings) -> str:

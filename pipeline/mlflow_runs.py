@@ -7,8 +7,10 @@ would otherwise wait for thousands of answers. A run that ends has been sent eve
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,7 +246,11 @@ def _client(uri: str) -> Any:
     # Trying again is ours: MLflow's own retries would keep quiet about an absent server for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    import mlflow
+    # A new database's tables, and progress bars that a notebook cannot show, are nobody's business.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")
+        import mlflow
 
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient(uri)

@@ -93,6 +93,6 @@ def plan_text(storage: Storage, workflow: Workflow, owner: str) -> str:
     from pipeline.plan import Question, plan
 
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH, color_system=None)
+    console = Console(file=text, width=WIDTH, color_system=None, force_jupyter=False)
     console.print(plan_table(workflow.name, plan(storage, workflow, Question(own=owner))))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"

@@ -132,8 +132,8 @@ def gcs(run: Run) -> str:
 
 
 def one_after_another(run: Run) -> str:
-    """All that can happen to a machine besides being cut off from some others, while one workflow trains: a slow link, the
-    loss of a machine with a rank, of the driver's machine, and of the head."""
+    """While one workflow trains: a slow link, then the loss of a machine with a rank, of the driver's machine, of the
+    head. (Who is cut off from others has a scenario of its own.)"""
     met = []
     for act in (slow, _loss_and_back, driver, gcs):
         newest = max((checkpoint.update for checkpoint in head(run.storage, run.folder).checkpoints), default=0)

@@ -1,5 +1,7 @@
-"""A workflow on a head and three machines with addresses of their own, to which happens what can happen to machines; the
-long form, each in a run of its own on four machines, is `make chaos-cluster`."""
+"""A workflow on a head and three machines with addresses of their own, to which happens what can happen to machines.
+
+The long form, each in a run of its own on four machines, is `make chaos-cluster`.
+"""
 
 from __future__ import annotations
 
