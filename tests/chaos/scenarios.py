@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from cluster.storage import Storage
 from pipeline.commands.shown import read_status
@@ -13,7 +12,7 @@ from pipeline.display import figures
 from pipeline.settings import Settings
 from tests.chaos import late
 from tests.chaos.machines import Machines
-from tests.integration.flows import head, past_checkpoint, wait_for
+from tests.integration.flows import head, wait_for
 
 END_SECONDS = 420.0
 WORKER = ("ray::", "TrainWorker")
@@ -134,12 +133,15 @@ def gcs(run: Run) -> str:
 def one_after_another(run: Run) -> str:
     """While one workflow trains: a slow link, then the loss of a machine with a rank, of the driver's machine, of the
     head. (Who is cut off from others has a scenario of its own.)"""
-    met = []
-    for act in (slow, _loss_and_back, driver, gcs):
-        newest = max((checkpoint.update for checkpoint in head(run.storage, run.folder).checkpoints), default=0)
-        wait_for(partial(past_checkpoint, run.storage, run.workflow_id, newest + 1), END_SECONDS, "newer checkpoint")
-        met.append(act(run))
+    met = [slow(run), _loss_and_back(run), _then_another_attempt(driver, run), gcs(run)]
     return ", ".join(met)
+
+
+def _then_another_attempt(act: Callable[[Run], str], run: Run) -> str:
+    attempt = head(run.storage, run.folder).attempt
+    met = act(run)
+    wait_for(lambda: head(run.storage, run.folder).attempt > attempt, END_SECONDS, "another attempt")
+    return met
 
 
 def _loss_and_back(run: Run) -> str:

@@ -1,0 +1,119 @@
+"""A finished workflow on a stack of its own, and a headless Chromium that looks at its pages.
+
+Screenshots are kept in the folder that PATCHLINE_SCREENSHOTS names, `build/screenshots` if it names none. Where it does
+(`make screenshots`), the workflow is the whole `digits`; else one that is as large and trains for less time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from cluster.local.stack import Stack
+from pipeline.settings import Settings, of_stack
+from tests.integration.flows import tracked
+
+WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
+SEEN = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
+KEPT = "PATCHLINE_SCREENSHOTS"
+SHORTER = ("pretrain.epochs=8", "finetune.epochs=2", "fewshot.draws=5")
+WORKFLOW = Path(__file__).parents[2] / "pipeline/recipes/digits.yaml"
+FIGURES = """
+  analyze: {data: ingest, from: pretrain, images: 8}
+"""
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of Debian's Chromium, which is installed where it is not there and may be."""
+    if shutil.which("chromium") is None and shutil.which("apt-get") and os.geteuid() == 0:
+        subprocess.run(["apt-get", "update", "-q"], check=False, capture_output=True)
+        subprocess.run(["apt-get", "install", "-q", "-y", "chromium"], check=False, capture_output=True)
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    return found
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # Root has no sandbox, and a container little shared memory.
+        options = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=WIDTHS)
+def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
+    """A page of a desktop's and of a phone's width, whose own errors are the test's."""
+    width, height = WIDTHS[request.param]
+    context = browser.new_context(viewport={"width": width, "height": height}, device_scale_factor=2)
+    # A new visitor is shown MLflow's assistant, which covers a third of the page.
+    for name, value in SEEN.items():
+        context.add_init_script(f"localStorage.setItem({name!r}, {value!r})")
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    yield page
+    context.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A finished workflow, and where MLflow shows it."""
+
+    id: str
+    settings: Settings
+    runs: dict[str, Any]
+    """MLflow's runs by their keys, for example `pretrain/1`."""
+
+    def run_page(self, key: str, tab: str = "") -> str:
+        """Address of a run's page."""
+        info = self.runs[key].info
+        path = f"/#/experiments/{info.experiment_id}/runs/{info.run_id}{f'/{tab}' if tab else ''}"
+        return f"{self.settings.mlflow}{path}?workflowType=machine_learning"
+
+
+@pytest.fixture(scope="session")
+def shown(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    path = tmp_path_factory.mktemp("browser") / "digits.yaml"
+    path.write_text(WORKFLOW.read_text() + FIGURES)
+    settings = of_stack(stack)
+    overrides = () if os.environ.get(KEPT) else SHORTER
+    words = [word for override in overrides for word in ("-o", override)]
+    places = ["--root", f"{settings.root}/browser", "--mlflow", settings.mlflow]
+    environment = {**os.environ, **stack.environment(), "PATCHLINE_HOME": stack.home}
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(path), *words, *places]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=550)
+    assert done.returncode == 0, done.stdout + done.stderr
+    settings = Settings(root=f"{settings.root}/browser", mlflow=settings.mlflow)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stack.environment().items():
+            patch.setenv(name, value)
+        (workflow_id,) = settings.storage().list_folders("workflows/")
+        return Shown(id=workflow_id, settings=settings, runs=tracked(settings, workflow_id))
+
+
+@pytest.fixture
+def keep(page: Page, request: pytest.FixtureRequest) -> Any:
+    """Keeps a screenshot of the page under a name, with the width where it is a phone's."""
+    folder = Path(os.environ.get(KEPT) or "build/screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = "-phone" if page.viewport_size and page.viewport_size["width"] < 600 else ""
+
+    def keep(name: str, **options: Any) -> Path:
+        path = folder / f"{name}{suffix}.png"
+        page.screenshot(path=str(path), **options)
+        return path
+
+    return keep

@@ -1,0 +1,63 @@
+"""MLflow's own pages of a finished workflow, as a person finds them: runs below each other, curves, figures, models."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from pipeline.mlflow_page import address
+from tests.browser.conftest import Shown
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+STAGES = ("ingest", "pretrain", "finetune", "fewshot", "analyze")
+
+
+def test_the_list_has_the_workflow_with_its_figures_and_its_stages_below_it(page: Page, shown: Shown, keep):
+    page.goto(address(shown.settings.mlflow))
+    row = page.locator("[role=row]", has=page.get_by_role("link", name="digits", exact=True)).first
+    row.get_by_role("button").first.click()
+    for stage in STAGES:
+        expect(page.get_by_role("link", name=stage, exact=True).first).to_be_attached()
+    keep("mlflow-runs")
+
+
+def test_a_workflow_s_page_says_what_it_is_who_made_it_and_what_came_out(page: Page, shown: Shown, keep):
+    page.goto(shown.run_page("workflow"))
+    expect(page.get_by_role("heading", name="digits")).to_be_visible()
+    expect(page.get_by_text("Handwritten digits, from PNG shards").first).to_be_attached()
+    for stage in STAGES:
+        expect(page.get_by_role("link", name=stage, exact=True).first).to_be_attached()
+    expect(page.get_by_text("images 1,797").first).to_be_attached()
+    keep("mlflow-workflow")
+
+
+def test_a_stage_s_curves_are_drawn(page: Page, shown: Shown, keep):
+    page.goto(shown.run_page("pretrain", "model-metrics"))
+    line = page.locator(".js-plotly-plot .scatterlayer path.js-line").first
+    expect(line).to_be_attached()
+    assert (line.get_attribute("d") or "").count("L") + (line.get_attribute("d") or "").count("C") > 5
+    expect(page.get_by_text("train (", exact=False).first).to_be_attached()
+    keep("mlflow-curves")
+
+
+def test_how_busy_the_machine_was_is_among_the_system_metrics(page: Page, shown: Shown, keep):
+    page.goto(shown.run_page("pretrain", "system-metrics"))
+    expect(page.get_by_text(f"system/{socket.gethostname()}", exact=False).first).to_be_attached()
+    expect(page.get_by_text("cpu_utilization_percentage", exact=False).first).to_be_attached()
+    keep("mlflow-system")
+
+
+@pytest.mark.parametrize(("name", "said"), [("plan.txt", "plan of digits"), ("workflow.yaml", "held_out_classes")])
+def test_a_workflow_s_files_can_be_read_in_the_page(page: Page, shown: Shown, name: str, said: str):
+    page.goto(shown.run_page("workflow", f"artifacts/{name}"))
+    expect(page.get_by_text(said, exact=False).first).to_be_attached()
+
+
+def test_the_few_shot_figure_is_among_its_stage_s_files(page: Page, shown: Shown, keep):
+    page.goto(shown.run_page("fewshot", "artifacts"))
+    page.get_by_text("fewshot.png", exact=False).first.click()
+    picture = page.locator("img[src^='blob:'], .image-container img, img[alt]").first
+    expect(picture).to_be_attached()
+    keep("mlflow-fewshot")
