@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
 from cluster.storage import Storage
@@ -83,20 +86,45 @@ class Progress:
         stage.updates_repeated = self._repeated.get(key)
 
     def _count_repeated(self, folder: str, head: HeadDocument, newest: int | None, began: dict[int, int]) -> int:
-        """Updates that all attempts made, less those that the newest one builds on."""
-        newest = newest or head.attempt
-        starts = {number: began.get(number, _start(head, number)) for number in range(1, newest + 1)}
-        made = sum(max(0, self._end(folder, head, number) - starts[number]) for number in range(1, newest))
-        return max(0, made - starts[newest]) if newest else 0
+        return sum(turn.repeated for turn in turns(head, newest or head.attempt, began, partial(self._end, folder, head)))
 
     def _end(self, folder: str, head: HeadDocument, attempt: int) -> int:
-        """The last update that an attempt has made, as far as its points and checkpoints tell."""
+        """The last update that an attempt has made, which is looked up once."""
         prefix = f"{folder}/attempts/{attempt}"
         if prefix not in self._reached:
-            point = last_point(self._storage, prefix)
-            committed = [segment.end for segment in head.history if segment.attempt == attempt]
-            self._reached[prefix] = max([*committed, point.step if point is not None else 0])
+            self._reached[prefix] = reached(self._storage, folder, head, attempt)
         return self._reached[prefix]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """Where one attempt gave way to the next: it had made update `end`, and the next one went on from `back_to`."""
+
+    attempt: int
+    end: int
+    back_to: int
+
+    @property
+    def repeated(self) -> int:
+        """Updates that it made and a later one made again."""
+        return max(0, self.end - self.back_to)
+
+
+def turns(head: HeadDocument, newest: int, began: Mapping[int, int], end: Callable[[int], int]) -> Iterator[Turn]:
+    """Of all attempts before the newest one, oldest first.
+
+    `began` has the updates from which attempts went on, as far as events tell; `end` the last one that each has made.
+    """
+    starts = {number: began.get(number, _start(head, number)) for number in range(1, newest + 1)}
+    for number in range(1, newest):
+        yield Turn(attempt=number, end=max(end(number), starts[number]), back_to=starts[number + 1])
+
+
+def reached(storage: Storage, folder: str, head: HeadDocument, attempt: int) -> int:
+    """The last update that an attempt has made, as far as its points and checkpoints tell."""
+    point = last_point(storage, f"{folder}/attempts/{attempt}")
+    committed = [segment.end for segment in head.history if segment.attempt == attempt]
+    return max([*committed, point.step if point is not None else 0])
 
 
 def _start(head: HeadDocument, attempt: int) -> int:
