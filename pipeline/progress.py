@@ -86,7 +86,9 @@ class Progress:
         stage.updates_repeated = self._repeated.get(key)
 
     def _count_repeated(self, folder: str, head: HeadDocument, newest: int | None, began: dict[int, int]) -> int:
-        return sum(turn.repeated for turn in turns(head, newest or head.attempt, began, partial(self._end, folder, head)))
+        return sum(
+            turn.repeated for turn in turns(head, newest or head.attempt, began, partial(self._end, folder, head))
+        )
 
     def _end(self, folder: str, head: HeadDocument, attempt: int) -> int:
         """The last update that an attempt has made, which is looked up once."""
