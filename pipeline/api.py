@@ -1,5 +1,5 @@
 """The verbs, in Python: run, submit, resume, follow, cancel; `again.py`, `cancelling.py`, `outputs.py`, `removal.py`,
-`collection.py` and `verification.py` have the others. The command line is a thin layer over these."""
+`collection.py`, `reporting.py` and `verification.py` have the others. The command line is a thin layer over these."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from pipeline.ids import drivers_before
 from pipeline.keeper import request_cancel
 from pipeline.kinds import own_code
 from pipeline.record import EventLog, listed, mark
+from pipeline.reporting import compare_reports as compare_reports
+from pipeline.reporting import report as report
 from pipeline.settings import Settings, check_reachable
 from pipeline.status import StatusReader, WorkflowStatus, in_doubt, match_id, settle, silence, states
 from pipeline.versions import check_versions

@@ -11,6 +11,7 @@ from pipeline.settings import Settings
 from pipeline.status import find
 
 if TYPE_CHECKING:
+    from cluster.storage import Storage
     from pipeline.report.document import Report
 
 
@@ -24,7 +25,7 @@ def report(workflow_id: str | None, settings: Settings, *, price: float | None =
     return page(gathered(workflow_id, settings, price=price))
 
 
-def compare(first: str, second: str, settings: Settings, *, price: float | None = None) -> str:
+def compare_reports(first: str, second: str, settings: Settings, *, price: float | None = None) -> str:
     """The page that lays two workflows of a root side by side. Raises UserError where there is no such workflow."""
     from pipeline.report.compare import comparison_page
 
@@ -40,6 +41,22 @@ def gathered(workflow_id: str | None, settings: Settings, *, price: float | None
 
     storage = settings.storage()
     return gather(storage, find(storage, workflow_id), price=price)
+
+
+def page_or_word(storage: Storage, workflow_id: str) -> str:
+    """The page about a workflow; empty where it cannot be made, which is told.
+
+    It can be made at any time, and so is no reason for a workflow to wait or to fail.
+    """
+    from pipeline.report.gather import gather
+    from pipeline.report.render import page
+
+    try:
+        return page(gather(storage, workflow_id))
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"MLflow is given no report: {why}; `patchline report {workflow_id}` makes one", flush=True)
+        return ""
 
 
 def document(found: Report) -> dict[str, Any]:

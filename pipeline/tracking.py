@@ -25,6 +25,7 @@ from pipeline.curves import Curves
 from pipeline.identity import fields_with_role
 from pipeline.mlflow_runs import CHARACTERS, Runs, refused, tell_refused
 from pipeline.provenance import environment, plan_text, read_origin
+from pipeline.reporting import page_or_word
 from pipeline.retries import times_anew
 from pipeline.reuse import Finished
 from pipeline.words import duration, headline
@@ -40,6 +41,7 @@ STATUS = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED", "failed
 """What MLflow calls our outcomes."""
 ANEW = " anew "
 POLL_SECONDS = 2.0
+REPORT = "report.html"
 NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
 PATIENCE_SECONDS, PATIENCE_ON_A_CLUSTER_SECONDS = 15.0, 3600.0
 """How long the end of a workflow waits while the server takes nothing. Where somebody waits for the process, not long;
@@ -65,6 +67,8 @@ class MlflowTracker:
         self._runs = Runs(uri, workflow_id, self._batch_sent, storage.url)
         self._curves: dict[str, Curves] = {}
         self._notes: list[str] = []
+        self._page: str | None = None
+        """The report, once it has been made; empty where it cannot be."""
         self._names: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._giving_up = threading.Event()
@@ -109,6 +113,7 @@ class MlflowTracker:
     def workflow_ended(self, state: str, hurry: threading.Event | None = None) -> None:
         """Show the end, and wait until everything is shown; see `_close`."""
         self._calls.put(lambda: self._end_workflow(state))
+        self._calls.put(self._log_report)
         self._close(hurry or threading.Event())
 
     def stage_started(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
@@ -294,6 +299,15 @@ class MlflowTracker:
         run = self._runs["workflow"]
         self._runs.log_tags(run, {"patchline.state": state})
         self._runs.end(run, STATUS[state])
+
+    def _log_report(self) -> None:
+        """The page about the workflow, in place of an earlier end's. Nothing else waits for it: the run has ended."""
+        self._runs.send()
+        if self._page is None:
+            self._moved = time.monotonic()
+            self._page = page_or_word(self._storage, self._id)
+        if self._page:
+            self._runs.log_text(self._runs["workflow"], self._page, REPORT)
 
     # Small steps
 

@@ -66,7 +66,7 @@ def _page(
         found = match(workflow_id, settings)
         return reporting.report(found, settings, price=price), f"report-{found}.html"
     first, second = (match(wanted, settings) for wanted in compare)
-    return reporting.compare(first, second, settings, price=price), f"report-{first}-{second}.html"
+    return reporting.compare_reports(first, second, settings, price=price), f"report-{first}-{second}.html"
 
 
 def _print_json(

@@ -33,6 +33,7 @@ COMMANDS = [
         "resume-all",
         "retry",
         "get-output",
+        "report",
         "delete",
         "gc",
         "verify",
@@ -42,7 +43,7 @@ COMMANDS = [
         "deploy",
     ),
 ]
-VERBS = ["retry --from ingest", "get-output ingest", "delete digits", "verify pretrain", "cancel --now"]
+VERBS = ["retry --from ingest", "get-output ingest", "report", "delete digits", "verify pretrain", "cancel --now"]
 """Those that ask for a workflow, beside the first ones."""
 HEAVY = ["torch", "deepspeed", "ray", "mlflow", "webdataset", "boto3"]
 
