@@ -161,7 +161,7 @@ class StageReport:
     """As the newest attempt had it, or else as the workflow file has it."""
     builds: dict[str, str] = field(default_factory=dict)
     output: str | None = None
-    """Address of what came out."""
+    """Address of what came out; None where it is not there."""
     digest: str | None = None
     dataset: str | None = None
     """What the data set is called that came out."""

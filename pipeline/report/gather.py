@@ -118,8 +118,9 @@ def _stage(storage: Storage, workflow: Workflow, own: Found, attempts: Attempts,
         stage.made_by = own.head.owner.split("/")[0] if own.head.owner.count("/") == 3 else None
     if record is not None:
         stage.made_ms, stage.tables = record.ended_ms, tables(record.tables)
-        stage.output, stage.digest = f"{storage.url}/{record.output_prefix}", record.output_digest
+        stage.digest = record.output_digest
     if record is not None and output is not None:
+        stage.output = f"{storage.url}/{record.output_prefix}"
         captions = {str(row.get("figure")): str(row.get("of")) for row in record.tables.get(CAPTIONS, [])}
         stage.pictures = album.pictures(output, captions)
         stage.dataset = str(output.meta["name"]) if output.kind == "dataset" else None

@@ -20,10 +20,9 @@ def lost(loss: Loss) -> str:
     told = f"attempt {loss.attempt}: {loss.reason}."
     if loss.repeated:
         took = f", {duration(loss.seconds)} of training" if loss.seconds is not None else ""
-        one = "update was" if loss.repeated == 1 else "updates were"
         told += (
             f" It had made update {loss.end:,}, the next attempt went on from {loss.back_to:,}: "
-            f"{loss.repeated:,} {one} made again{took}."
+            f"{_updates(loss.repeated)} made again{took}."
         )
     elif loss.end:
         told += f" The next attempt went on from update {loss.back_to:,}: no update was made again."
@@ -34,7 +33,8 @@ def lost(loss: Loss) -> str:
 
 def lost_in_all(report: Report) -> str:
     """The sum of all losses, or that there was none."""
-    repeated, made = sum(loss.repeated for loss in report.losses), sum(stage.update or 0 for stage in report.stages)
+    repeated = sum(loss.repeated for loss in report.losses)
+    made = sum(stage.update or 0 for stage in report.stages if stage.outcome != "reused")
     if not report.losses:
         return "Every attempt came to its end: no update was made twice."
     attempts = f"{len(report.losses)} attempt{'s' if len(report.losses) > 1 else ''} ended early"
@@ -42,7 +42,11 @@ def lost_in_all(report: Report) -> str:
     if not repeated:
         return f"{attempts}; no update was made twice."
     part = f", {repeated / made:.1%} of {made:,}" if made else ""
-    return f"{attempts}; {repeated:,} updates were made again{part}, which had taken {duration(seconds)}."
+    return f"{attempts}; {_updates(repeated)} made again{part}, which had taken {duration(seconds)}."
+
+
+def _updates(count: int) -> str:
+    return "1 update was" if count == 1 else f"{count:,} updates were"
 
 
 def commands(report: Report) -> Iterator[tuple[str, str]]:

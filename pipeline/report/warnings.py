@@ -35,6 +35,8 @@ def _stages(stages: Sequence[StageReport]) -> Iterator[str]:
             )
         elif stage.outcome in ("done", "reused") and stage.digest is None:
             yield f"{stage.name}: its record is gone, and with it its tables; what follows is what the events tell"
+        elif stage.digest is not None and stage.output is None:
+            yield f"{stage.name}: its output is gone, or is not the one that its record names"
         elif any(picture.data is None for picture in stage.pictures):
             gone = [f"{picture.name} ({picture.problem})" for picture in stage.pictures if picture.data is None]
             yield f"{stage.name}: not shown: {', '.join(gone)}"

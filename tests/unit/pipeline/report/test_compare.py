@@ -77,6 +77,13 @@ def test_the_page_shows_both_and_the_same_result_once(two, finished):
     assert "Nothing that determines a result." in same.text
 
 
+def test_what_was_made_again_is_not_compared(killed):
+    storage, workflow_id, _ = killed
+    report = gather(storage, workflow_id)
+    found = Page(comparison_page(report, report))
+    assert {item["class"].removeprefix("dots ") for item in found.all("path")} == {"one", "b"}
+
+
 def test_curves_of_a_stage_are_in_one_chart_in_both_colours(finished):
     report = gather(*finished)
     changed = [

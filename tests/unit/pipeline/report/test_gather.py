@@ -225,6 +225,16 @@ def test_a_stage_whose_record_is_gone_is_told_from_events(finished, tmp_path):
     assert stages(report)["fewshot"].metrics == stages(gather(storage, workflow_id))["fewshot"].metrics
 
 
+def test_an_output_that_is_gone_is_told(finished, tmp_path):
+    storage, workflow_id = finished
+    damaged = copied(Path(storage.url.removeprefix("file://")), tmp_path / "copy")
+    damaged.delete(f"{record_of(storage, workflow_id, 'analyze').output_prefix}/MANIFEST.json")
+    report = gather(damaged, workflow_id)
+    assert "analyze: its output is gone, or is not the one that its record names" in report.warnings
+    assert (stages(report)["analyze"].output, stages(report)["analyze"].pictures) == (None, [])
+    assert stages(report)["analyze"].tables
+
+
 def test_a_workflow_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match="no workflow 'nope'"):
         gather(open_storage(f"file://{tmp_path}"), "nope")
