@@ -20,6 +20,9 @@ FEWEST = 50
 """That each stage may have, however many stages there are."""
 BINS = 240
 """Points that a line is drawn through: on a page, more are none the wiser."""
+FEWEST_BINS = 12
+"""For what was made again."""
+AGAIN = "made again"
 ON_THE_WAY, MOST_ON_THE_WAY = "fewshot/", 6
 """Evaluations of checkpoints: how their metrics begin, and how many of them are shown."""
 
@@ -155,11 +158,12 @@ def _series(kind: _Kind, kept: Mapping[int, list[Point]], repeated: Mapping[int,
             continue
         for attempt, own in repeated.items():
             again = _line(point for point in own if point.name == metric)
-            # From the last point that counts, so that it is seen where it left.
-            joint = [point for point in points if again and point[0] < again[0][0]][-1:]
-            if again:
-                yield Series(metric=metric, label=f"made again after attempt {attempt}", points=thin(joint + again),
-                             attempt=attempt)  # fmt: skip
+            if not again:
+                continue
+            # From the last point that counts, so that it is seen where it left; as coarse as the line beside it.
+            joint = [point for point in points if point[0] < again[0][0]][-1:]
+            bins = max(FEWEST_BINS, BINS * len(again) // len(points))
+            yield Series(metric=metric, label=AGAIN, points=thin(joint + again, bins), attempt=attempt)
 
 
 def _line(points: Iterable[Point]) -> list[tuple[int, float]]:
@@ -171,15 +175,15 @@ def _line(points: Iterable[Point]) -> list[tuple[int, float]]:
     return sorted(found.items())
 
 
-def thin(points: Sequence[tuple[int, float]]) -> list[list[float]]:
-    """At most BINS points of about equally many updates each: the middle update, the mean, the least, the greatest."""
-    if len(points) <= BINS:
+def thin(points: Sequence[tuple[int, float]], bins: int = BINS) -> list[list[float]]:
+    """At most so many points, of as many updates each: the middle update, the mean, the least, the greatest."""
+    if len(points) <= bins:
         return [[step, value, value, value] for step, value in points]
     first, last = points[0][0], points[-1][0]
-    bins: dict[int, list[tuple[int, float]]] = {}
+    found: dict[int, list[tuple[int, float]]] = {}
     for step, value in points:
-        bins.setdefault(min(BINS - 1, (step - first) * BINS // (last - first + 1)), []).append((step, value))
-    return [_bin(own) for _, own in sorted(bins.items())]
+        found.setdefault((step - first) * bins // (last - first + 1), []).append((step, value))
+    return [_bin(own) for _, own in sorted(found.items())]
 
 
 def _bin(points: Sequence[tuple[int, float]]) -> list[float]:
