@@ -196,6 +196,9 @@ class Report:
     message: str
     root: str
     place: str
+    """The machine of the newest driver."""
+    origin: dict[str, Any]
+    """Who submitted it from where, and from which commit, as `pipeline.provenance` has kept it."""
     started_ms: int | None
     ended_ms: int | None
     made_ms: int

@@ -12,6 +12,7 @@ from pipeline.head import HeadDocument, read_head
 from pipeline.identity import fields_with_role, references
 from pipeline.opaque import OpaqueConfig
 from pipeline.progress import Progress
+from pipeline.provenance import read_origin
 from pipeline.record import EventLog, builds
 from pipeline.report.attempts import Attempts, losses, mark_lost
 from pipeline.report.curves import FEWEST, FILES, curves, stage_points
@@ -55,6 +56,7 @@ def gather(storage: Storage, workflow_id: str, *, price: float | None = None) ->
         message=status.message,
         root=storage.url,
         place=_place(workflow_id, head[0] if head is not None else None),
+        origin=read_origin(storage, workflow_id),
         started_ms=min(attempts.drivers_ms, default=None),
         ended_ms=max([*ends, *attempts.drivers_ms], default=None) if status.state != "running" else None,
         made_ms=now_ms(),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.report.chain import chain
 from pipeline.report.chart import of_curve
 from pipeline.report.document import Report, StageReport, Table
-from pipeline.report.sentences import citation, commands, lost, lost_in_all, moment
+from pipeline.report.sentences import citation, commands, commit, lost, lost_in_all, moment, submitted
 from pipeline.report.tables import value_text
 from pipeline.words import duration
 
@@ -32,6 +32,8 @@ def page(report: Report) -> str:
         chain=drawn,
         lost_bars=any(bar.outcome in ("lost", "failed") for row in drawn.rows for bar in row.bars),
         charts={stage.name: [of_curve(curve) for curve in stage.curves] for stage in report.stages},
+        submitted=submitted(report.origin),
+        commit=commit(report.origin),
         losses=[(loss.stage, lost(loss)) for loss in report.losses],
         lost_in_all=lost_in_all(report),
         placement=_placement(report),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from pipeline.report.document import Loss, Report, StageReport
 from pipeline.words import duration
@@ -13,6 +14,20 @@ from pipeline.words import duration
 def moment(time_ms: int) -> str:
     """A time in words, the same wherever the page is read."""
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def submitted(origin: Mapping[str, Any]) -> str:
+    """Who submitted a workflow from where; empty where nobody has kept it."""
+    return f"by {origin['user']} on {origin['host']}" if origin else ""
+
+
+def commit(origin: Mapping[str, Any]) -> str:
+    """The commit that a workflow was submitted from; empty where there was none."""
+    git = origin.get("git")
+    if not git:
+        return ""
+    branch = f" of {git['branch']}" if git.get("branch") else ""
+    return f"{git['commit']}{branch}" + (", with changes that were not committed" if git.get("changed") else "")
 
 
 def lost(loss: Loss) -> str:
@@ -71,6 +86,7 @@ def citation(report: Report) -> str:
     versions = sorted({stage.builds["patchline"] for stage in report.stages if "patchline" in stage.builds})
     code = f" (code {', '.join(codes)})" if codes else ""
     lines = [f"{report.id}{when}, patchline {', '.join(versions)}{code}"]
+    lines += [f"commit {text}"] if (text := commit(report.origin)) else []
     return "\n".join(lines + [_named(stage) for stage in report.stages if stage.digest])
 
 

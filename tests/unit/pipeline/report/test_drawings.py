@@ -133,8 +133,8 @@ def report(*spans: tuple[str, float, float], drivers: tuple[float, ...] = (0,)) 
         stage.spans.append(Span(attempt=len(stage.spans) + 1, folder="f", outcome="done", **times))
     nothing = Cost(seconds=0, process_hours=0, gpu_hours=0)
     return Report(
-        id="toy-1", name="toy", description="", state="done", message="", root="", place="", started_ms=0, ended_ms=0,
-        made_ms=0, drivers_ms=[int(1000 * moment) for moment in drivers], figures=[], warnings=[],
+        id="toy-1", name="toy", description="", state="done", message="", root="", place="", origin={}, started_ms=0,
+        ended_ms=0, made_ms=0, drivers_ms=[int(1000 * moment) for moment in drivers], figures=[], warnings=[],
         stages=list(stages.values()), losses=[], troubles=[], cost=nothing, workflow="", version="",
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from cluster.storage import open_storage
 from pipeline.config import Workflow
 from pipeline.driver import create
 from pipeline.head import read_head
+from pipeline.provenance import note_origin, read_origin
 from pipeline.record import read_record
 from pipeline.report.document import Report, StageReport
 from pipeline.report.gather import gather
@@ -64,6 +65,12 @@ def test_figures_are_those_of_the_records_and_outputs(finished):
     assert found["seconds"] == pytest.approx(sum(stage.spans[0].seconds for stage in report.stages))
     assert stages(report)["fewshot"].inputs == ["ingest", "pretrain"]
     assert report.workflow == storage.read(f"workflows/{workflow_id}/workflow.yaml").decode()
+
+
+def test_where_it_was_submitted_from_is_what_was_kept(finished):
+    storage, workflow_id = finished
+    note_origin(storage, workflow_id)
+    assert gather(storage, workflow_id).origin == read_origin(storage, workflow_id) != {}
 
 
 def test_operations_are_those_that_plan_foretells(finished):

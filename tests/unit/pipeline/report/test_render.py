@@ -111,6 +111,17 @@ def test_the_same_report_gives_the_same_page(finished):
     assert page(report) == page(replace(report))
 
 
+def test_who_submitted_it_and_from_which_commit_is_said_where_it_is_known(finished):
+    report = gather(*finished)
+    git = {"commit": "0123abcd", "branch": "main", "changed": True}
+    known = replace(report, origin={"user": "ada", "host": "mill", "git": git})
+    words = "submitted by ada on mill commit 0123abcd of main, with changes that were not committed"
+    assert words in Page(page(known)).text
+    unknown = Page(page(replace(report, origin={}))).text
+    assert "submitted by" not in unknown
+    assert "commit " not in unknown.partition("The chain")[0]
+
+
 def test_a_table_says_first_what_its_rows_are_about():
     rows = [{"accuracy": 0.5, "bytes": 1000, "split": "train", "why": None}, {"more": "a", "split": "test"}]
     (found,) = tables({"splits": rows, "empty": [], "figures": [{"figure": "a.png", "of": "b"}]})
