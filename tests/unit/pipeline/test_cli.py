@@ -206,7 +206,7 @@ def test_storage_that_does_not_answer_is_told_with_its_address(patchline, monkey
 
 
 def test_a_driver_that_lost_its_lease_says_so_and_nothing_else(patchline, monkeypatch):
-    def lost(*_: object) -> None:
+    def lost(*_: object, **__: object) -> None:
         raise LeaseLost("stages/ingest/x is at epoch 2 (running, another); ours was 1")
 
     monkeypatch.setattr(api, "run", lost)
@@ -492,7 +492,7 @@ def test_data_sets_are_mixed_and_reduced_in_a_workflow_file(patchline, home: Pat
     answer = patchline("run", str(file))
     assert answer.code == 0, answer
     again = patchline("run", str(file))
-    assert again.out.count("reused") == 4
+    assert again.out.count("↺ reused") == 4
     workflow["both"]["weights"] = [1, 3]
     file.write_text(json.dumps({"name": "data", "stages": workflow}))
     changed = patchline("plan", str(file))
