@@ -10,7 +10,19 @@ import typer
 from rich.console import Console
 
 from cluster.errors import UserError
-from pipeline.commands import deploy, measuring, reporting, results, running, space, stack, supervise, upkeep, workflows
+from pipeline.commands import (
+    deploy,
+    measuring,
+    registering,
+    reporting,
+    results,
+    running,
+    space,
+    stack,
+    supervise,
+    upkeep,
+    workflows,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +32,8 @@ app = typer.Typer(
     help="Take labelled images to an evaluated Vision Transformer: ingest, pretrain, finetune, fewshot, "
     "as durable workflows on a Ray cluster, with everything kept in object storage and shown in MLflow.",
 )
-for commands in (stack, workflows, running, results, reporting, measuring, upkeep, space, supervise, deploy):
+GROUPS = (stack, workflows, running, results, reporting, registering, measuring, upkeep, space, supervise, deploy)
+for commands in GROUPS:
     app.add_typer(commands.app)
 
 PACKAGES = ("pipeline", "stages", "cluster")

@@ -16,6 +16,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 from cluster.errors import UserError, check_format
 from pipeline.branch import branched
 from pipeline.consistency import check_stages
+from pipeline.consistency_register import check_registration
 from pipeline.explain import explain
 from pipeline.for_each import spread
 from pipeline.identity import references, wanted_outputs
@@ -23,6 +24,7 @@ from pipeline.kinds import KINDS, config_of, kind_of
 from pipeline.notify_config import NotifyConfig
 from pipeline.opaque import OpaqueConfig, looked_for, opaque
 from pipeline.places import with_lines
+from pipeline.register_config import RegisterConfig
 from pipeline.repeats import repeat
 from pipeline.spelling import plain_references
 from pipeline.sweep import expand
@@ -66,6 +68,10 @@ class Workflow(Config):
     notify: NotifyConfig | None = Field(
         None, description="what a webhook is told of; all, where the driver's machine has PATCHLINE_WEBHOOK"
     )
+    # Not by its name in the file: classes have a method of that name.
+    registration: RegisterConfig | None = Field(
+        None, alias="register", description="the model that becomes a version of a registered model in MLflow"
+    )
     stages: dict[str, SerializeAsAny[StageConfig]] = Field(min_length=1, description="stages by name")
 
     @field_validator("stages")
@@ -107,6 +113,8 @@ class Workflow(Config):
         # What a stage has to be, nobody can tell without its class; it was checked when it was stored.
         if not any(isinstance(config, OpaqueConfig) for config in self.stages.values()):
             check_stages(self.stages)
+            if self.registration is not None:
+                check_registration(self.stages, self.registration)
 
     def check_imported(self) -> None:
         """Raise UserError where a stage's class cannot be imported here: then it cannot be planned, sent or run."""
@@ -213,7 +221,8 @@ def parse_workflow(text: str, source: str, overrides: Iterable[str] = (), *, sto
         _check_format(source, document.pop("format", FORMAT))
     if not isinstance(document, dict) or not isinstance(document.get("stages"), dict):
         raise UserError(f"{source}: expected a mapping with the keys name and stages")
-    overridden = [apply_override(document, override, Workflow.model_fields) for override in overrides]
+    own = [info.alias or name for name, info in Workflow.model_fields.items()]
+    overridden = [apply_override(document, override, own) for override in overrides]
     try:
         return _workflow(source, document, stored)
     except UserError as error:
@@ -236,7 +245,10 @@ def _workflow(source: str, document: dict[str, Any], stored: bool) -> Workflow:
 def json_schema() -> dict[str, Any]:
     """JSON schema of the workflow file, for editors."""
     schema = Workflow.model_json_schema()
-    definitions: dict[str, Any] = {NotifyConfig.__name__: NotifyConfig.model_json_schema()}
+    definitions: dict[str, Any] = {}
+    for own in (NotifyConfig, RegisterConfig):
+        definitions[own.__name__] = own.model_json_schema()
+        definitions |= definitions[own.__name__].pop("$defs", {})
     choices = []
     for kind, config in KINDS.items():
         stage = config.model_json_schema(by_alias=True, ref_template="#/$defs/{model}")

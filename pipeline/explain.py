@@ -57,7 +57,8 @@ def _path(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
             continue
         path.append(part)
         known = fields
-        annotation = fields[str(part)].annotation if part in fields else None
+        named = {info.alias or name: info for name, info in fields.items()}
+        annotation = named[str(part)].annotation if part in named else None
         fields, tagged = _fields(annotation), _tagged(annotation)
     return path, known
 

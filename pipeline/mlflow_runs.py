@@ -1,4 +1,5 @@
-"""MLflow's runs of one workflow, by keys of ours. The only importer of mlflow.
+"""MLflow's runs of one workflow, by keys of ours. `mlflow_models.py` and `model_folder.py` have its models; nobody else
+imports mlflow.
 
 What is logged is held back and sent in batches, one request for many things: a workflow of a thousand short stages
 would otherwise wait for thousands of answers. A run that ends has been sent everything.
@@ -70,6 +71,16 @@ class Runs:
     def new(self) -> bool:
         return self._new
 
+    @property
+    def client(self) -> Any:
+        """MLflow's own, of the server that was found."""
+        return self._client
+
+    @property
+    def experiment(self) -> str:
+        """Number of our experiment."""
+        return self._experiment
+
     def in_doubt(self) -> None:
         """The server may have done what was asked before its answer was lost: look before anything is made."""
         self._new, self._doubted = False, True
@@ -87,23 +98,32 @@ class Runs:
         """
         if key in self._runs:
             return self._runs[key]
-        tag, found = f"{self._id}:{key}", []
-        if not self._new:
-            found = self._client.search_runs([self._experiment], f"tags.`patchline.key` = '{tag}'")
-            # Earlier versions did not say the root.
-            found = [run for run in found if run.data.tags.get("patchline.root", self._root) == self._root]
-        if found:
-            run = found[0].info.run_id
+        run = None if self._new else self.find(key)
+        if run is not None:
             self._client.update_run(run, status="RUNNING")
             self.log_tags(run, tags)
         else:
-            own = {"patchline.key": tag, "patchline.workflow": self._id, "patchline.root": self._root, **tags}
+            own = {
+                "patchline.key": f"{self._id}:{key}",
+                "patchline.workflow": self._id,
+                "patchline.root": self._root,
+                **tags,
+            }
             if parent is not None:
                 own["mlflow.parentRunId"] = self._runs[parent]
             run = self._client.create_run(self._experiment, run_name=name, tags=own).info.run_id
             self._new = self._new or (parent is None and not self._doubted)
         self._runs[key] = run
         return run
+
+    def find(self, key: str) -> str | None:
+        """The run with this key in this workflow, as it is; None where there is none."""
+        if key in self._runs:
+            return self._runs[key]
+        found = self._client.search_runs([self._experiment], f"tags.`patchline.key` = '{self._id}:{key}'")
+        # Earlier versions did not say the root.
+        own = [run for run in found if run.data.tags.get("patchline.root", self._root) == self._root]
+        return own[0].info.run_id if own else None
 
     def running_below(self, run: str) -> list[str]:
         """Keys of the runs below this one that have not ended, as an earlier driver left them."""
@@ -237,6 +257,15 @@ def refused(error: Exception) -> bool:
 
 def tell_refused(error: Exception) -> None:
     print(f"MLflow does not take this: {type(error).__name__}: {error}", flush=True)
+
+
+def cause(error: BaseException) -> str:
+    """What is at the bottom of an error: MLflow wraps what the system said of a connection several times."""
+    while (inner := error.__cause__ or error.__context__ or getattr(error, "reason", None)) is not None:
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _client(uri: str) -> Any:

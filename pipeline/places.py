@@ -8,7 +8,7 @@ from collections.abc import Collection
 import yaml
 
 Path = tuple[str, ...]
-NAMED = re.compile(r"stages\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+NAMED = re.compile(r"(?:stages|register)\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 
 
 def lines(text: str) -> dict[Path, int]:
@@ -27,7 +27,8 @@ def lines(text: str) -> dict[Path, int]:
 
 
 def with_lines(message: str, source: str, text: str, overridden: Collection[Path]) -> str:
-    """A message, each of whose lines begins with `source: stages.NAME.FIELD`, with the line of that field in the text.
+    """A message, each of whose lines begins with the field's place, such as `source: stages.NAME.FIELD` or
+    `source: register.FIELD`, with the line of that field in the text.
 
     What was given beside the file has none.
     """

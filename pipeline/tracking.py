@@ -19,13 +19,16 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from cluster.storage import Storage
+from cluster.errors import UserError
+from cluster.storage import NotFound, Storage
 from pipeline.config import Workflow
 from pipeline.curves import Curves
 from pipeline.identity import fields_with_role
-from pipeline.mlflow_runs import CHARACTERS, Runs, refused, tell_refused
+from pipeline.mlflow_models import Registry, unregistrable
+from pipeline.mlflow_runs import CHARACTERS, Runs, cause, refused, tell_refused
 from pipeline.provenance import environment, plan_text, read_origin
 from pipeline.reporting import page_or_word
+from pipeline.registering import Registration
 from pipeline.retries import times_anew
 from pipeline.reuse import Finished
 from pipeline.words import duration, headline
@@ -70,6 +73,9 @@ class MlflowTracker:
         self._page: str | None = None
         """The report, once it has been made; empty where it cannot be."""
         self._names: dict[str, str] = {}
+        self._done: dict[str, Finished] = {}
+        self._registration: Registration | None = None
+        self._busy_until = 0.0
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._giving_up = threading.Event()
         self._patience = PATIENCE_ON_A_CLUSTER_SECONDS if on_a_cluster else PATIENCE_SECONDS
@@ -98,8 +104,8 @@ class MlflowTracker:
         self._calls.put(None)
         self._moved = time.monotonic()
         while self._thread.is_alive():
-            patience = PATIENCE_SECONDS if hurry.is_set() else self._patience
-            if time.monotonic() - self._moved >= patience:
+            until = self._moved + (PATIENCE_SECONDS if hurry.is_set() else self._patience)
+            if time.monotonic() >= (until if hurry.is_set() else max(until, self._busy_until)):
                 break
             self._thread.join(0.1)
         if self._thread.is_alive():
@@ -114,6 +120,10 @@ class MlflowTracker:
         """Show the end, and wait until everything is shown; see `_close`."""
         self._calls.put(lambda: self._end_workflow(state))
         self._calls.put(self._log_report)
+        if state == "done" and self._workflow.registration is not None:
+            # Whatever becomes of it, the runs have ended before.
+            self._calls.put(self._runs.send)
+            self._calls.put(self._register)
         self._close(hurry or threading.Event())
 
     def stage_started(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
@@ -135,6 +145,8 @@ class MlflowTracker:
 
     def stage_ended(self, stage: str, outcome: str, finished: Finished | None) -> None:
         name = self._names.get(stage, stage) if finished is None else self._name(stage, finished.folder)
+        if finished is not None:
+            self._done[stage] = finished
         self._calls.put(lambda: self._end_stage(name, outcome, finished))
 
     def _name(self, stage: str, folder: str) -> str:
@@ -164,9 +176,10 @@ class MlflowTracker:
         while not self._giving_up.is_set():
             try:
                 call()
-                self.problem, self._moved = None, time.monotonic()
+                self.problem, self._moved, self._busy_until = None, time.monotonic(), 0.0
                 return
             except Exception as error:
+                self._busy_until = 0.0
                 if refused(error):
                     tell_refused(error)
                     return
@@ -176,10 +189,10 @@ class MlflowTracker:
                     away = self._storage.url if isinstance(error, ConnectionError) else f"MLflow at {self._uri}"
                     print(
                         f"{away} does not answer; the work goes on, and what it is to show is sent "
-                        f"when it does ({_cause(error)})",
+                        f"when it does ({cause(error)})",
                         flush=True,
                     )
-                self.problem = _cause(error)
+                self.problem = cause(error)
                 self._runs.in_doubt()
                 time.sleep(wait)
                 wait = min(wait * 2, 10.0)
@@ -308,6 +321,33 @@ class MlflowTracker:
             self._page = page_or_word(self._storage, self._id)
         if self._page:
             self._runs.log_text(self._runs["workflow"], self._page, REPORT)
+    def _register(self) -> None:
+        """Make the workflow's model a version of a registered model; what is refused for good is told once."""
+        wanted = self._workflow.registration
+        assert wanted is not None
+        try:
+            # One for all tries: it keeps the model's files.
+            self._registration = self._registration or Registration(
+                self._storage, self._id, self._workflow, wanted, self._done
+            )
+            found = self._registration.run(Registry(self._runs.client, self._runs.experiment), self, busy=self._is_busy)
+        except (UserError, NotFound) as error:
+            print(f"the model is not registered as '{wanted.name}': {error}", flush=True)
+        except Exception as error:
+            reason = unregistrable(error)
+            if reason is None:
+                raise
+            print(f"the model is not registered as '{wanted.name}': {reason}", flush=True)
+        else:
+            print(f"{wanted.stage}: {found}", flush=True)
+        self._registration = None
+
+    def find(self, key: str) -> str | None:
+        """The run of a stage, or of the workflow; see `pipeline.registering.KnownRuns`."""
+        return self._runs.find(self._names.get(key, key))
+
+    def _is_busy(self, seconds: float) -> None:
+        self._busy_until = time.monotonic() + seconds
 
     # Small steps
 
@@ -361,15 +401,6 @@ def _origin_tags(origin: Mapping[str, Any]) -> dict[str, str]:
 def _shown(paths: list[str]) -> list[str]:
     """The pictures among an output's files, and the tables of numbers."""
     return [path for path in paths if path.endswith((".png", ".csv"))]
-
-
-def _cause(error: BaseException) -> str:
-    """What is at the bottom of an error: MLflow wraps what the system said of a connection several times."""
-    while (inner := error.__cause__ or error.__context__ or getattr(error, "reason", None)) is not None:
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,12 +10,13 @@ from stages.context import Context, Inputs, Result
 from stages.importing.config import ImportConfig
 from stages.importing.files import fetch, weights_digest
 from stages.models.config import ModelConfig
+from stages.models.download import WEIGHTS
 from stages.models.formats.arrays import shown
 from stages.models.formats.assemble import Found
 from stages.models.formats.beside import Overrides
 from stages.models.formats.files import read_network, recognise
 from stages.models.resnet_config import BitConfig, StemConfig
-from stages.models.store import WEIGHTS, model_bytes
+from stages.models.store import model_bytes
 
 
 def run(config: ImportConfig, inputs: Inputs, context: Context) -> Result:

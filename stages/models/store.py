@@ -9,16 +9,14 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from cluster.errors import UserError, check_format
-from cluster.storage.base import Storage, file_digest
+from cluster.errors import UserError
+from cluster.storage.base import Storage
 from stages.context import Output
 from stages.models.build import Network, build
 from stages.models.config import AnyModel, ModelConfig, model_config
+from stages.models.download import download_weights
 from stages.models.masked import ARRAYS
 from stages.models.resampling import Mode, is_resampled, resample
-
-FORMAT = 1
-WEIGHTS = "model.safetensors"
 
 
 def model_bytes(state: dict[str, Tensor]) -> bytes:
@@ -28,19 +26,8 @@ def model_bytes(state: dict[str, Tensor]) -> bytes:
 
 def read_state(storage: Storage, output: Output) -> dict[str, Tensor]:
     """The weights of a model output. Raises UserError where it is none, too new, or not as its manifest says."""
-    if output.kind != "model":
-        raise UserError(f"{output.prefix} is a {output.kind}, not a model: refer to a pretrain or finetune stage")
-    check_format(output.meta["format"], FORMAT, output.prefix)
-    entry = next((file for file in output.manifest["files"] if file["path"] == WEIGHTS), None)
-    if entry is None:
-        raise UserError(f"{output.prefix} has no {WEIGHTS} in its manifest: it is no model of this program")
     with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
-        path = Path(folder) / WEIGHTS
-        storage.download(output.key(WEIGHTS), path)
-        found = file_digest(path).sha256
-        if found != entry["sha256"]:
-            raise UserError(f"{output.key(WEIGHTS)} has sha256 {found}, its manifest says {entry['sha256']}: damaged")
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(download_weights(storage, output, Path(folder)))
 
 
 def load_model(storage: Storage, output: Output) -> Network:

@@ -20,9 +20,10 @@ from stages.data.loader import TrainLoader
 from stages.metrics import MetricWriter
 from stages.models.build import Network, build
 from stages.models.config import as_vit, model_config
+from stages.models.download import WEIGHTS
 from stages.models.initialize import initialize
 from stages.models.masked import MaskedVisionTransformer
-from stages.models.store import WEIGHTS, adapt, read_state
+from stages.models.store import adapt, read_state
 from stages.training.checkpoint import CheckpointWriter
 from stages.training.config import TrainingConfig, usable_ranks
 from stages.training.devices import (

@@ -11,7 +11,8 @@ from cluster.storage import Storage, open_storage
 from stages.context import Context, Output
 from stages.models.build import Network
 from stages.models.config import ModelConfig
-from stages.models.store import WEIGHTS, model_bytes
+from stages.models.download import WEIGHTS
+from stages.models.store import model_bytes
 from stages.models.vit import VisionTransformer
 
 

@@ -7,9 +7,10 @@ from stages.context import read_output
 from stages.models.bit import BitResNet
 from stages.models.build import build
 from stages.models.config import model_config
+from stages.models.download import WEIGHTS
 from stages.models.initialize import initialize
 from stages.models.resampling import resample_position_embeddings
-from stages.models.store import WEIGHTS, adapt, load_model, model_bytes, read_state
+from stages.models.store import adapt, load_model, model_bytes, read_state
 from stages.models.vit import VisionTransformer
 from tests.unit.stages.models.outputs import (
     commit_model,
