@@ -3,7 +3,7 @@ evaluations say of any of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.config import Workflow
@@ -24,6 +24,7 @@ class Figure:
     stage: str
     data: str
     """Digest of the data set that it was measured on."""
+    data_name: str
     time_ms: int
 
 
@@ -37,27 +38,32 @@ def figures(workflow: Workflow, finished: Mapping[str, Finished], stage: str) ->
     """What was measured of the model that `stage` has made, and of those that it began with."""
     found = []
     for name in evaluations(workflow, finished, stage):
-        record, data = finished[name].record, data_digest(workflow, finished, name)
-        for metric, value in record.metrics.items():
-            if metric.startswith(MEASURED) and data is not None:
-                called = f"{name}/{metric.removeprefix('features/')}"
-                found.append(Figure(name=called, value=value, stage=name, data=data, time_ms=record.ended_ms))
+        record, sets = finished[name].record, _read(workflow, finished, name, "dataset")
+        for metric, value in record.metrics.items() if sets else ():
+            if metric.startswith(MEASURED):
+                found.append(
+                    Figure(
+                        name=f"{name}/{metric.removeprefix('features/')}",
+                        value=value,
+                        stage=name,
+                        data=_digest(sets),
+                        data_name=" + ".join(str(output.meta["name"]) for output in sets.values()),
+                        time_ms=record.ended_ms,
+                    )
+                )
     return found
 
 
-def data_digest(workflow: Workflow, finished: Mapping[str, Finished], name: str) -> str | None:
-    """Digest of the data set that a stage was measured on, of several a digest of theirs; None where it read none."""
-    found = sorted(set(_digests(workflow, finished, name, "dataset")))
-    if len(found) > 1:
-        return sha256(canonical_json(found))
-    return found[0] if found else None
+def _digest(outputs: Mapping[str, Output]) -> str:
+    """Of several outputs one digest of theirs."""
+    return next(iter(outputs)) if len(outputs) == 1 else sha256(canonical_json(sorted(outputs)))
 
 
 def _about(workflow: Workflow, finished: Mapping[str, Finished], name: str, family: set[str]) -> bool:
     output = finished[name].output
     if output.kind == "model":
         return output.digest in family
-    models = set(_digests(workflow, finished, name, "model"))
+    models = _read(workflow, finished, name, "model").keys()
     return bool(models) and models <= family
 
 
@@ -71,12 +77,10 @@ def _family(finished: Mapping[str, Finished], model: Output) -> set[str]:
     return family
 
 
-def _digests(workflow: Workflow, finished: Mapping[str, Finished], name: str, kind: str) -> Iterator[str]:
-    """Digests of the outputs of one kind that a stage reads; where it reads none, of what its inputs read."""
+def _read(workflow: Workflow, finished: Mapping[str, Finished], name: str, kind: str) -> dict[str, Output]:
+    """The outputs of one kind that a stage reads, by digest; where it reads none, those that its inputs read."""
     inputs = [target for target in references(workflow.stages[name]).values() if target in finished]
-    direct = [finished[target].output.digest for target in inputs if finished[target].output.kind == kind]
+    direct = [finished[target].output for target in inputs if finished[target].output.kind == kind]
     if direct:
-        yield from direct
-        return
-    for target in inputs:
-        yield from _digests(workflow, finished, target, kind)
+        return {output.digest: output for output in direct}
+    return {key: out for target in inputs for key, out in _read(workflow, finished, target, kind).items()}

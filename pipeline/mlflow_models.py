@@ -91,7 +91,7 @@ class Registry:
         if workflow_run is not None:
             # The same points as the workflow's run has: there they are not repeated.
             metrics = [
-                Metric(figure.name, figure.value, figure.time_ms, 0, model.id, figure.stage, figure.data[:36])
+                Metric(figure.name, figure.value, figure.time_ms, 0, model.id, figure.data_name, figure.data[:36])
                 for figure in figures
             ]
             self._client.log_batch(workflow_run, metrics=metrics[:1000])
@@ -111,7 +111,9 @@ class Registry:
             token = page.token
             if not token:
                 break
-        versions = [Version(number=int(item.version), tags=item.tags, model_id=item.model_id) for item in found]
+        versions = [
+            Version(number=int(item.version), tags=item.tags, model_id=_model_id(item.source)) for item in found
+        ]
         return sorted(versions, key=lambda version: version.number)
 
     def version_of(self, name: str, digest: str) -> Version | None:
@@ -137,7 +139,7 @@ class Registry:
             name,
             f"models:/{model.id}",
             run,
-            tags={DIGEST: digest, **tags},
+            tags={**tags, DIGEST: digest},
             description=description,
             await_creation_for=0,
             model_id=model.id,
@@ -147,11 +149,9 @@ class Registry:
             raise ConnectionError(f"the version of {name} that was just made is not there yet")
         return made
 
-    def add_tags(self, name: str, version: Version, tags: Mapping[str, str]) -> None:
-        """Those that a version does not have yet."""
+    def set_tags(self, name: str, version: Version, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
-            if key not in version.tags:
-                self._client.set_model_version_tag(name, str(version.number), key, value)
+            self._client.set_model_version_tag(name, str(version.number), key, value)
 
     def champion(self, name: str) -> int | None:
         """The version that has the alias."""
@@ -194,6 +194,11 @@ def unregistrable(error: Exception) -> str | None:
 def upload_seconds(size: int) -> float:
     """How long a server may take for a model of so many bytes."""
     return ANSWER_SECONDS + size / SLOWEST_BYTES_PER_SECOND
+
+
+def _model_id(source: str) -> str | None:
+    """The logged model that a version is made of: lists of versions do not name it otherwise."""
+    return source.removeprefix("models:/") if source.startswith("models:/m-") else None
 
 
 def _model(found: Any) -> LoggedModel:

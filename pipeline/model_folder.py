@@ -127,11 +127,11 @@ def signature() -> Any:
     them; pixels can be sent as PNG without loss, or handed to the model's own `predict` in Python.
     """
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
     from mlflow.types.schema import Array
 
     text, number = DataType.string, DataType.double
-    outputs = [
+    outputs: list[ColSpec | TensorSpec] = [
         ColSpec(text, "class"),
         ColSpec(number, "probability"),
         ColSpec(Array(text), "top_classes"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.lineage import Figure
@@ -11,38 +13,51 @@ from stages.models.config import model_config
 
 CHARACTERS = 5000
 """Of a description; MLflow takes no longer one."""
-MOST_FIGURES, MOST_PICTURES = 40, 6
-FIRST = ("test/accuracy", "validation/accuracy", "all/")
+MOST_FIGURES, MOST_ROWS, MOST_SHOWN, MOST_PICTURES = 40, 8, 3, 6
+FIRST = ("test/accuracy", "all/", "validation/accuracy")
 """Beginnings of the figures that come first, after the champion's."""
-DATA = "patchline.data_digest."
-"""Before a stage's name: the tag with the digest of the data set that its figures were measured on."""
+FIGURES_TAG = "patchline.figures"
+"""The tag of a version with all its figures, as JSON: the list of versions has room for a few tags alone."""
 
 
-def chosen(figures: Iterable[Figure], metric: str | None) -> list[Figure]:
-    """The figures that a version carries, the most telling ones first."""
+def chosen(figures: Iterable[Figure], stage: str, metric: str | None) -> list[Figure]:
+    """The figures that a version carries, the most telling ones first: the champion's, then the stage's own."""
 
-    def rank(figure: Figure) -> tuple[bool, int]:
+    def rank(figure: Figure) -> tuple[bool, int, bool, int]:
         named = figure.name.partition("/")[2]
-        return figure.name != metric, next((i for i, first in enumerate(FIRST) if named.startswith(first)), len(FIRST))
+        kind = next((i for i, first in enumerate(FIRST) if named.startswith(first)), len(FIRST))
+        shots = re.search(r"/(\d+)_shot", named)
+        return figure.name != metric, kind, figure.stage != stage, int(shots[1]) if shots is not None else 0
 
     return sorted(figures, key=rank)[:MOST_FIGURES]
 
 
-def figure_tags(figures: Iterable[Figure], known: Mapping[str, str]) -> dict[str, str]:
-    """Tags of the figures that a version with these tags does not have yet.
+def figure_tags(figures: Sequence[Figure], known: Mapping[str, str]) -> dict[str, str]:
+    """Tags that a version with these tags is to be given: all figures in one, and the first ones for people.
 
-    Of a stage that was measured on another data set by then, none: the two would be taken for one.
+    A figure that it has stays as it is.
     """
-    found: dict[str, str] = {}
-    for figure in figures:
-        data = f"{DATA}{figure.stage}"
-        if known.get(data, figure.data) == figure.data and figure.name not in known:
-            found |= {data: figure.data, figure.name: f"{figure.value:.6g}"}
-    return {key: value for key, value in found.items() if key not in known}
+    before = json.loads(known.get(FIGURES_TAG, "{}"))
+    found = {figure.name: {"value": figure.value, "data": figure.data} for figure in figures}
+    shown = {figure.name: f"{figure.value:.6g}" for figure in figures[:MOST_SHOWN]}
+    every = {**found, **before}
+    told = {FIGURES_TAG: json.dumps(every, sort_keys=True)} if every != before else {}
+    # The list of versions shows them in this order.
+    return {**{name: text for name, text in shown.items() if name not in known}, **told}
 
 
-def tags(workflow_id: str, root: str, stage: str, done: Finished, commit: str | None) -> dict[str, str]:
-    """Where a version comes from."""
+def measured(tags: Mapping[str, str], metric: str) -> tuple[float | None, str | None]:
+    """A figure of a version with these tags, and the digest of the data set that it was measured on."""
+    try:
+        found = json.loads(tags.get(FIGURES_TAG, "{}")).get(metric)
+        return (float(found["value"]), str(found["data"])) if found is not None else (None, None)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        # Somebody's own tag of that name.
+        return None, None
+
+
+def origin(workflow_id: str, root: str, stage: str, done: Finished, commit: str | None) -> dict[str, str]:
+    """Where a model comes from. A version has the workflow and the stage of it, its logged model all."""
     output = done.output
     return {
         "patchline.workflow": workflow_id,
@@ -75,26 +90,26 @@ def description(
     address: str,
     model_id: str,
     about: Mapping[str, str],
-    origin: Mapping[str, str],
+    source: Mapping[str, str],
     figures: Sequence[Figure],
     classes: Sequence[str],
     pictures: Iterable[str],
 ) -> str:
     """The page's text: what it is, how good, how to use it, its pictures."""
     named = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
-    # A comma of thousands would end nothing here: Markdown takes it as it is.
     head = (
-        f"**{about['network']}** at {about['resolution']} × {about['resolution']} pixels, {int(about['classes']):,} "
-        f"classes ({named}). Stage `{origin['patchline.stage']}` of workflow `{origin['patchline.workflow']}`."
+        f"{about['network']} at {about['resolution']} × {about['resolution']} pixels, {int(about['classes']):,} "
+        f"classes ({named}). Stage `{source['patchline.stage']}` of workflow `{source['patchline.workflow']}`."
     )
-    rows = [f"| {figure.name} | {_shown(figure)} |" for figure in figures[:12]]
-    table = ["| figure | |", "|---|---|", *rows] if rows else []
+    rows = [f"| {figure.name} | {_shown(figure)} |" for figure in figures[:MOST_ROWS]]
+    table = ["| figure | value |", "|---|---|", *rows] if rows else []
     usage = [
+        "`encoded` is a JPEG, PNG or the like as bytes, over HTTP its base64; any number of images, of any size:",
         "```",
-        f'mlflow.pyfunc.load_model("{address}").predict(pandas.DataFrame({{"image": [encoded]}}))',
-        f"mlflow models serve -m {address} --env-manager local",
+        f'model = mlflow.pyfunc.load_model("{address}")',
+        'model.predict(pandas.DataFrame({"image": [encoded]}))',
+        f"$ mlflow models serve -m {address} --env-manager local",
         "```",
-        "`encoded` is a JPEG, PNG or the like as bytes, over HTTP its base64. Any number of images, of any size.",
     ]
     place = f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files?artifact_file_path={FIGURES}/"
     images = [f"![{name}]({place}{name})" for name in list(pictures)[:MOST_PICTURES]]

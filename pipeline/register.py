@@ -107,13 +107,12 @@ def _wanted(workflow: Workflow, name: str | None, stage: str | None, champion: C
     makers = [maker for maker in workflow.order() if workflow.stages[maker].output == "model"]
     if stage is None and said is None and not makers:
         raise UserError(f"no stage of {workflow.name} makes a model")
-    rule = (said.champion if said is not None else None) if champion is AS_THE_FILE_SAYS else champion
+    given = {"name": name, "from": stage}
+    file = {"name": said.name, "from": said.stage, "champion": said.champion} if said is not None else {}
+    own = {"from": makers[-1], **file} if makers else file
+    rule = {} if champion is AS_THE_FILE_SAYS else {"champion": champion}
     try:
-        return RegisterConfig(
-            name=name if name is not None else said.name if said is not None else "",
-            stage=stage if stage is not None else said.stage if said is not None else makers[-1],
-            champion=rule,
-        )
+        return RegisterConfig.model_validate({**own, **{key: value for key, value in given.items() if value}, **rule})
     except ValueError as error:
         raise UserError(
             f"--name {name!r}: expected a letter or a digit, then letters, digits, blanks, _, . and -"

@@ -20,6 +20,7 @@ from pipeline.config import Workflow
 from pipeline.lineage import evaluations, figures
 from pipeline.mlflow_models import CHAMPION, LoggedModel, Registry, Version, upload_seconds
 from pipeline.model_folder import Served, write_folder
+from pipeline.pictures import small_picture
 from pipeline.register_config import ChampionConfig, RegisterConfig
 from pipeline.reuse import Finished
 from pipeline.serving_settings import preprocessing, training_loss
@@ -76,7 +77,7 @@ class Registration:
                 f"the model from '{wanted.stage}' has no classes: fine-tune it, and register what comes of it"
             )
         metric = wanted.champion.metric if wanted.champion is not None else None
-        self._figures = model_page.chosen(figures(workflow, done, wanted.stage), metric)
+        self._figures = model_page.chosen(figures(workflow, done, wanted.stage), wanted.stage, metric)
         self._place: tempfile.TemporaryDirectory[str] | None = None
         self._written: tuple[str, int] | None = None
 
@@ -97,7 +98,7 @@ class Registration:
         if version is None:
             version, new = self._version(registry, runs, busy), True
         else:
-            registry.add_tags(name, version, model_page.figure_tags(self._figures, version.tags))
+            registry.set_tags(name, version, model_page.figure_tags(self._figures, version.tags))
         decision = None
         if self._wanted.champion is not None:
             decision = choose_champion(registry, name, version.number, self._wanted.champion)
@@ -109,8 +110,8 @@ class Registration:
         served = self._served()
         about = model_page.params(served)
         commit = registry.git_commit(whole) if whole is not None else None
-        origin = model_page.tags(self._id, self._storage.url, stage, self._model, commit)
-        model = registry.make_model(digest, name=f"{self._workflow.name}-{stage}", run=run, params=about, tags=origin)
+        source = model_page.origin(self._id, self._storage.url, stage, self._model, commit)
+        model = registry.make_model(digest, name=f"{self._workflow.name}-{stage}", run=run, params=about, tags=source)
         if not model.ready:
             folder, size = self._files(served, model, run)
             busy(upload_seconds(size))
@@ -120,12 +121,13 @@ class Registration:
             address=f"models:/{name}@{CHAMPION}" if self._wanted.champion is not None else f"models:/{model.id}",
             model_id=model.id,
             about=about,
-            origin=origin,
+            source=source,
             figures=self._figures,
             classes=served.classes,
             pictures=served.pictures,
         )
-        tags = {**origin, **model_page.figure_tags(self._figures, {})}
+        known = {key: source[key] for key in ("patchline.workflow", "patchline.stage")}
+        tags = {**model_page.figure_tags(self._figures, {}), **known}
         return registry.make_version(name, digest, model, run=run, tags=tags, description=text)
 
     def _served(self) -> Served:
@@ -149,12 +151,12 @@ class Registration:
         return Path(self._place.name) / "model", self._written[1]
 
     def _pictures(self) -> dict[str, bytes]:
-        """Those of the model's evaluations, by names that say whose they are."""
+        """Those of the model's evaluations, small, by names that say whose they are. The runs have them as they are."""
         found = {}
         for name in evaluations(self._workflow, self._done, self._wanted.stage):
             output = self._done[name].output
             for path in [file["path"] for file in output.manifest["files"] if file["path"].endswith(".png")]:
-                found[f"{name}-{path.replace('/', '-')}"] = self._storage.read(output.key(path))
+                found[f"{name}-{path.replace('/', '-')}"] = small_picture(self._storage.read(output.key(path)))
         return found
 
     def _example(self) -> bytes | None:
@@ -183,12 +185,5 @@ def choose_champion(registry: Registry, name: str, own: int, rule: ChampionConfi
 
 
 def _candidate(version: Version, rule: ChampionConfig) -> Candidate:
-    figure, data = version.tags.get(rule.metric), version.tags.get(f"{model_page.DATA}{rule.stage}")
-    try:
-        return Candidate(version=version.number, figure=float(figure), data=data) if figure else _unmeasured(version)
-    except ValueError:
-        return _unmeasured(version)
-
-
-def _unmeasured(version: Version) -> Candidate:
-    return Candidate(version=version.number)
+    figure, data = model_page.measured(version.tags, rule.metric)
+    return Candidate(version=version.number, figure=figure, data=data)
