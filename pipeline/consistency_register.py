@@ -42,8 +42,9 @@ def _check_champion(stages: Stages, model: str, champion: ChampionConfig) -> Non
     key = f"register.champion.metric: got {champion.metric}"
     if champion.stage not in stages:
         raise UserError(f"{key}: there is no stage '{champion.stage}'; the stages are {', '.join(stages)}")
-    family = {model, *_models_before(stages, model)}
-    if champion.stage not in family and not family & set(_before(stages, champion.stage)):
+    family = _family(stages, model)
+    measured = {champion.stage} if stages[champion.stage].output == "model" else _measured(stages, champion.stage)
+    if not measured or not measured <= family:
         raise UserError(f"{key}: '{champion.stage}' measures nothing of the model from '{model}'")
     named, config = champion.metric.partition("/")[2], stages[champion.stage]
     known = _figures(config)
@@ -63,17 +64,20 @@ def _figures(config: StageConfig) -> list[str]:
     return []
 
 
-def _before(stages: Stages, name: str) -> set[str]:
-    """All stages that a stage reads, directly or not."""
+def _family(stages: Stages, name: str) -> set[str]:
+    """A stage that makes a model, and those whose models it may have begun with."""
     found: set[str] = set()
-    waiting = list(references(stages[name]).values())
+    waiting = [name]
     while waiting:
         stage = waiting.pop()
         if stage not in found:
             found.add(stage)
-            waiting += references(stages[stage]).values()
+            waiting += [before for before in references(stages[stage]).values() if stages[before].output == "model"]
     return found
 
 
-def _models_before(stages: Stages, name: str) -> list[str]:
-    return [stage for stage in _before(stages, name) if stages[stage].output == "model"]
+def _measured(stages: Stages, name: str) -> set[str]:
+    """The stages whose models another one looks at: directly, or else by what it reads."""
+    read = references(stages[name]).values()
+    models = {stage for stage in read if stages[stage].output == "model"}
+    return models or {model for stage in read for model in _measured(stages, stage)}
