@@ -43,6 +43,10 @@ class LoggedModel:
     ready: bool
 
 
+class NotYet(Exception):
+    """MLflow is not where it will be in a moment."""
+
+
 class Registry:
     """The models of one server, in our experiment. Calls may raise whatever MLflow's client does."""
 
@@ -146,7 +150,7 @@ class Registry:
         )
         made = self.version_of(name, digest)
         if made is None:
-            raise ConnectionError(f"the version of {name} that was just made is not there yet")
+            raise NotYet(f"the version of {name} that was just made is not there yet")
         return made
 
     def set_tags(self, name: str, version: Version, tags: Mapping[str, str]) -> None:
@@ -180,7 +184,7 @@ def from_outside(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException
 
     # What the client says of connections is an OSError too.
-    return isinstance(error, MlflowException | OSError)
+    return isinstance(error, MlflowException | OSError | NotYet)
 
 
 def unregistrable(error: Exception) -> str | None:

@@ -18,7 +18,7 @@ from pipeline import model_page
 from pipeline.champion import Candidate, Decision, decide
 from pipeline.config import Workflow
 from pipeline.lineage import evaluations, figures
-from pipeline.mlflow_models import CHAMPION, LoggedModel, Registry, Version, upload_seconds
+from pipeline.mlflow_models import CHAMPION, LoggedModel, NotYet, Registry, Version, upload_seconds
 from pipeline.model_folder import Served, write_folder
 from pipeline.pictures import small_picture
 from pipeline.register_config import ChampionConfig, RegisterConfig
@@ -181,7 +181,7 @@ def choose_champion(registry: Registry, name: str, own: int, rule: ChampionConfi
             return moved if moved is not None and moved.version == holder else decision
         registry.make_champion(name, decision.version)
         moved = decision
-    raise ConnectionError(f"the alias {CHAMPION} of {name} is moved by others all the time")
+    raise NotYet(f"the alias {CHAMPION} of {name} is moved by others all the time")
 
 
 def _candidate(version: Version, rule: ChampionConfig) -> Candidate:

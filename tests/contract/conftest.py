@@ -8,6 +8,7 @@ import pytest
 
 from cluster.local.stack import Stack
 from tests.contract.servers import FaultyProxy
+from tests.contract.trained import Trained, train
 
 
 @pytest.fixture
@@ -18,3 +19,9 @@ def proxy(stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
         yield server
         server.closing.set()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A workflow whose models can be registered."""
+    return train(tmp_path_factory.mktemp("trained"))

@@ -93,7 +93,8 @@ def test_drivers_at_once_end_with_the_best(figures, higher, data):
             [(0.5, "a"), (0.6, "b")],
             1,
             2,
-            "stays with version 1: x/accuracy 0.5, on another data set than version 2: move it by hand if that is meant",
+            "stays with version 1: x/accuracy 0.5, on another data set than version 2: move it by hand "
+            "if that is meant",
         ),
         ([(None, None), (0.6, "b")], 1, 2, "stays with version 1, of which no x/accuracy is known"),
         # A version that is not ready, or was removed this moment.
