@@ -1,5 +1,6 @@
-"""The verbs, in Python: run, submit, resume, follow, cancel; `again.py`, `cancelling.py`, `outputs.py`, `removal.py`,
-`collection.py`, `reporting.py` and `verification.py` have the others. The command line is a thin layer over these."""
+"""The verbs, in Python: run, submit, resume, follow, cancel; `again.py`, `cancelling.py`, `outputs.py`, `register.py`,
+`removal.py`, `collection.py`, `reporting.py` and `verification.py` have the others. The command line is a thin layer over
+these."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from pipeline.lineage import Figure
 
 DIGEST = "patchline.output_digest"
 CHAMPION = "champion"
-COMMIT = "mlflow.source.git.commit"
 SLOWEST_BYTES_PER_SECOND = 5e6
 """That a server takes in: how long an upload may last follows from it."""
 ANSWER_SECONDS = 60
@@ -99,10 +98,6 @@ class Registry:
                 for figure in figures
             ]
             self._client.log_batch(workflow_run, metrics=metrics[:1000])
-
-    def git_commit(self, run: str) -> str | None:
-        """The commit that a run says it is of."""
-        return self._client.get_run(run).data.tags.get(COMMIT)
 
     # Registered models
 

@@ -129,7 +129,7 @@ def _register(
     try:
         registration = Registration(storage, workflow_id, workflow, wanted, done)
         runs.connect()
-        return registration.run(Registry(runs.client, runs.experiment), runs)
+        return registration.run(Registry(runs.client, runs.experiment), runs.find)
     except NotFound as error:
         raise UserError(f"{error} is gone: `patchline retry` makes the stage anew") from error
     except UserError:

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from cluster.errors import UserError
 from cluster.storage import Storage
@@ -21,6 +20,7 @@ from pipeline.lineage import evaluations, figures
 from pipeline.mlflow_models import CHAMPION, LoggedModel, NotYet, Registry, Version, upload_seconds
 from pipeline.model_folder import Served, write_folder
 from pipeline.pictures import small_picture
+from pipeline.provenance import read_origin
 from pipeline.register_config import ChampionConfig, RegisterConfig
 from pipeline.reuse import Finished
 from pipeline.serving_settings import preprocessing, training_loss
@@ -29,12 +29,8 @@ ROUNDS = 20
 """How often the alias is set again because others set it meanwhile."""
 
 
-class KnownRuns(Protocol):
-    """The runs that a model is connected with."""
-
-    def find(self, key: str) -> str | None:
-        """The run of `workflow` or of a stage, where the server has one."""
-        ...
+FindRun = Callable[[str], str | None]
+"""The run of `workflow`, or of a stage by its name, where the server has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +80,7 @@ class Registration:
     def run(
         self,
         registry: Registry,
-        runs: KnownRuns,
+        find: FindRun,
         *,
         busy: Callable[[float], None] = lambda seconds: None,
     ) -> Registered:
@@ -96,7 +92,7 @@ class Registration:
         name, digest = self._wanted.name, self._model.output.digest
         version, new = registry.version_of(name, digest), False
         if version is None:
-            version, new = self._version(registry, runs, busy), True
+            version, new = self._version(registry, find, busy), True
         else:
             registry.set_tags(name, version, model_page.figure_tags(self._figures, version.tags))
         decision = None
@@ -104,12 +100,12 @@ class Registration:
             decision = choose_champion(registry, name, version.number, self._wanted.champion)
         return Registered(name=name, version=version.number, new=new, decision=decision, model_id=version.model_id)
 
-    def _version(self, registry: Registry, runs: KnownRuns, busy: Callable[[float], None]) -> Version:
+    def _version(self, registry: Registry, find: FindRun, busy: Callable[[float], None]) -> Version:
         stage, digest, name = self._wanted.stage, self._model.output.digest, self._wanted.name
-        run, whole = runs.find(stage), runs.find("workflow")
+        run, whole = find(stage), find("workflow")
         served = self._served()
         about = model_page.params(served)
-        commit = registry.git_commit(whole) if whole is not None else None
+        commit = (read_origin(self._storage, self._id).get("git") or {}).get("commit")
         source = model_page.origin(self._id, self._storage.url, stage, self._model, commit)
         model = registry.make_model(digest, name=f"{self._workflow.name}-{stage}", run=run, params=about, tags=source)
         if not model.ready:

@@ -19,16 +19,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from cluster.errors import UserError
-from cluster.storage import NotFound, Storage
+from cluster.storage import Storage
 from pipeline.config import Workflow
 from pipeline.curves import Curves
 from pipeline.identity import fields_with_role
-from pipeline.mlflow_models import Registry, unregistrable
 from pipeline.mlflow_runs import CHARACTERS, Runs, cause, refused, tell_refused
 from pipeline.provenance import environment, plan_text, read_origin
+from pipeline.register_at_end import RegisterAtEnd
 from pipeline.reporting import page_or_word
-from pipeline.registering import Registration
 from pipeline.retries import times_anew
 from pipeline.reuse import Finished
 from pipeline.words import duration, headline
@@ -73,8 +71,8 @@ class MlflowTracker:
         self._page: str | None = None
         """The report, once it has been made; empty where it cannot be."""
         self._names: dict[str, str] = {}
-        self._done: dict[str, Finished] = {}
-        self._registration: Registration | None = None
+        self._at_end = RegisterAtEnd(storage, workflow_id, workflow)
+        self._at_end.names = self._names
         self._busy_until = 0.0
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._giving_up = threading.Event()
@@ -120,7 +118,7 @@ class MlflowTracker:
         """Show the end, and wait until everything is shown; see `_close`."""
         self._calls.put(lambda: self._end_workflow(state))
         self._calls.put(self._log_report)
-        if state == "done" and self._workflow.registration is not None:
+        if state == "done" and self._at_end.wanted:
             # Whatever becomes of it, the runs have ended before.
             self._calls.put(self._runs.send)
             self._calls.put(self._register)
@@ -146,7 +144,7 @@ class MlflowTracker:
     def stage_ended(self, stage: str, outcome: str, finished: Finished | None) -> None:
         name = self._names.get(stage, stage) if finished is None else self._name(stage, finished.folder)
         if finished is not None:
-            self._done[stage] = finished
+            self._at_end.done[stage] = finished
         self._calls.put(lambda: self._end_stage(name, outcome, finished))
 
     def _name(self, stage: str, folder: str) -> str:
@@ -321,32 +319,12 @@ class MlflowTracker:
             self._page = page_or_word(self._storage, self._id)
         if self._page:
             self._runs.log_text(self._runs["workflow"], self._page, REPORT)
-    def _register(self) -> None:
-        """Make the workflow's model a version of a registered model; what is refused for good is told once."""
-        wanted = self._workflow.registration
-        assert wanted is not None
-        try:
-            # One for all tries: it keeps the model's files.
-            self._registration = self._registration or Registration(
-                self._storage, self._id, self._workflow, wanted, self._done
-            )
-            found = self._registration.run(Registry(self._runs.client, self._runs.experiment), self, busy=self._is_busy)
-        except (UserError, NotFound) as error:
-            print(f"the model is not registered as '{wanted.name}': {error}", flush=True)
-        except Exception as error:
-            reason = unregistrable(error)
-            if reason is None:
-                raise
-            print(f"the model is not registered as '{wanted.name}': {reason}", flush=True)
-        else:
-            print(f"{wanted.stage}: {found}", flush=True)
-        self._registration = None
 
-    def find(self, key: str) -> str | None:
-        """The run of a stage, or of the workflow; see `pipeline.registering.KnownRuns`."""
-        return self._runs.find(self._names.get(key, key))
+    def _register(self) -> None:
+        self._at_end(self._runs, self._is_busy)
 
     def _is_busy(self, seconds: float) -> None:
+        """Wait so long for the server's next answer, though nothing is heard of it."""
         self._busy_until = time.monotonic() + seconds
 
     # Small steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline import tracking
 from pipeline.mlflow_models import DIGEST, Registry
 from pipeline.mlflow_runs import Runs
 from pipeline.model_page import FIGURES_TAG
+from pipeline.provenance import read_origin
 from pipeline.register import register
 from pipeline.registering import Registered
 from pipeline.runner import Runner
@@ -75,11 +77,11 @@ def state(runs: Runs, name: str = "small") -> dict[str, Any]:
 def test_the_calls_that_make_something_are_these(trained: Trained, tmp_path: Path):
     runs = with_runs(trained, tmp_path)
     client = Faulty(runs.client, "none", after=False)
-    trained.registration().run(Registry(client, runs.experiment), runs)
+    trained.registration().run(Registry(client, runs.experiment), runs.find)
     assert client.made == list(MAKING)
     # And a second time none of them.
     again = Faulty(runs.client, "none", after=False)
-    trained.registration().run(Registry(again, runs.experiment), runs)
+    trained.registration().run(Registry(again, runs.experiment), runs.find)
     assert again.made == []
 
 
@@ -90,10 +92,10 @@ def test_it_is_whole_and_once_whichever_call_fails_and_whoever_repeats_it(traine
     client = Faulty(runs.client, call, after=after)
     registration, registry = trained.registration(), Registry(client, runs.experiment)
     with pytest.raises(requests.exceptions.ConnectionError):
-        registration.run(registry, runs)
+        registration.run(registry, runs.find)
     # By the next driver, which knows nothing of this one, or by the same one.
     again = trained.registration() if after else registration
-    again.run(registry, runs)
+    again.run(registry, runs.find)
     digest = trained.done["finetune"].output.digest
     found = state(runs)
     assert (found["versions"], found["champion"]) == ({1: digest}, 1)
@@ -113,9 +115,8 @@ def with_runs(trained: Trained, folder: Path) -> Runs:
 
 def test_a_version_says_where_it_comes_from_and_how_good_it_is(trained: Trained, tmp_path: Path):
     runs = with_runs(trained, tmp_path)
-    whole, run = runs.find("workflow"), runs.find("finetune")
-    runs.client.set_tag(whole, "mlflow.source.git.commit", "0123abcd")
-    found = trained.registration().run(Registry(runs.client, runs.experiment), runs)
+    run = runs.find("finetune")
+    found = trained.registration().run(Registry(runs.client, runs.experiment), runs.find)
     version = runs.client.get_model_version("small", str(found.version))
     accuracy = trained.done["finetune"].record.metrics["test/accuracy"]
     data = trained.done["ingest"].output.digest
@@ -127,7 +128,9 @@ def test_a_version_says_where_it_comes_from_and_how_good_it_is(trained: Trained,
     assert not [name for name in json.loads(version.tags[FIGURES_TAG]) if name.startswith("worse/")]
     assert f"{accuracy:.2%}" in version.description
     model = runs.client.get_logged_model(str(found.model_id))
-    assert {"0123abcd", trained.workflow_id, data} <= set(model.tags.values())
+    git = read_origin(trained.storage, trained.workflow_id)["git"]
+    assert git is None or git["commit"] in model.tags.values()
+    assert {trained.workflow_id, data} <= set(model.tags.values())
     assert model.params["network"] == "ViT-32x2/4"
     assert model.source_run_id == run
     metrics = {metric.key: (metric.value, metric.dataset_name, metric.dataset_digest) for metric in model.metrics}
@@ -196,7 +199,9 @@ def test_figures_that_are_measured_later_are_added(trained: Trained, tmp_path: P
     registry = Registry(runs.client, runs.experiment)
     from pipeline.registering import Registration
 
-    Registration(trained.storage, trained.workflow_id, trained.workflow, wanted(metric=None), early).run(registry, runs)
+    Registration(trained.storage, trained.workflow_id, trained.workflow, wanted(metric=None), early).run(
+        registry, runs.find
+    )
     (version,) = registry.versions("small")
     assert "fewshot/all/5_shot" not in json.loads(version.tags[FIGURES_TAG])
     trained.register(uri, wanted(metric="fewshot/all/5_shot"))
@@ -287,6 +292,27 @@ def test_a_workflow_whose_stages_are_all_reused_registers_too(trained: Trained, 
     assert runs.client.get_run(str(runs.find("workflow"))).info.status == "FINISHED"
     said = capsys.readouterr().out
     assert f"finetune: registered as models:/small/1; champion goes to version 1: {METRIC}" in said
+
+
+def test_a_long_upload_is_waited_for(trained: Trained, tmp_path, monkeypatch, capsys):
+    """Longer than a server that says nothing is waited for."""
+
+    class Slow(Faulty):
+        def __getattr__(self, name: str) -> Any:
+            if name == "log_model_artifacts":
+                time.sleep(4.0)
+            return getattr(self._client, name)
+
+    plain = Registry.__init__
+    monkeypatch.setattr(
+        Registry,
+        "__init__",
+        lambda self, client, experiment: plain(self, Slow(client, "none", after=False), experiment),
+    )
+    uri = trained.database(tmp_path)
+    drive(trained, tmp_path, uri, monkeypatch)
+    assert "did not take everything" not in capsys.readouterr().out
+    assert list(state(trained.runs(uri))["versions"]) == [1]
 
 
 @pytest.mark.parametrize("call", ["log_model_artifacts", "create_model_version", "set_registered_model_alias"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,3 +176,14 @@ def test_python_loads_it_by_its_alias_where_nothing_of_ours_is_installed(trained
     # Nothing is told of versions that differ, or of hints that are missing.
     assert "WARNING" not in done.stderr
     assert "Add type hints" not in done.stderr
+
+
+def test_the_request_of_the_page_on_serving_is_answered_as_it_stands_there(server: str, tmp_path: Path):
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    (command,) = re.findall(r"^\$ (base64 .*?)\n```", page, re.DOTALL | re.MULTILINE)
+    # As large as a photo: no command line has room for it.
+    (tmp_path / "photo.jpg").write_bytes(pillow(picture(700, 900), quality=95))
+    words = command.replace("http://127.0.0.1:8080", server)
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    (row,) = json.loads(done.stdout)["predictions"]
+    assert len(row["top_classes"]) == 3

@@ -87,7 +87,7 @@ class Trained:
     def register(self, uri: str, config: RegisterConfig | None = None, client: Any = None) -> Registered:
         runs = self.runs(uri)
         registry = Registry(client or runs.client, runs.experiment)
-        return self.registration(config).run(registry, runs)
+        return self.registration(config).run(registry, runs.find)
 
 
 def train(folder: Path) -> Trained:

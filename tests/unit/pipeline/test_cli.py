@@ -40,10 +40,19 @@ COMMANDS = [
         "supervise",
         "import",
         "export",
+        "register",
         "deploy",
     ),
 ]
-VERBS = ["retry --from ingest", "get-output ingest", "report", "delete digits", "verify pretrain", "cancel --now"]
+VERBS = [
+    "retry --from ingest",
+    "get-output ingest",
+    "register --name x",
+    "report",
+    "delete digits",
+    "verify pretrain",
+    "cancel --now",
+]
 """Those that ask for a workflow, beside the first ones."""
 HEAVY = ["torch", "deepspeed", "ray", "mlflow", "webdataset", "boto3"]
 
@@ -203,6 +212,19 @@ def test_storage_that_does_not_answer_is_told_with_its_address(patchline, monkey
         monkeypatch.setenv(f"AWS_{name}", value)
     answer = patchline(*command.split(), "--root", "s3://bucket/x")
     refused(answer, f"s3://bucket/x at {nowhere}: ", "Could not connect to the endpoint URL")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--champion a/b --no-champion", "--champion a/b and --no-champion contradict each other"),
+        ("--lower-is-better", "--lower-is-better says nothing without --champion METRIC"),
+        ("--champion accuracy", "--champion accuracy: expected a figure such as finetune/test/accuracy"),
+        ("--champion a/test/loss --name x", "no workflow"),
+    ],
+)
+def test_what_register_cannot_do_is_told(patchline, words: str, expected: str):
+    refused(patchline("register", *words.split()), expected)
 
 
 def test_a_driver_that_lost_its_lease_says_so_and_nothing_else(patchline, monkeypatch):
