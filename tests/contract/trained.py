@@ -45,6 +45,7 @@ stages:
     kind: finetune
     updates: 1
     lr: 0.0001
+  of_worse: {{kind: evaluate, data: ingest, from: worse}}
   fewshot: {{data: ingest, from: pretrain, shots: [1, 5], draws: 2, baselines: []}}
 """
 METRIC = "finetune/test/accuracy"

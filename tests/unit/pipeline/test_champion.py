@@ -97,6 +97,8 @@ def test_drivers_at_once_end_with_the_best(figures, higher, data):
             "if that is meant",
         ),
         ([(None, None), (0.6, "b")], 1, 2, "stays with version 1, of which no x/accuracy is known"),
+        ([(float("nan"), "a"), (0.6, "a")], 1, 2, "stays with version 1, of which no x/accuracy is known"),
+        ([(0.6, "a"), (float("inf"), "a")], 1, 2, "stays with version 1: x/accuracy 0.6; version 2 has no such figure"),
         # A version that is not ready, or was removed this moment.
         ([(0.6, "b")], 7, 1, "stays with version 7, of which no x/accuracy is known"),
     ],
