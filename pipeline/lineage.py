@@ -40,7 +40,7 @@ def figures(workflow: Workflow, finished: Mapping[str, Finished], stage: str) ->
     for name in evaluations(workflow, finished, stage):
         record, sets = finished[name].record, _read(workflow, finished, name, "dataset")
         for metric, value in record.metrics.items() if sets else ():
-            if metric.startswith(MEASURED):
+            if metric.startswith(MEASURED) and not metric.endswith("/images"):
                 found.append(
                     Figure(
                         name=f"{name}/{metric.removeprefix('features/')}",
