@@ -8,7 +8,7 @@ import pytest
 
 from cluster.local.stack import Stack
 from tests.contract.servers import FaultyProxy
-from tests.contract.trained import Trained, train
+from tests.contract.trained import Trained, environment_kept, train
 
 
 @pytest.fixture
@@ -24,4 +24,5 @@ def proxy(stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A workflow whose models can be registered."""
-    return train(tmp_path_factory.mktemp("trained"))
+    with environment_kept():
+        return train(tmp_path_factory.mktemp("trained"))

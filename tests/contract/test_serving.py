@@ -27,7 +27,7 @@ from stages.data.evaluation_loader import evaluation_batches
 from stages.data.pixels import normalise
 from stages.data.reader import open_reader
 from stages.models.store import load_model
-from tests.contract.trained import Trained
+from tests.contract.trained import Trained, environment_kept
 from tests.unit.stages.data.pictures import picture, pillow
 
 pytestmark = pytest.mark.cluster
@@ -48,7 +48,8 @@ def elsewhere(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tup
     """A folder, and the environment of processes that know MLflow's address and have nothing of this program."""
     folder = tmp_path_factory.mktemp("elsewhere")
     uri = trained.database(folder / "mlflow")
-    trained.register(uri)
+    with environment_kept():
+        trained.register(uri)
     (folder / "absent").mkdir()
     (folder / "absent" / "sitecustomize.py").write_text(ABSENT)
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(folder / "absent")}

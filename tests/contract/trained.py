@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,15 @@ class Trained:
         runs = self.runs(uri)
         registry = Registry(client or runs.client, runs.experiment)
         return self.registration(config).run(registry, runs.find)
+
+
+@contextmanager
+def environment_kept() -> Iterator[None]:
+    """What several tests use is made before the environment of one is kept, in which MLflow leaves its address."""
+    saved = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(saved)
 
 
 def train(folder: Path) -> Trained:
