@@ -1,6 +1,8 @@
-"""The verbs, in Python: run, submit, resume, follow, cancel; `again.py`, `cancelling.py`, `outputs.py`, `register.py`,
-`removal.py`, `collection.py`, `reporting.py` and `verification.py` have the others. The command line is a thin layer over
-these."""
+"""The verbs, in Python: run, submit, resume, follow, cancel. The command line is a thin layer over these.
+
+`again.py`, `cancelling.py`, `outputs.py`, `register.py`, `removal.py`, `collection.py`, `reporting.py` and
+`verification.py` have the others.
+"""
 
 from __future__ import annotations
 
