@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint unit chaos chaos-cluster chaos-servers clean
+.PHONY: install demo test lint unit chaos chaos-cluster chaos-servers screenshots clean
 .PHONY: bench-dedup bench-demo bench-fewshot bench-fewshot-beside bench-gpu bench-ingest bench-loader bench-memory bench-model bench-order bench-scale bench-shuffle bench-soak bench-train bench-workflow
 
 install: .venv/installed
@@ -16,7 +16,7 @@ demo: install
 
 # The long files first, so that the short ones fill the gaps between them.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration tests/chaos tests/unit tests/contract
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration tests/chaos tests/browser tests/unit tests/contract
 
 unit: install
 	$(BIN)/python -m pytest tests/unit
@@ -54,6 +54,10 @@ chaos-servers: install
 # Several machines in network namespaces, of which one is lost, cut off or slow: needs root, `ip`, `tc` and `unshare`.
 chaos-cluster: install
 	$(BIN)/python -m tests.chaos.cluster $(SCENARIOS)
+
+# The pictures of the README: what the browser tests see of a whole `digits`.
+screenshots: install
+	PATCHLINE_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/browser
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -61,3 +61,21 @@ def test_the_few_shot_figure_is_among_its_stage_s_files(page: Page, shown: Shown
     picture = page.locator("img[src^='blob:'], .image-container img, img[alt]").first
     expect(picture).to_be_attached()
     keep("mlflow-fewshot")
+
+
+def test_the_report_is_among_the_workflow_s_files(page: Page, shown: Shown, keep):
+    page.goto(shown.run_page("workflow", "artifacts/report.html"))
+    inside = page.frame_locator("iframe").first
+    expect(inside.get_by_role("heading", level=1).first).to_contain_text("digits")
+    keep("mlflow-report")
+
+
+def test_the_registered_model_has_its_version_its_figures_and_its_alias(page: Page, shown: Shown, keep):
+    page.goto(f"{shown.settings.mlflow}/#/models/digits")
+    expect(page.get_by_text("Version 1", exact=False).first).to_be_attached()
+    expect(page.get_by_text("champion", exact=False).first).to_be_attached()
+    keep("mlflow-model")
+    page.goto(f"{shown.settings.mlflow}/#/models/digits/versions/1")
+    for said in ("test accuracy", "image", "models:/digits"):
+        expect(page.get_by_text(said, exact=False).first).to_be_attached()
+    keep("mlflow-model-version")
