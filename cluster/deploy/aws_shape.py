@@ -37,7 +37,10 @@ class Aws(BaseModel):
         default=False, description="whether machines have no public address, and one's own is in their network"
     )
     token_folder: str = Field(
-        default="~/.patchline/ray", description="folder of one's own machine; in it auth_token, the token"
+        default="~/.patchline/ray",
+        pattern=r"^[\w./~-]+$",
+        description="folder of one's own machine; in it auth_token, the token, and with `secrets` a file environment "
+        "with a line NAME=value for each",
     )
 
     @model_validator(mode="after")

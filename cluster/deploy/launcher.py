@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from cluster.deploy import environment, mlflow, names
+from cluster.deploy import mlflow, names
+from cluster.deploy.containers import AS_TOKEN, DISKS, HOME, OWN_FOLDER, TOKEN, docker, docker_of_workers, own_variables
 from cluster.deploy.names import Object
 from cluster.deploy.registry import repository
 from cluster.errors import UserError
@@ -15,17 +15,8 @@ if TYPE_CHECKING:
     from cluster.deploy.aws_shape import Aws
     from cluster.deploy.shape import Nodes, Shape
 
-HOME = "/home/patchline"
-"""Of our images' user; see `docker/`."""
-TOKEN_FOLDER = f"{HOME}/.ray"
-TOKEN = f"{TOKEN_FOLDER}/auth_token"
-MLFLOW = f"http://127.0.0.1:{names.MLFLOW_PORT}"
-"""Of the server on the head, where drivers are too, who alone talk to it."""
-DISKS = "/opt/dlami/nvme"
-"""Where AWS's images for deep learning put a machine's own fast disks together."""
-SHM = "--shm-size={size}g"
-AS_TOKEN = f'export RAY_AUTH_TOKEN="$(cat {TOKEN})"'
-"""The token goes by Ray's own processes: a submitted job's environment may name a file of the submitter's machine."""
+STORE = "$(( $(stat --file-system --format='%b * %S' /dev/shm) / 2 ))"
+"""Bytes of Ray's object store, in shell: half of /dev/shm, as on Kubernetes. Ray has one line for all its machines."""
 
 
 def launcher(shape: Shape) -> Object:
@@ -49,8 +40,8 @@ def launcher(shape: Shape) -> Object:
             "use_internal_ips": aws.internal,
         },
         "auth": {"ssh_user": aws.ssh_user},
-        "docker": _docker(shape, aws),
-        "file_mounts": {TOKEN_FOLDER: aws.token_folder},
+        "docker": docker(shape),
+        "file_mounts": {OWN_FOLDER: aws.token_folder},
         "head_node_type": "head",
         "available_node_types": types,
         # Before the image is pulled.
@@ -58,52 +49,15 @@ def launcher(shape: Shape) -> Object:
             f"sudo mkdir -p {DISKS} && sudo chown 1000:1000 {DISKS}",
             *([found.login()] if (found := repository(shape.image)) else []),
         ],
-        "setup_commands": [f"chmod 600 {TOKEN}"],
+        "setup_commands": [f"chmod 600 {OWN_FOLDER}/*"],
         "head_start_ray_commands": _head_commands(shape),
         "worker_start_ray_commands": _worker_commands(shape),
     }
 
 
-def _docker(shape: Shape, aws: Aws) -> Object:
-    shared, on_head = shape.nodes.shared_memory_gb, _variables(shape, head=True)
-    devices = ["--device=/dev/infiniband", "--cap-add=IPC_LOCK"] if aws.efa or shape.network.infiniband else []
-    return {
-        "image": shape.image,
-        "container_name": "patchline",
-        "pull_before_run": True,
-        # Ray would give /dev/shm what it wants itself.
-        "disable_shm_size_detection": True,
-        "run_options": ["--ulimit=memlock=-1:-1", "--ulimit=nofile=65536:65536"],
-        "head_run_options": [SHM.format(size=max(1, round(shape.head.memory_gb / 4))), *_options(on_head)],
-        "worker_run_options": [
-            SHM.format(size=round(shared)),
-            f"--volume={DISKS}:{shape.cache.mount}",
-            *devices,
-            *_options(_variables(shape, head=False)),
-        ],
-    }
-
-
-def _variables(shape: Shape, *, head: bool) -> dict[str, str]:
-    found = {**environment.storage(shape), **environment.ray(shape)}
-    if head:
-        # Where it is no mount it is a folder of the container's.
-        found |= {"TMPDIR": "/tmp", "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{names.JOBS_PORT}"}
-        return found | environment.places(shape, shape.mlflow.address or MLFLOW)
-    return found | environment.communication(shape)
-
-
-def _options(values: Mapping[str, str]) -> list[str]:
-    return [f"--env={shlex.quote(f'{name}={values[name]}')}" for name in sorted(values)]
-
-
-def _store(shape: Shape) -> str:
-    return f"--object-store-memory={int(0.5 * shape.nodes.shared_memory_gb * 10**9)} --disable-usage-stats"
-
-
 def _worker_commands(shape: Shape) -> list[str]:
-    start = f"ray start --address=$RAY_HEAD_IP:{names.GCS_PORT} {_store(shape)}"
-    commands = ["ray stop", f"{AS_TOKEN}; ulimit -n 65536; {start}"]
+    start = f"ray start --address=$RAY_HEAD_IP:{names.GCS_PORT} --object-store-memory={STORE} --disable-usage-stats"
+    commands = ["ray stop", f"{own_variables(shape)}{AS_TOKEN}; ulimit -n 65536; {start}"]
     if shape.nodes.spot or (shape.ingest is not None and shape.ingest.spot):
         watch = f"python -m cluster.deploy.spot_notice --notice {shape.nodes.notice_s}"
         commands.append(f"{AS_TOKEN}; {_kept('spot-notice', watch)}")
@@ -116,11 +70,12 @@ def _head_commands(shape: Shape) -> list[str]:
         *("ray", "start", "--head", f"--port={names.GCS_PORT}", "--dashboard-host=127.0.0.1"),
         *("--num-cpus=0", "--num-gpus=0", "--disable-usage-stats", "--autoscaling-config=~/ray_bootstrap_config.yaml"),
     ]
-    commands = ["ray stop", f"{AS_TOKEN}; ulimit -n 65536; {' '.join(start)}"]
+    own = own_variables(shape)
+    commands = ["ray stop", f"{own}{AS_TOKEN}; ulimit -n 65536; {' '.join(start)}"]
     if shape.mlflow.address is None:
         server = shlex.join(mlflow.command(shape.artifacts, host="127.0.0.1", workers=2))
         commands.append(_kept("mlflow", f"MLFLOW_BACKEND_STORE_URI=sqlite:///{HOME}/mlflow.db {server}"))
-    commands.append(_kept("supervise", f"RAY_AUTH_TOKEN_PATH={TOKEN} patchline supervise --json"))
+    commands.append(own + _kept("supervise", f"RAY_AUTH_TOKEN_PATH={TOKEN} patchline supervise --json"))
     return commands
 
 
@@ -154,6 +109,7 @@ def _node_type(shape: Shape, aws: Aws, nodes: Nodes, machine: str, gpus: int) ->
         "min_workers": nodes.min,
         "max_workers": nodes.max,
         "resources": {"CPU": nodes.cpus, "memory": int(nodes.memory_gb * 10**9), **({"GPU": gpus} if gpus else {})},
+        "docker": docker_of_workers(shape, aws, nodes, gpus=gpus),
         "node_config": config,
     }
 

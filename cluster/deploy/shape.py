@@ -221,7 +221,8 @@ class Shape(Part):
     secrets: dict[Variable, SecretKey] = Field(
         default_factory=dict,
         description="variables of the cluster's and the supervisor's pods that come from Secrets, such as "
-        "MLFLOW_TRACKING_PASSWORD for a server of one's own; on Kubernetes alone",
+        "MLFLOW_TRACKING_PASSWORD for a server of one's own; by `ray up` they come from the file `environment` "
+        "in aws.token_folder",
     )
     aws: Aws | None = Field(default=None, description="what `ray up` has to know of AWS")
 

@@ -124,6 +124,20 @@ def test_rays_launcher_takes_the_file(name: str):
     assert prepared["max_workers"] == sum(kind["max_workers"] for kind in prepared["available_node_types"].values())
 
 
+def test_rays_autoscaler_gives_each_kind_of_machine_its_own_containers():
+    """By Ray's own rule of what replaces what: each kind's list of options the one that holds for all."""
+    from ray.autoscaler._private.util import prepare_config
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+
+    found = AutoscalingConfig(prepare_config(launchers()["example"]), skip_content_hash=True)
+    gpu, ingest = found.get_docker_config("gpu"), found.get_docker_config("ingest")
+    assert "--device=/dev/infiniband" in gpu["worker_run_options"]
+    assert not [option for option in ingest["worker_run_options"] if "infiniband" in option or "256" in option]
+    for kind in (gpu, ingest, found.get_docker_config("head")):
+        assert kind["image"] == shipped().image
+        assert "--ulimit=memlock=-1:-1" in kind["run_options"]
+
+
 def test_what_rays_launcher_would_refuse_is_found(launcher: dict[str, Any]):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**launchers()["example"], "idle_timeout": 5}, launcher)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cluster.deploy import launcher
+from cluster.deploy import containers, launcher
 from cluster.deploy.rendering import render
 from tests.unit.cluster.deploy.shapes import made_from, shipped
 
@@ -23,7 +23,7 @@ def test_a_kept_command_starts_again_and_a_second_one_beside_it_does_not(tmp_pat
     pids = tmp_path / "pids"
     # The loop's own shell, then the command's.
     kept = launcher._kept(f"{name}-{os.getpid()}", f"echo $$ >>{pids}; sleep 0.05").replace(
-        launcher.HOME, str(tmp_path)
+        containers.HOME, str(tmp_path)
     )
     kept = kept.replace("sleep 10", "sleep 0.05").replace(f"/tmp/{name}-", f"{tmp_path}/{name}-")
     try:
@@ -43,6 +43,67 @@ def test_a_kept_command_starts_again_and_a_second_one_beside_it_does_not(tmp_pat
 def test_no_token_is_on_a_command_line():
     for line in [*launcher._head_commands(shipped()), *launcher._worker_commands(shipped())]:
         assert "auth_token)" in line or "TOKEN=" not in line.replace("RAY_AUTH_TOKEN_PATH", "")
+
+
+def test_each_kind_of_machine_has_its_own_devices_and_shared_memory():
+    """m7i.8xlarge has no EFA, and Docker starts no container with a device that is not there."""
+    types = launcher.launcher(shipped())["available_node_types"]
+    gpu, ingest = (types[name]["docker"]["worker_run_options"] for name in ("gpu", "ingest"))
+    assert {"--device=/dev/infiniband", "--cap-add=IPC_LOCK", "--shm-size=256000000000b"} <= set(gpu)
+    assert "--shm-size=16000000000b" in ingest
+    assert not [option for option in ingest if option.startswith(("--device", "--cap-add")) or "NCCL" in option]
+    assert any("NCCL_SOCKET_IFNAME" in option for option in gpu)
+    everywhere = launcher.launcher(shipped())["docker"]
+    assert "worker_run_options" not in everywhere
+    assert "--ulimit=memlock=-1:-1" in everywhere["run_options"]
+
+
+def test_rays_store_is_half_of_the_machines_own_shared_memory(tmp_path: Path):
+    program = tmp_path / "ray"
+    program.write_text('#!/bin/sh\necho "$*"\n')
+    program.chmod(0o755)
+    (line,) = [line for line in launcher._worker_commands(shipped()) if "ray start" in line]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_HEAD_IP": "10.0.0.1"}
+    script = line.replace("ulimit -n 65536; ", "")
+    told = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True).stdout
+    status = os.statvfs("/dev/shm")
+    assert f"--object-store-memory={status.f_blocks * status.f_frsize // 2} " in told
+
+
+def test_the_head_runs_the_supervisor():
+    commands = launcher.launcher(shipped())["head_start_ray_commands"]
+    (line,) = [line for line in commands if "patchline supervise" in line]
+    assert "while true; do" in line
+    assert f"RAY_AUTH_TOKEN_PATH={containers.TOKEN}" in line
+
+
+WEBHOOK = {"PATCHLINE_WEBHOOK": {"secret": "webhook", "key": "address"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("PATCHLINE_WEBHOOK='https://example.com/a b'\n", True), ("OTHER=1\n", False), (None, False)]
+)
+def test_variables_of_secrets_come_from_a_file_or_the_machine_says_so(tmp_path: Path, text: str | None, found: bool):
+    shape = made_from({"aws": shipped().model_dump()["aws"], "secrets": WEBHOOK})
+    if text is not None:
+        (tmp_path / "environment").write_text(text)
+    line = f'{containers.own_variables(shape)}env | grep "^PATCHLINE_WEBHOOK="'
+    # As Ray gives commands to a container.
+    command = ["bash", "--login", "-c", "-i", f"true && ({line.replace(containers.OWN_FOLDER, str(tmp_path))})"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found:
+        assert told.stdout == "PATCHLINE_WEBHOOK=https://example.com/a b\n"
+        return
+    assert (told.returncode != 0, told.stdout) == (True, "")
+    assert "PATCHLINE_WEBHOOK: has no line in the file environment" in told.stderr
+
+
+def test_ray_and_the_supervisor_have_the_variables_of_secrets():
+    made = launcher.launcher(made_from({"aws": shipped().model_dump()["aws"], "secrets": WEBHOOK}))
+    lines = [*made["head_start_ray_commands"], *made["worker_start_ray_commands"]]
+    for words in ("ray start --head", "patchline supervise", "ray start --address"):
+        (line,) = [line for line in lines if words in line]
+        assert line.index(f". {containers.VARIABLES}") < line.index(words)
 
 
 def test_a_spot_machine_watches_for_its_notice():
