@@ -30,23 +30,29 @@ def service_account(shape: Shape) -> Object:
     return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}
 
 
-def network_policy(shape: Shape) -> Object:
-    """Only pods of the namespace speak to its pods, and KubeRay's operator to the head.
+def network_policies(shape: Shape) -> list[Object]:
+    """Only pods of the namespace speak to its pods, KubeRay's operator to the head, and machines to Ray's pods where
+    GPU pods come with their machines' addresses.
 
     `kubectl port-forward` passes: it comes from the pod's own machine.
     """
     operator = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": shape.operator_namespace}}}
     ports = [{"protocol": "TCP", "port": port} for port in (names.JOBS_PORT, names.HEALTH_PORT)]
-    spec = {
-        "podSelector": {},
-        "policyTypes": ["Ingress"],
-        "ingress": [{"from": [{"podSelector": {}}]}, {"from": [operator], "ports": ports}],
-    }
+    found = [_policy(shape, "namespace", {}, {"from": [{"podSelector": {}}]}, {"from": [operator], "ports": ports})]
+    if shape.network.host_network:
+        machines = [{"ipBlock": {"cidr": cidr}} for cidr in shape.network.node_cidrs]
+        # Of this cluster and of each RayJob's: KubeRay's label.
+        ray = {"matchExpressions": [{"key": "ray.io/node-type", "operator": "Exists"}]}
+        found.append(_policy(shape, "machines", ray, {"from": machines}))
+    return found
+
+
+def _policy(shape: Shape, part: str, pods: Object, *ingress: Object) -> Object:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": names.metadata(shape, "namespace"),
-        "spec": spec,
+        "metadata": names.metadata(shape, part),
+        "spec": {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": list(ingress)},
     }
 
 

@@ -95,6 +95,8 @@ def _group(shape: Shape, name: str, nodes: Nodes, *, gpus: int) -> Object:
         "tolerations": [item.model_dump(exclude_none=True) for item in nodes.tolerations],
         "terminationGracePeriodSeconds": nodes.notice_s + GRACE_SECONDS,
     }
+    if opened := pods.opened_cache(shape):
+        template["spec"]["initContainers"] = opened
     if gpus and shape.network.host_network:
         template["spec"] |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     # Machines that work are not to be cleared for the sake of fewer, fuller ones.

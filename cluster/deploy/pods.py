@@ -139,6 +139,30 @@ def cache_volume(cache: Cache) -> Object:
     return {"name": CACHE, "emptyDir": {"sizeLimit": gigabytes(cache.size_gb)}}
 
 
+def opened_cache(shape: Shape) -> list[Object]:
+    """The container that gives a folder of the machine to our user, before the others start; none for other disks.
+
+    Kubernetes makes such a folder root's, and changes no owner by fsGroup there. This one is root, with that one right.
+    """
+    if not shape.cache.host_path:
+        return []
+    return [
+        {
+            "name": "open-cache",
+            "image": shape.image,
+            "command": ["chown", f"{USER}:{USER}", shape.cache.mount],
+            "resources": resources(0.1, 0.1),
+            "securityContext": {
+                "runAsNonRoot": False,
+                "runAsUser": 0,
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"], "add": ["CHOWN"]},
+            },
+            "volumeMounts": [mount(CACHE, shape.cache.mount)],
+        }
+    ]
+
+
 def storage_environment(shape: Shape) -> dict[str, str]:
     """The bucket's place, and who one is there."""
     return {**environment.storage(shape), **environment.identity(shape)}

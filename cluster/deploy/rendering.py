@@ -85,7 +85,7 @@ def _kuberay(shape: Shape) -> dict[str, str]:
     first = [
         access.namespace(shape),
         access.service_account(shape),
-        access.network_policy(shape),
+        *access.network_policies(shape),
         access.disruption_budget(shape),
     ]
     return {

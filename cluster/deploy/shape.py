@@ -6,6 +6,7 @@ says otherwise.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Literal
 
@@ -128,6 +129,11 @@ class Network(Part):
     host_network: bool = Field(
         default=False, description="whether GPU pods use their machine's network without a layer between"
     )
+    node_cidrs: tuple[str, ...] = Field(
+        default=(),
+        description="addresses of the machines, such as 10.0.0.0/16: with host_network, who may speak to Ray's pods "
+        "besides pods",
+    )
 
     @field_validator("variables")
     @classmethod
@@ -136,6 +142,30 @@ class Network(Part):
             if not COMMUNICATION.fullmatch(name):
                 raise UserError(f"{name} is no variable of NCCL, Gloo, libfabric or UCX: set it in the image")
         return variables
+
+    @field_validator("node_cidrs")
+    @classmethod
+    def _ranges(cls, ranges: tuple[str, ...]) -> tuple[str, ...]:
+        for found in ranges:
+            try:
+                ipaddress.ip_network(found)
+            except ValueError as error:
+                raise UserError(f"{error}: expected a range of addresses, such as 10.0.0.0/16") from None
+        return ranges
+
+    @model_validator(mode="after")
+    def _check(self) -> Network:
+        if self.host_network and not self.node_cidrs:
+            raise UserError(
+                "host_network=true needs node_cidrs: GPU pods then come with their machines' addresses, and Ray's head "
+                "takes none but pods' otherwise: give the machines' subnets, such as node_cidrs: [10.0.0.0/16]"
+            )
+        if self.node_cidrs and not self.host_network:
+            raise UserError(
+                f"node_cidrs={', '.join(self.node_cidrs)} without host_network would let whoever is on a machine speak "
+                "to Ray's pods, and nobody needs it: leave it out, or give host_network: true"
+            )
+        return self
 
 
 class Identity(Part):

@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "interface": "eth0",
             "infiniband": "mlx5",
             "host_network": True,
+            "node_cidrs": ["10.0.0.0/16", "10.1.0.0/16"],
             "variables": {"NCCL_DEBUG": "INFO"},
             "resources": {"rdma/ib": 8},
         },

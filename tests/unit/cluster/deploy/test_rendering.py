@@ -103,7 +103,54 @@ def pods_in(found: Any) -> list[dict[str, Any]]:
 def test_nobody_is_root(name: str):
     for pod in pods_in(objects(render(all_shapes()[name], ["kuberay", "mlflow"]))):
         assert pod["securityContext"]["runAsNonRoot"]
-        assert all(not one["securityContext"]["allowPrivilegeEscalation"] for one in pod["containers"])
+        for one in [*pod["containers"], *pod.get("initContainers", [])]:
+            assert not one["securityContext"]["allowPrivilegeEscalation"]
+            # But for the one that opens the cache.
+            assert ("runAsUser" in one["securityContext"]) == (one["name"] == "open-cache")
+            assert one["securityContext"]["capabilities"]["drop"] == ["ALL"]
+
+
+def test_a_folder_of_the_machine_is_given_to_the_pods_user():
+    """Kubernetes makes it root's: else nothing could be written there."""
+    shape = all_shapes()["machine's own"]
+    pod = group(shape, "gpu")["template"]["spec"]
+    (opening,) = pod["initContainers"]
+    assert opening["command"] == ["chown", "1000:1000", "/cache"]
+    assert pod["securityContext"]["runAsUser"] == 1000
+    assert opening["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN"]}
+    (volume,) = [one for one in pod["volumes"] if one["name"] == opening["volumeMounts"][0]["name"]]
+    assert volume["hostPath"]["path"] == "/mnt/nvme"
+    # What it asks for is more than other levels allow.
+    (space,) = [one for one in objects(render(shape, ["kuberay"])) if one["kind"] == "Namespace"]
+    assert space["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "privileged"
+    for other in ("example", "disks", "small"):
+        assert "initContainers" not in group(all_shapes()[other], "gpu")["template"]["spec"]
+
+
+def policies(shape: Shape) -> dict[str, dict[str, Any]]:
+    found = objects(render(shape, ["kuberay"]))
+    return {one["metadata"]["name"]: one["spec"] for one in found if one["kind"] == "NetworkPolicy"}
+
+
+def test_the_operator_and_the_namespaces_pods_alone_reach_pods():
+    (spec,) = policies(shipped()).values()
+    assert (spec["podSelector"], spec["policyTypes"]) == ({}, ["Ingress"])
+    own, operator = spec["ingress"]
+    assert own == {"from": [{"podSelector": {}}]}
+    (source,) = operator["from"]
+    assert source["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "kuberay-operator"}
+    # Jobs, and whether the head is well.
+    assert {port["port"] for port in operator["ports"]} == {8265, 52365}
+
+
+def test_pods_with_their_machines_addresses_reach_rays_pods():
+    found = policies(all_shapes()["machine's own"])
+    assert set(found) == {"small-namespace", "small-machines"}
+    spec = found["small-machines"]
+    assert spec["ingress"] == [{"from": [{"ipBlock": {"cidr": "10.0.0.0/16"}}, {"ipBlock": {"cidr": "10.1.0.0/16"}}]}]
+    # MLflow, the database and Redis stay the pods' own.
+    assert spec["podSelector"] == {"matchExpressions": [{"key": "ray.io/node-type", "operator": "Exists"}]}
+    assert group(all_shapes()["machine's own"], "gpu")["template"]["spec"]["hostNetwork"]
 
 
 def test_gpus_grow_from_none_to_64():

@@ -36,6 +36,12 @@ NODES = SMALL["nodes"]
         ({"identity": {"kind": "irsa"}}, "kind=irsa needs role: name it"),
         ({"identity": {"kind": "secret"}}, "kind=secret needs secret: name it"),
         ({"network": {"variables": {"AWS_SECRET_ACCESS_KEY": "x"}}}, "AWS_SECRET_ACCESS_KEY is no variable of NCCL"),
+        ({"network": {"host_network": True}}, "host_network=true needs node_cidrs: .* such as node_cidrs"),
+        ({"network": {"node_cidrs": ["10.0.0.0/16"]}}, "node_cidrs=10.0.0.0/16 without host_network .* leave it out"),
+        (
+            {"network": {"host_network": True, "node_cidrs": ["10.0.0.7/16"]}},
+            "10.0.0.7/16 has host bits set: expected a range of addresses, such as 10.0.0.0/16",
+        ),
         ({"cache": {"mount": "/tmp/cache"}}, "pods have something there already: try /cache"),
         ({"cache": {"host_path": "/mnt", "storage_class": "gp3"}}, "give one of them"),
         ({"image": "patchline"}, "should match pattern"),
