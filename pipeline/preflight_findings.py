@@ -23,6 +23,8 @@ CLOCK_SECONDS, REFUSED_SECONDS = 2.0, 600.0
 CACHE_BYTES, SHARED_BYTES = 50 * 10**9, 2**30
 """Free space for shards, and of shared memory, below which that is told."""
 OPEN_FILES = 4096
+LOCKED_BYTES = 8 * 2**30
+"""Of memory that a rank may lock, below which RDMA fails, or NCCL takes TCP in its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,12 @@ def _rooms(machines: dict[str, Machine]) -> Iterable[Finding]:
                 "store need: mount a memory volume at /dev/shm (docker: --shm-size)"
             )
             yield Finding(level="problem", check="shared memory", told=told)
+        if machine.locked_memory is not None and machine.locked_memory < LOCKED_BYTES:
+            told = (
+                f"{name} lets a process lock {machine.locked_memory / 2**20:,.0f} MiB of memory, and RDMA locks what it "
+                "sends: LimitMEMLOCK=infinity for containerd, or docker run --ulimit memlock=-1:-1"
+            )
+            yield Finding(level="problem", check="locked memory", told=told)
         if machine.open_files < OPEN_FILES:
             told = f"{name} lets a process open {machine.open_files} files: ulimit -n 65536 before `ray start`"
             yield Finding(level="warning", check="open files", told=told)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from cluster.deploy.shape_part import Part
 from cluster.errors import UserError
 
 PROFILE = r"^arn:aws[a-z-]*:iam::\d{12}:instance-profile/\S+$"
 
 
-class Aws(BaseModel):
+class Aws(Part):
     """Machines of EC2. Their role is an instance profile; keys are nowhere in this file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     zone: str = Field(pattern=r"^[a-z0-9-]+[a-z]$", description="availability zone of all machines, such as us-east-1a")
     machine: str = Field(default="p5.48xlarge", description="instance type with GPUs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
@@ -17,6 +18,8 @@ from cluster.storage import open_storage
 
 PACKAGES = ("ray", "torch", "deepspeed", "numpy", "pillow")
 """Whose versions have to be the same on all machines."""
+IPC_LOCK = 14
+"""Number of the capability by which a process may lock any amount of memory, in Linux's capability.h."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,9 @@ class Machine:
     shared_memory: int
     open_files: int
     """Files that a process may have open."""
+    locked_memory: int | None = None
+    """Bytes that a process may lock, on machines with GPUs and RDMA, which locks what it sends; None where there is no
+    limit, and where nobody asks."""
     versions: dict[str, str] = field(default_factory=dict)
     written: float
     read: float
@@ -60,10 +66,23 @@ def look(asked: Asked) -> Machine:
         cache_free=_free(Path(asked.cache)),
         shared_memory=_free(Path("/dev/shm")),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        locked_memory=locked_memory(),
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         written=written,
         read=read,
     )
+
+
+def locked_memory(devices: Path = Path("/dev"), status: Path = Path("/proc/self/status")) -> int | None:
+    """Bytes that this process may lock, where there are GPUs and devices of RDMA; None where it may lock all, or none
+    of these is there. What is in `devices` and in the process's `status` decides.
+    """
+    there = any(devices.glob("nvidia[0-9]*")) and any(devices.glob("infiniband/uverbs*"))
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if not there or limit == resource.RLIM_INFINITY:
+        return None
+    (effective,) = re.findall(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+    return None if int(effective, 16) >> IPC_LOCK & 1 else limit
 
 
 def _free(folder: Path) -> int:

@@ -66,6 +66,7 @@ def test_of_machines_that_are_in_order_nothing_is_held_against():
         ({"read": 1e9}, "bytes read from storage: b is slow: 1,000 MB/s, half of the machines reach 2,000"),
         ({"cache_free": 10**9}, "disk: b has 1.0 GB free for shards: mount a disk"),
         ({"shared_memory": 64 * 2**20}, "shared memory: b has 64 MiB of shared memory, which NCCL"),
+        ({"locked_memory": 8 * 2**20}, "locked memory: b lets a process lock 8 MiB of memory, and RDMA locks what it"),
         ({"open_files": 1024}, "open files: b lets a process open 1024 files: ulimit -n 65536"),
         ({"versions": {"torch": "2.12.0", "ray": "2.60.0"}}, "packages: torch: 2.12.0 on b, 2.13.0 on a, c, d: give"),
         ({"versions": {"torch": "2.13.0"}}, "packages: ray: 2.60.0 on a, c, d, not installed on b"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -94,3 +96,30 @@ def test_a_machine_tells_what_training_needs_to_know(url: str, tmp_path: Path, m
     assert not cache.exists()
     # As it comes back from a job.
     assert Machine(**json.loads(json.dumps(asdict(found)))) == found
+
+
+@pytest.mark.parametrize(
+    ("devices", "capabilities", "limit"),
+    [
+        (("nvidia0", "infiniband/uverbs0"), "0000000000000000", 65536),
+        # Root's container with IPC_LOCK; one with every other right has the limit.
+        (("nvidia0", "infiniband/uverbs0"), "0000000000004000", None),
+        (("nvidia0", "infiniband/uverbs0"), "000001ffffffbfff", 65536),
+        (("nvidia0",), "0000000000000000", None),
+        (("nvidiactl", "infiniband/uverbs0"), "0000000000000000", None),
+    ],
+)
+def test_what_a_process_may_lock_counts_where_gpus_have_rdma(tmp_path: Path, devices, capabilities, limit):
+    for name in devices:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "status").write_text(f"Name:\tpython\nCapPrm:\tffffffffffffffff\nCapEff:\t{capabilities}\n")
+    script = f"""
+import resource
+from pathlib import Path
+from cluster.preflight.machine import locked_memory
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+print(locked_memory(Path({str(tmp_path)!r}), Path({str(tmp_path / "status")!r})))
+"""
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert told == f"{limit}\n"
