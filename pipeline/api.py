@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shlex
 import sys
 import time
@@ -16,9 +15,10 @@ from typing import Any
 
 from cluster import jobs
 from cluster.errors import UserError
-from cluster.storage import Conflict, Storage
+from cluster.storage import Storage
 from pipeline.config import Workflow
 from pipeline.driver import create, drive, end_failed, newest_driver, read_workflow
+from pipeline.driver_numbers import take_next, take_number
 from pipeline.ids import drivers_before
 from pipeline.keeper import request_cancel
 from pipeline.kinds import own_code
@@ -46,9 +46,9 @@ def run(workflow: Workflow, settings: Settings, *, created: str | None = None) -
     return workflow_id, state
 
 
-def submit(workflow: Workflow, settings: Settings, *, workflow_id: str | None = None) -> str:
+def submit(workflow: Workflow, settings: Settings, *, workflow_id: str | None = None, supervised: bool = True) -> str:
     """Send a workflow to a Ray cluster as a job; returns its id. See `submit_once`."""
-    return submit_once(workflow, settings, workflow_id=workflow_id).id
+    return submit_once(workflow, settings, workflow_id=workflow_id, supervised=supervised).id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,13 @@ class Submitted:
     """Number of the driver that was submitted; None where none was, since the workflow is done or under way."""
 
 
-def submit_once(workflow: Workflow, settings: Settings, *, workflow_id: str | None = None) -> Submitted:
+def submit_once(
+    workflow: Workflow, settings: Settings, *, workflow_id: str | None = None, supervised: bool = True
+) -> Submitted:
     """Send a workflow to a Ray cluster, once for each id: where it runs or is done under this id, nothing is sent.
 
-    Where it has failed, was stopped or is silent it goes on, as `resume` does. Raises UserError where no cluster
+    Where it has failed, was stopped or is silent it goes on, as `resume` does. Where it is not `supervised`, whoever
+    submits it goes on with it when its driver is lost, and no supervisor does. Raises UserError where no cluster
     answers, and where the id is another workflow's.
     """
     storage = settings.storage()
@@ -82,7 +85,7 @@ def submit_once(workflow: Workflow, settings: Settings, *, workflow_id: str | No
     if state in ("submitted", "running", "done"):
         return Submitted(id=found, state=state, driver=None)
     # Whoever submits the same id in this very moment takes the same number, and one of the two gets it.
-    number = submit_driver(storage, found, settings, after=newest)
+    number = submit_driver(storage, found, settings, after=newest, supervised=supervised)
     return Submitted(id=found, state=state if number is not None else "submitted", driver=number)
 
 
@@ -226,7 +229,13 @@ def jobs_address(settings: Settings) -> str:
 
 
 def submit_driver(
-    storage: Storage, workflow_id: str, settings: Settings, *, after: int | None = ANY, again: bool = False
+    storage: Storage,
+    workflow_id: str,
+    settings: Settings,
+    *,
+    after: int | None = ANY,
+    again: bool = False,
+    supervised: bool = True,
 ) -> int | None:
     """Start a driver for a stored workflow, as a job of its own; returns its number. The lease orders drivers.
 
@@ -242,7 +251,10 @@ def submit_driver(
     if workflow_id not in listed(storage, workflow_id):
         # Before a number is taken: whatever happens then, it can be found by its id.
         mark(storage, workflow_id, "submitted")
-    number = _take_number(storage, workflow_id) if after is ANY else _take_next(storage, workflow_id, after)
+    if after is ANY:
+        number = take_number(storage, workflow_id, supervised=supervised)
+    else:
+        number = take_next(storage, workflow_id, after, supervised=supervised)
     if number is None:
         return None
     # The local stack runs on this very installation; another cluster is sent the three packages.
@@ -269,31 +281,3 @@ def submit_driver(
             end_failed(storage, workflow_id, number, str(error))
         raise
     return number
-
-
-def _take_next(storage: Storage, workflow_id: str, after: int | None) -> int | None:
-    """The number after this one, or None where somebody else has it."""
-    number = 0 if after is None else after + 1
-    try:
-        _claim(storage, workflow_id, number)
-    except Conflict:
-        return None
-    return number
-
-
-def _claim(storage: Storage, workflow_id: str, number: int) -> None:
-    # Its own words, so that no other process takes them for its own after a lost answer.
-    storage.write_if_absent(f"workflows/{workflow_id}/drivers/{number:04d}", secrets.token_hex(8).encode())
-
-
-def _take_number(storage: Storage, workflow_id: str) -> int:
-    """The next driver's number, which nobody else takes."""
-    newest = newest_driver(storage, workflow_id)
-    number = 0 if newest is None else newest + 1
-    while True:
-        try:
-            _claim(storage, workflow_id, number)
-        except Conflict:
-            number += 1
-        else:
-            return number

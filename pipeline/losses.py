@@ -14,6 +14,7 @@ from cluster.errors import UserError
 from cluster.storage import Storage
 from pipeline.api import SENDING_SECONDS
 from pipeline.driver import newest_driver
+from pipeline.driver_numbers import is_supervised
 from pipeline.head import HeadDocument, LeaseWatch, read_head
 from pipeline.keeper import cancelled
 from pipeline.record import EventLog, listed, mark
@@ -57,6 +58,8 @@ class LossWatch:
         self._leases: dict[str, LeaseWatch] = {}
         self._unknown: dict[tuple[str, int], float] = {}
         self._told: set[str] = set()
+        self._others: set[tuple[str, int]] = set()
+        """Drivers that somebody else sees to: their notes do not change."""
 
     def forget(self) -> None:
         """Begin anew: while nobody looked, or storage was away, drivers could show no sign of life."""
@@ -74,8 +77,23 @@ class LossWatch:
                 # One that cannot be read, such as one of a newer version, is no reason to leave the others.
                 self.leave_alone(workflow, str(error))
                 continue
-            if loss is not None:
+            if loss is not None and self._ours(loss):
                 yield loss
+
+    def _ours(self, loss: Loss) -> bool:
+        """Whether it is for a supervisor to answer: where somebody else sees to the driver, only what starts none."""
+        if loss.cancelled or loss.ended is not None:
+            return True
+        if (loss.workflow, loss.driver) not in self._others:
+            if is_supervised(self._storage, loss.workflow, loss.driver):
+                return True
+            self._others.add((loss.workflow, loss.driver))
+        self.leave_alone(
+            loss.workflow,
+            f"{loss.reason}, and whoever submitted it, such as a RayJob, sees to it: `patchline resume "
+            f"{loss.workflow}` takes it over",
+        )
+        return False
 
     def _look_at(self, workflow: str, state: str) -> Loss | None:
         found = read_head(self._storage, f"workflows/{workflow}")

@@ -106,8 +106,8 @@ def _rooms(machines: dict[str, Machine]) -> Iterable[Finding]:
             yield Finding(level="problem", check="shared memory", told=told)
         if machine.locked_memory is not None and machine.locked_memory < LOCKED_BYTES:
             told = (
-                f"{name} lets a process lock {machine.locked_memory / 2**20:,.0f} MiB of memory, and RDMA locks what it "
-                "sends: LimitMEMLOCK=infinity for containerd, or docker run --ulimit memlock=-1:-1"
+                f"{name} lets a process lock {machine.locked_memory / 2**20:,.0f} MiB of memory, and RDMA locks what "
+                "it sends: LimitMEMLOCK=infinity for containerd, or docker run --ulimit memlock=-1:-1"
             )
             yield Finding(level="problem", check="locked memory", told=told)
         if machine.open_files < OPEN_FILES:

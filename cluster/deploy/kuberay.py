@@ -170,7 +170,8 @@ def ray_job(shape: Shape, workflow: str, text: str) -> list[Object]:
     """A workflow's file and a RayJob that runs it on a cluster of its own, which goes when the workflow has ended.
 
     `text` is the file. The job's command submits it under an id that stays the same: a job that is tried again, on a
-    new cluster, goes on with it.
+    new cluster, goes on with it. The supervisor, which knows the lasting cluster alone, leaves it alone: else it would
+    start a second set of GPUs there.
     """
     name, folder = f"{shape.name}-{workflow}", "/etc/patchline/workflow"
     file = {
@@ -186,7 +187,7 @@ def ray_job(shape: Shape, workflow: str, text: str) -> list[Object]:
         "kind": "RayJob",
         "metadata": names.metadata(shape, "workflow", name),
         "spec": {
-            "entrypoint": f"patchline submit {folder}/workflow.yaml --id {name} --follow",
+            "entrypoint": f"patchline submit {folder}/workflow.yaml --id {name} --unsupervised --follow",
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 600,
             "backoffLimit": 3,

@@ -135,6 +135,9 @@ def submit(
         str | None, typer.Option("--id", metavar="NAME", help="of the workflow: submitted twice, it runs once")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="show progress until the end")] = False,
+    unsupervised: Annotated[
+        bool, typer.Option("--unsupervised", help="leave it to who submits it, such as a RayJob, if its driver is lost")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Send a workflow to a Ray cluster and print its id.
@@ -148,7 +151,7 @@ def submit(
     _print_warnings(loaded)
     settings = resolve(root=root, mlflow=mlflow, address=address)
     print_note(_told_withheld(settings))
-    found = submit_once(loaded, settings, workflow_id=workflow_id)
+    found = submit_once(loaded, settings, workflow_id=workflow_id, supervised=not unsupervised)
     if as_json:
         print_json(asdict(found))
     else:

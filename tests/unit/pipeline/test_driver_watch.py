@@ -13,6 +13,7 @@ from cluster.storage import open_storage
 from pipeline import api, cli
 from pipeline.config import load_workflow
 from pipeline.driver import create
+from pipeline.driver_numbers import take_number
 from pipeline.record import EventLog, listed, mark
 from pipeline.settings import Settings
 from pipeline.stage_logs import workflow_logs
@@ -46,7 +47,7 @@ def submitted(settings) -> str:
     """A workflow after `submit`, before a driver's first line; its id."""
     storage = settings.storage()
     workflow_id = create(storage, load_workflow("digits"))
-    api._take_number(storage, workflow_id)
+    take_number(storage, workflow_id)
     EventLog(storage, workflow_id).append("driver_submitted", number=0)
     mark(storage, workflow_id, "submitted")
     return workflow_id
@@ -131,7 +132,7 @@ def test_a_cluster_that_does_not_answer_leaves_the_state_as_it_is(settings, subm
 def test_a_resumed_workflow_is_submitted_again(cluster, settings, submitted):
     events = EventLog(settings.storage(), submitted)
     events.append("workflow_ended", state="failed", driver=0)
-    api._take_number(settings.storage(), submitted)
+    take_number(settings.storage(), submitted)
     events.append("driver_submitted", number=1)
     cluster[f"{submitted}-d1"] = "RUNNING"
     assert told(settings, submitted) == ("submitted", "")

@@ -21,6 +21,7 @@ from pipeline.cli import app
 from pipeline.collection import collect_root
 from pipeline.config import parse_workflow
 from pipeline.driver import create, drive, read_workflow
+from pipeline.driver_numbers import take_number
 from pipeline.head import Head
 from pipeline.opaque import OpaqueConfig
 from pipeline.plan import plan
@@ -197,7 +198,7 @@ def test_nothing_of_it_is_planned_sent_or_run(settings, storage, server, done):
 def lost(storage: Storage, text: str, name: str) -> str:
     """A workflow whose driver has begun, and is gone."""
     create(storage, parse_workflow(text, "mine.yaml"), name)
-    number = api._take_number(storage, name)
+    number = take_number(storage, name)
     head = Head.acquire(storage, f"workflows/{name}", "lost", ttl=0.1)
     assert head is not None
     mark(storage, name, "running", head.epoch)

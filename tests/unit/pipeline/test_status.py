@@ -5,8 +5,8 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.storage import open_storage
-from pipeline import api
 from pipeline.display import trouble_lines
+from pipeline.driver_numbers import take_number
 from pipeline.head import Head, read_head
 from pipeline.keeper import request_cancel
 from pipeline.record import FORMAT, EventLog, mark
@@ -92,7 +92,7 @@ def test_events_without_a_format_are_read_and_newer_ones_refused(storage):
 
 def test_two_drivers_of_a_workflow_have_different_numbers(storage):
     with ThreadPoolExecutor(8) as pool:
-        numbers = list(pool.map(lambda _: api._take_number(storage, "digits-1"), range(8)))
+        numbers = list(pool.map(lambda _: take_number(storage, "digits-1"), range(8)))
     assert sorted(numbers) == list(range(8))
 
 

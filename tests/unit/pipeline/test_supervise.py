@@ -15,6 +15,7 @@ from pipeline import api, losses, supervise
 from pipeline.cancelling import LOST
 from pipeline.config import Workflow
 from pipeline.driver import create
+from pipeline.driver_numbers import take_number
 from pipeline.head import Head
 from pipeline.keeper import request_cancel
 from pipeline.kinds import KINDS
@@ -62,7 +63,7 @@ def storage(settings: Settings) -> Storage:
 def submitted(storage: Storage, server: JobServer, state: str = "PENDING") -> str:
     """A workflow after `submit`, before its driver's first line; its id."""
     name = create(storage, FLOW)
-    number = api._take_number(storage, name)
+    number = take_number(storage, name)
     EventLog(storage, name).append("driver_submitted", number=number)
     mark(storage, name, "submitted")
     server.states[f"{name}-d{number}"] = state
@@ -232,6 +233,42 @@ def test_what_a_lost_driver_had_not_shown_yet_is_shown_by_the_next_one(server, s
     assert listed(storage) == {name: "done"}
 
 
+def test_a_driver_that_a_rayjob_sees_to_gets_no_second_one_here_until_somebody_takes_it_over(server, settings, storage):
+    """Its cluster is one of its own, of which this one's job server knows nothing: a second set of GPUs would start."""
+    name, _ = begun(storage, server)
+    storage.delete(f"workflows/{name}/drivers/0000")
+    assert take_number(storage, name, supervised=False) == 0
+    lines: list[str] = []
+    supervisor = Supervisor(settings, report=lines.append)
+    watch_for(supervisor)
+    assert server.submitted == []
+    assert lines == [
+        f"{name}: left alone: its driver's lease ran out, and whoever submitted it, such as a RayJob, sees to it: "
+        f"`patchline resume {name}` takes it over"
+    ]
+    assert listed(storage) == {name: "running"}
+    api.resume(name, settings)
+    server.states[f"{name}-d1"] = "FAILED"
+    watch(supervisor, lambda: server.submitted == [f"{name}-d1", f"{name}-d2"])
+
+
+def test_an_unsupervised_workflow_that_was_cancelled_is_ended(server, settings, storage):
+    name = api.submit(FLOW, settings, supervised=False)
+    request_cancel(storage, name)
+    server.states[f"{name}-d0"] = "FAILED"
+    watch(Supervisor(settings), lambda: listed(storage)[name] == "stopped")
+    assert server.submitted == [f"{name}-d0"]
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+def test_whose_a_lost_driver_is_was_said_when_it_was_submitted(server, settings, storage, supervised):
+    name = api.submit(FLOW, settings, supervised=supervised)
+    server.states[f"{name}-d0"] = "FAILED"
+    supervisor = Supervisor(settings)
+    watch_for(supervisor)
+    assert server.submitted == [f"{name}-d0", f"{name}-d1"][: 1 + supervised]
+
+
 @pytest.mark.parametrize("state", ["failed", "stopped"])
 def test_an_end_that_a_lost_driver_could_not_tell_the_index_is_told(server, settings, storage, state):
     name, head = begun(storage, server, "FAILED")
@@ -261,7 +298,7 @@ def test_what_was_cancelled_before_its_driver_was_lost_is_ended(server, settings
 def test_what_was_cancelled_and_resumed_is_watched_again(server, settings, storage):
     name, _ = begun(storage, server)
     request_cancel(storage, name)
-    number = api._take_number(storage, name)
+    number = take_number(storage, name)
     server.states[f"{name}-d{number}"] = "FAILED"
     Head.acquire(storage, f"workflows/{name}", "resumed", ttl=LEASE)
     watch(Supervisor(settings), lambda: server.submitted)
@@ -428,7 +465,7 @@ def test_an_id_whose_submission_was_lost_on_the_way_can_be_submitted_again(
     mark(storage, name, "submitted")
     number = None
     if lost != "before its number":
-        number = api._take_number(storage, name)
+        number = take_number(storage, name)
     if lost == "after it was listed":
         EventLog(storage, name).append("driver_submitted", number=number)
     found = api.submit_once(FLOW, elsewhere, workflow_id=name)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import threading
 from typing import ClassVar
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from cluster import jobs
+from cluster.deploy.rendering import job as render_job
 from cluster.errors import UserError
 from cluster.storage import Storage
 from pipeline import api, failures
 from pipeline.again import dependents, resume_all, retry
 from pipeline.cancelling import cancel_now
-from pipeline.config import Workflow
+from pipeline.cli import app
+from pipeline.config import Workflow, load_workflow
 from pipeline.driver import create, read_workflow
+from pipeline.driver_numbers import is_supervised
 from pipeline.head import Head, LeaseLost, commit_checkpoint, read_head
 from pipeline.kinds import KINDS
 from pipeline.record import EventLog, listed, mark, read_record
@@ -23,6 +29,7 @@ from pipeline.runner import Runner
 from pipeline.settings import Settings
 from pipeline.status import StatusReader, match_id, states
 from stages.context import Context, Inputs, Result
+from tests.unit.cluster.deploy.shapes import made_from
 from tests.unit.pipeline.job_server import RAY
 from tests.unit.pipeline.toys import CALLS, Source, Upper, run_upper
 
@@ -153,18 +160,33 @@ def test_the_id_of_another_workflow_is_refused_with_the_fields_that_differ(clust
 
 def test_submitted_twice_in_the_same_moment_it_has_one_driver(cluster, settings, storage, monkeypatch):
     """The second one comes in just before the first one takes its number."""
-    take, nested = api._take_next, []
+    take, nested = api.take_next, []
 
-    def taking(*arguments):
+    def taking(*arguments, **more):
         if not nested:
             nested.append(None)
             nested.append(api.submit_once(flow(), settings, workflow_id="nightly"))
-        return take(*arguments)
+        return take(*arguments, **more)
 
-    monkeypatch.setattr(api, "_take_next", taking)
+    monkeypatch.setattr(api, "take_next", taking)
     first = api.submit_once(flow(), settings, workflow_id="nightly")
     assert (first.state, first.driver, nested[1].driver) == ("submitted", None, 0)
     assert list(cluster) == ["nightly-d0"]
+
+
+def test_what_a_rayjob_submits_is_left_to_it(cluster, settings, storage, tmp_path):
+    """Its entry point, as it is rendered, but for the file's folder and the following."""
+    (text,) = render_job(made_from({}), "digits", load_workflow("digits").to_yaml()).values()
+    file, job = yaml.safe_load_all(text)
+    (tmp_path / "workflow.yaml").write_text(file["data"]["workflow.yaml"])
+    words = shlex.split(job["spec"]["entrypoint"].replace("/etc/patchline/workflow/", f"{tmp_path}/"))
+    places = ["--root", settings.root, "--mlflow", settings.mlflow, "--address", ADDRESS]
+    answer = CliRunner().invoke(app, [*words[1:], "--no-follow", *places])
+    assert answer.exit_code == 0, answer.output
+    assert list(cluster) == ["small-digits-d0"]
+    assert not is_supervised(storage, "small-digits", 0)
+    api.submit(flow(), settings, workflow_id="nightly")
+    assert is_supervised(storage, "nightly", 0)
 
 
 def test_the_newest_workflow_is_known_also_among_ids_without_a_moment(cluster, settings, storage):

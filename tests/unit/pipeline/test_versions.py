@@ -14,6 +14,7 @@ from cluster import jobs
 from cluster.errors import UserError
 from pipeline import api, driver
 from pipeline.config import Workflow, parse_workflow
+from pipeline.driver_numbers import take_number
 from pipeline.record import builds, listed, mark
 from pipeline.settings import Settings
 from pipeline.status import StatusReader
@@ -130,7 +131,7 @@ def test_a_driver_that_meets_a_mistake_before_it_begins_has_failed(settings, mon
     """Here: no cluster to connect to. Nobody starts another driver for it."""
     storage = settings.storage()
     workflow_id = driver.create(storage, FLOW)
-    api._take_number(storage, workflow_id)
+    take_number(storage, workflow_id)
     mark(storage, workflow_id, "submitted")
     places = ["--root", settings.root, "--mlflow", settings.mlflow, "--number", "0", workflow_id]
     monkeypatch.setattr(sys, "argv", ["driver", *places])

@@ -205,7 +205,7 @@ def test_a_job_brings_its_workflow_and_its_cluster():
     (text,) = job(shipped(), "My_Run", "name: My_Run\n").values()
     file, found = yaml.safe_load_all(text)
     assert file["data"]["workflow.yaml"] == "name: My_Run\n"
-    assert found["spec"]["entrypoint"].endswith("/workflow.yaml --id vit-my-run --follow")
+    assert found["spec"]["entrypoint"].endswith("/workflow.yaml --id vit-my-run --unsupervised --follow")
     head = found["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert {"name": "workflow", "configMap": {"name": "vit-my-run"}} in head["volumes"]
     with pytest.raises(UserError, match="has 54 letters, and KubeRay takes names of jobs of up to 47: shorten"):
