@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from cluster.deploy import access, bucket, kuberay, launcher, mlflow, names, redis, supervisor
+from cluster.deploy import access, bucket, karpenter, kuberay, launcher, mlflow, names, redis, supervisor
 from cluster.deploy.dockerfile import dockerfile
 from cluster.deploy.names import Object
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
+    from yaml.nodes import ScalarNode
+
     from cluster.deploy.aws_shape import Aws
     from cluster.deploy.shape import Shape
 
-Part = Literal["kuberay", "mlflow", "ray-up", "bucket", "docker"]
+Part = Literal["karpenter", "kuberay", "mlflow", "ray-up", "bucket", "docker"]
 PARTS: tuple[Part, ...] = get_args(Part)
 HERE = Path(__file__).parent
 NOTE = "# Made by `patchline deploy render`: change the shape file, and make it again.\n"
@@ -29,13 +31,15 @@ def render(shape: Shape, only: Sequence[Part] = ()) -> dict[str, str]:
     Raises UserError where a part that is named has nothing to go by.
     """
     made = {
+        "karpenter": _karpenter,
         "kuberay": _kuberay,
         "mlflow": _mlflow,
         "ray-up": _ray_up,
         "bucket": _bucket,
         "docker": _docker,
     }
-    wanted = only or [part for part in PARTS if part != "ray-up" or shape.aws is not None]
+    left_out = {"ray-up": shape.aws is None, "karpenter": shape.karpenter is None}
+    wanted = only or [part for part in PARTS if not left_out.get(part)]
     return {f"{part}/{name}": text for part in wanted for name, text in made[part](shape).items()}
 
 
@@ -66,7 +70,15 @@ def as_yaml(objects: Sequence[Object]) -> str:
         def ignore_aliases(self, data: object) -> bool:
             return True
 
+    # Scripts and files as they are, line by line.
+    Dumper.add_representer(str, lambda dumper, text: dumper.represent_str(text) if "\n" not in text else _block(text))
     return NOTE + yaml.dump_all(objects, Dumper=Dumper, sort_keys=False, width=120, explicit_start=True)
+
+
+def _block(text: str) -> ScalarNode:
+    from yaml.nodes import ScalarNode
+
+    return ScalarNode("tag:yaml.org,2002:str", text, style="|")
 
 
 def job(shape: Shape, workflow: str, text: str) -> dict[str, str]:
@@ -79,6 +91,16 @@ def job(shape: Shape, workflow: str, text: str) -> dict[str, str]:
             "shorten the cluster's name or the workflow's"
         )
     return {f"jobs/{name}.yaml": as_yaml(objects)}
+
+
+def _karpenter(shape: Shape) -> dict[str, str]:
+    group = karpenter.security_group(shape)
+    return {
+        "machines.yaml": as_yaml(karpenter.machines(shape)),
+        "device-plugins.yaml": as_yaml([karpenter.device_plugins()]),
+        "look.yaml": as_yaml([karpenter.test_pod(shape)]),
+        **({"security-group.sh": _script(group)} if group else {}),
+    }
 
 
 def _kuberay(shape: Shape) -> dict[str, str]:
@@ -116,12 +138,17 @@ def _bucket(shape: Shape) -> dict[str, str]:
         "trust": bucket.trust(*(["ec2", "pods.eks"] if shape.aws else ["pods.eks"])),
     }
     scripts = {"apply.sh": bucket.commands(shape), "roles.sh": bucket.roles(shape)}
-    # Else each answer waits in a pager.
-    begin = ["#!/bin/sh", NOTE.strip(), "set -eu", "export AWS_PAGER=", 'cd "$(dirname "$0")"']
     return {
         **{f"{name}.json": _json(found) for name, found in documents.items()},
-        **{name: "\n".join([*begin, *lines]) + "\n" for name, lines in scripts.items() if lines},
+        **{name: _script(lines) for name, lines in scripts.items() if lines},
     }
+
+
+def _script(lines: Sequence[str]) -> str:
+    """Lines for AWS's command line as a script, which ends at the first one that fails."""
+    # Else each answer waits in a pager.
+    begin = ["#!/bin/sh", NOTE.strip(), "set -eu", "export AWS_PAGER=", 'cd "$(dirname "$0")"']
+    return "\n".join([*begin, *lines]) + "\n"
 
 
 def _of_machines(shape: Shape, aws: Aws) -> dict[str, Object]:

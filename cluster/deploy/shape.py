@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from cluster.deploy.aws_shape import Aws
+from cluster.deploy.karpenter_shape import Karpenter
 from cluster.deploy.network_shape import Network
 from cluster.deploy.shape_part import Part
 from cluster.errors import UserError
@@ -192,6 +193,7 @@ class Shape(Part):
         "MLFLOW_TRACKING_PASSWORD for a server of one's own; by `ray up` they come from the file `environment` "
         "in aws.token_folder",
     )
+    karpenter: Karpenter | None = Field(default=None, description="machines that Karpenter brings to a cluster of EKS")
     aws: Aws | None = Field(default=None, description="what `ray up` has to know of AWS")
 
     @model_validator(mode="after")

@@ -37,13 +37,14 @@ def render(
     path: ShapeFile = Path("cluster.yaml"),
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="where the files go")] = Path("deploy"),
     only: Annotated[
-        list[str] | None, typer.Option(metavar="PART", help="kuberay, mlflow, ray-up, bucket or docker; repeatable")
+        list[str] | None,
+        typer.Option(metavar="PART", help="karpenter, kuberay, mlflow, ray-up, bucket or docker; repeatable"),
     ] = None,
     workflow: Annotated[
         str | None, typer.Option(metavar="WORKFLOW", help="also a RayJob that runs it on a cluster of its own")
     ] = None,
 ) -> None:
-    """Make the files of a cluster: manifests for KubeRay and MLflow, a file for `ray up`, the bucket's settings.
+    """Make the files of a cluster: machines, manifests for KubeRay and MLflow, a file for `ray up`, the bucket's.
 
     No secret is in any of them. Example: `patchline deploy render cluster.yaml --only kuberay`
     """

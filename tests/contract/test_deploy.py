@@ -1,4 +1,4 @@
-"""A cluster's files against the schemas of those who are given them: Kubernetes, KubeRay, Ray's launcher, S3."""
+"""A cluster's files against the schemas of who is given them: Kubernetes, KubeRay, Karpenter, Ray's launcher, S3."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from cluster.deploy import bucket
-from cluster.deploy.rendering import job, render
+from cluster.deploy.rendering import Part, job, render
 from cluster.local.stack import Stack
-from tests.contract.kuberay_fields import KNOWN, problems
+from tests.contract.custom_fields import GROUPS, KNOWN, problems
 from tests.unit.cluster.deploy.shapes import all_shapes, made_from, shipped
 
 KUBERNETES = ("1.31", "1.34", "1.37")
@@ -34,8 +34,10 @@ def launcher() -> dict[str, Any]:
 def manifests(name: str) -> list[dict[str, Any]]:
     """Everything that Kubernetes is given for a shape, with a job's."""
     shape = all_shapes()[name]
-    files = {**render(shape, ["kuberay", "mlflow"]), **job(shape, "digits", "name: digits\n")}
-    texts = [text for file, text in files.items() if file.endswith(".yaml")]
+    parts: list[Part] = ["kuberay", "mlflow", *(["karpenter"] if shape.karpenter else [])]
+    files = {**render(shape, parts), **job(shape, "digits", "name: digits\n")}
+    # The charts' values are no object of Kubernetes's.
+    texts = [text for file, text in files.items() if file.endswith(".yaml") and "device-plugins" not in file]
     return [found for text in texts for found in yaml.safe_load_all(text)]
 
 
@@ -43,7 +45,7 @@ def manifests(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", all_shapes())
 def test_kubernetes_knows_every_field(name: str, version: str):
     for found in manifests(name):
-        if not found["apiVersion"].startswith("ray.io/"):
+        if found["apiVersion"] not in GROUPS:
             kubernetes_validate.validate(found, version, strict=True)
 
 
@@ -91,8 +93,30 @@ def test_what_kuberay_would_refuse_is_found():
     assert line.endswith("expected string, got 5")
 
 
+@pytest.mark.parametrize("name", ["example", "reserved"])
+def test_karpenter_knows_every_field(name: str):
+    found = [item for item in manifests(name) if item["apiVersion"].startswith("karpenter")]
+    assert {item["kind"] for item in found} == {"EC2NodeClass", "NodePool"}
+    assert [line for item in found for line in problems(item)] == []
+
+
+def test_what_karpenter_would_refuse_is_found():
+    kind, pool = [item for item in manifests("example") if item["apiVersion"].startswith("karpenter")][:2]
+    kind["spec"]["instanceStorePolicy"] = "RAID1"
+    pool["spec"]["template"]["spec"]["taint"] = []
+    assert [*problems(kind), *problems(pool)] == [
+        "EC2NodeClass.spec.instanceStorePolicy: got 'RAID1', expected one of ['RAID0']",
+        "NodePool.spec.template.spec.taint: unknown field",
+    ]
+
+
 def test_whose_fields_these_are_is_said():
-    assert KNOWN["source"] == {"project": "ray-project/kuberay", "version": "v1.7.0", "license": "Apache-2.0"}
+    assert KNOWN["karpenter"]["source"]["version"] == "v1.14.1"
+    assert KNOWN["kuberay"]["source"] == {
+        "project": "ray-project/kuberay",
+        "version": "v1.7.0",
+        "license": "Apache-2.0",
+    }
 
 
 def launchers() -> dict[str, dict[str, Any]]:

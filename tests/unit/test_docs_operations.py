@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -46,13 +47,13 @@ def test_the_shape_and_its_files_are_made_as_the_page_has_it(here: Path):
     assert len(told) == 3
     for line in (
         "cluster.yaml: change what is marked <-",
-        "19 files: up to 64 GPUs; docs/operations.md has what to do",
+        "23 files: up to 64 GPUs; docs/operations.md has what to do",
     ):
         assert any(line in output for output in told)
         assert line in PAGE
     (python,) = re.findall(r"```python\n(.*?)```", RUNBOOK, re.DOTALL)
     exec(python, {})
-    for name in re.findall(r"deploy/(?:kuberay|mlflow|ray-up|bucket)/[\w.-]+\.\w+", RUNBOOK):
+    for name in re.findall(r"deploy/(?:karpenter|kuberay|mlflow|ray-up|bucket)/[\w.-]+\.\w+", RUNBOOK):
         assert (here / name).exists(), name
 
 
@@ -73,6 +74,26 @@ def test_the_room_beside_machines_that_work_is_what_the_pods_ask_for(here: Path)
     cores = sum(float(request["cpu"]) for request in asked)
     gigabytes = sum(float(request["memory"].removesuffix("G")) for request in asked)
     assert f"| {cores:g} cores and {gigabytes:g} GB for the head" in RUNBOOK
+
+
+def test_what_the_page_says_of_time_is_what_is_made(here: Path):
+    run("patchline deploy init cluster.yaml")
+    run("patchline deploy render cluster.yaml")
+    (minutes,) = re.findall(r"machines wait (\d+) minutes for it", RUNBOOK)
+    (cluster,) = yaml.safe_load_all((here / "deploy/kuberay/30-ray.yaml").read_text())
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        told = {item["name"]: item.get("value") for item in container["env"]}
+        assert told["RAY_gcs_rpc_server_reconnect_timeout_s"] == str(60 * int(minutes))
+    (days,) = re.findall(r"parts of unfinished uploads and\nreplaced versions go after (\d+) days", RUNBOOK)
+    rules = json.loads((here / "deploy/bucket/lifecycle.json").read_text())["Rules"]
+    unfinished, old = (rule for rule in rules if rule["Status"] == "Enabled" and rule["Filter"] == {"Prefix": ""})
+    assert unfinished["AbortIncompleteMultipartUpload"]["DaysAfterInitiation"] == int(days)
+    assert old["NoncurrentVersionExpiration"]["NoncurrentDays"] == int(days)
+    (quiet,) = re.findall(r"starts it again where its heartbeat is\s+(\d+)\s+minutes old", RUNBOOK)
+    supervise = (here / "deploy/kuberay/40-supervise.yaml").read_text()
+    assert f"-lt {60 * int(quiet)}\n" in supervise
 
 
 def test_the_plan_is_as_the_page_has_it(here: Path):

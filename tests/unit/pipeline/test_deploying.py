@@ -78,5 +78,7 @@ def test_mistakes_are_told_by_their_field(here: Path, text: str | None, words: s
 
 def test_a_part_that_there_is_not(here: Path):
     run("init")
-    with pytest.raises(UserError, match="--only helm: expected one of kuberay, mlflow, ray-up, bucket, docker"):
+    with pytest.raises(
+        UserError, match="--only helm: expected one of karpenter, kuberay, mlflow, ray-up, bucket, docker"
+    ):
         run("render", "--only", "helm")

@@ -35,6 +35,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
         },
         "endpoint": "https://s3.example.com",
     },
+    "reserved": {
+        "karpenter": {
+            "cluster": "lab",
+            "role": "machines",
+            "subnets": ["subnet-0123"],
+            "placement_group": "small",
+            "reservation": "cr-0123456789abcdef0",
+            "capacity_block": True,
+        },
+        "nodes": {
+            **SMALL["nodes"],
+            "selector": {"example.com/rack": "7"},
+            "tolerations": [{"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoExecute"}],
+        },
+    },
     "disks": {"cache": {"storage_class": "gp3", "size_gb": 100}, "data": ["s3://images", "s3://more/of/them"]},
     "machine's own": {
         "cache": {"host_path": "/mnt/nvme"},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +161,7 @@ def test_gpus_grow_from_none_to_64():
     assert (found["minReplicas"], found["maxReplicas"]) == (0, 8)
     (container,) = found["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+    assert container["resources"]["limits"]["vpc.amazonaws.com/efa"] == 32
     assert container["resources"]["limits"] == container["resources"]["requests"]
     assert {"name": "shared-memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
     assert environment(container)["PATCHLINE_AUTOSCALED"] == "1"
@@ -194,6 +198,23 @@ def test_communication_is_the_gpus_alone():
     # Gloo takes names alone.
     example = environment(group(shipped(), "gpu")["template"]["spec"]["containers"][0])
     assert "GLOO_SOCKET_IFNAME" not in example
+
+
+@pytest.mark.parametrize(("age_s", "well"), [(0, True), (600, True), (1200, False)])
+def test_a_supervisor_that_stands_still_is_ended_and_one_with_a_long_round_is_not(
+    tmp_path: Path, age_s: int, well: bool
+):
+    """A round over many workflows takes minutes. By the probe's own command, with a heartbeat of this age."""
+    (found,) = objects({"supervise.yaml": render(shipped(), ["kuberay"])["kuberay/40-supervise.yaml"]})
+    (container,) = containers(found)
+    heartbeat = container["command"][container["command"].index("--heartbeat") + 1]
+    shell, option, script = container["livenessProbe"]["exec"]["command"]
+    beat = tmp_path / "heartbeat"
+    beat.touch()
+    os.utime(beat, (time.time() - age_s,) * 2)
+    assert heartbeat in script
+    done = subprocess.run([shell, option, script.replace(heartbeat, str(beat))], check=False)
+    assert (done.returncode == 0) == well
 
 
 def test_our_ray_is_the_one_that_is_pinned():

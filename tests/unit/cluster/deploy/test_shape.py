@@ -62,4 +62,4 @@ def test_efa_needs_to_know_the_network():
 
 
 def test_all_shapes_of_the_tests_are_shapes():
-    assert len(all_shapes()) == 8
+    assert len(all_shapes()) == 9

@@ -1,8 +1,10 @@
-"""Writes tests/contract/data/kuberay_fields.json.gz: which fields KubeRay's resources have, and of which types.
+"""Writes tests/contract/data/NAME_fields.json.gz: which fields custom resources have, and of which types.
 
-`.venv/bin/python tools/kuberay_fields.py VERSION RAYCLUSTERS.yaml RAYJOBS.yaml`, with that version's definitions, from
-`ray-operator/config/crd/bases` of github.com/ray-project/kuberay (Apache-2.0). Names, types, bounds and which fields
-have to be there are kept; descriptions are not. Equal parts, such as a pod's, are there once.
+`.venv/bin/python tools/custom_fields.py NAME PROJECT VERSION FILE…`, with that version's definitions. KubeRay's are
+those of RayCluster and RayJob in `ray-operator/config/crd/bases` of ray-project/kuberay; Karpenter's those of
+EC2NodeClass and NodePool in `pkg/apis/crds` of aws/karpenter-provider-aws; both Apache-2.0. Names, types, bounds and
+which fields have to be there are kept; descriptions, and rules over several fields, are not. Equal parts, such as a
+pod's, are there once.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 import yaml
 
-TARGET = Path(__file__).parents[1] / "tests/contract/data/kuberay_fields.json.gz"
+TARGETS = Path(__file__).parents[1] / "tests/contract/data"
 KEPT = ("type", "required", "enum", "minimum", "maximum", "minItems", "maxItems", "minLength", "maxLength", "pattern")
 
 
@@ -44,17 +46,18 @@ class Table:
         return self._numbers[key]
 
 
-def main(version: str, *paths: str) -> None:
+def main(name: str, project: str, version: str, *paths: str) -> None:
     table, kinds = Table(), dict[str, int]()
     for path in paths:
         spec = yaml.safe_load(Path(path).read_text())["spec"]
         (schema,) = [found["schema"]["openAPIV3Schema"] for found in spec["versions"] if found["name"] == "v1"]
         kinds[spec["names"]["kind"]] = table.add(schema)
-    source = {"project": "ray-project/kuberay", "version": version, "license": "Apache-2.0"}
+    source = {"project": project, "version": version, "license": "Apache-2.0"}
     text = json.dumps({"source": source, "kinds": kinds, "nodes": table.nodes}, separators=(",", ":"))
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_bytes(gzip.compress(text.encode(), mtime=0))
-    print(f"{TARGET.name}: {', '.join(kinds)}; {len(table.nodes)} nodes, {TARGET.stat().st_size} bytes")
+    TARGETS.mkdir(parents=True, exist_ok=True)
+    target = TARGETS / f"{name}_fields.json.gz"
+    target.write_bytes(gzip.compress(text.encode(), mtime=0))
+    print(f"{target.name}: {', '.join(kinds)}; {len(table.nodes)} nodes, {target.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Holds documents against the fields of KubeRay's resources; tools/kuberay_fields.py says where these are from."""
+"""Holds documents against the fields of KubeRay's and Karpenter's resources, from tools/custom_fields.py."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ import re
 from pathlib import Path
 from typing import Any
 
-KNOWN = json.loads(gzip.decompress((Path(__file__).parent / "data/kuberay_fields.json.gz").read_bytes()))
+DATA = Path(__file__).parent / "data"
+KNOWN: dict[str, dict[str, Any]] = {
+    name: json.loads(gzip.decompress((DATA / f"{name}_fields.json.gz").read_bytes()))
+    for name in ("kuberay", "karpenter")
+}
+GROUPS = {"ray.io/v1": "kuberay", "karpenter.sh/v1": "karpenter", "karpenter.k8s.aws/v1": "karpenter"}
 TYPES = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
 
 
 def problems(document: dict[str, Any]) -> list[str]:
-    """What is wrong with a RayCluster or a RayJob: each one's path, and what was expected."""
-    if document["apiVersion"] != "ray.io/v1":
+    """What is wrong with a custom resource: each problem's path, and what was expected."""
+    if document["apiVersion"] not in GROUPS:
         return [f"apiVersion: {document['apiVersion']}"]
-    return _problems(document, KNOWN["kinds"][document["kind"]], document["kind"])
+    known = KNOWN[GROUPS[document["apiVersion"]]]
+    return _problems(known["nodes"], document, known["kinds"][document["kind"]], document["kind"])
 
 
-def _problems(value: Any, number: int, path: str) -> list[str]:
-    node = KNOWN["nodes"][number]
+def _problems(nodes: list[dict[str, Any]], value: Any, number: int, path: str) -> list[str]:
+    node = nodes[number]
     wanted = node.get("type", [])
     wanted = [wanted] if isinstance(wanted, str) else wanted
     if wanted and not any(_is_a(value, name) for name in wanted):
@@ -28,14 +34,16 @@ def _problems(value: Any, number: int, path: str) -> list[str]:
     found = [f"{path}: {words}" for words in _out_of_bounds(value, node)]
     if isinstance(value, list) and "items" in node:
         found += [
-            line for place, item in enumerate(value) for line in _problems(item, node["items"], f"{path}[{place}]")
+            line
+            for place, item in enumerate(value)
+            for line in _problems(nodes, item, node["items"], f"{path}[{place}]")
         ]
     if isinstance(value, dict):
         found += [f"{path}.{name}: is missing" for name in node.get("required", []) if name not in value]
         for name, item in value.items():
             inner = node.get("fields", {}).get(name, node.get("values"))
             if inner is not None:
-                found += _problems(item, inner, f"{path}.{name}")
+                found += _problems(nodes, item, inner, f"{path}.{name}")
             elif "fields" in node:
                 found.append(f"{path}.{name}: unknown field")
     return found
