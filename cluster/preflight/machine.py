@@ -47,7 +47,7 @@ class Machine:
     shared_memory: int
     open_files: int
     """Files that a process may have open."""
-    locked_memory: int | None = None
+    locked_memory: int | None
     """Bytes that a process may lock, on machines with GPUs and RDMA, which locks what it sends; None where there is no
     limit, and where nobody asks."""
     versions: dict[str, str] = field(default_factory=dict)

@@ -31,7 +31,7 @@ from tests.unit.pipeline.test_feeding import INGEST, PRETRAIN, run
 
 MACHINE = Machine(
     host="a", cpu="cpu", cores=8, memory=10**11, cache_free=10**12, shared_memory=10**10, open_files=65536,
-    versions={"torch": "2.13.0", "ray": "2.60.0"}, written=1e9, read=2e9,
+    locked_memory=None, versions={"torch": "2.13.0", "ray": "2.60.0"}, written=1e9, read=2e9,
 )  # fmt: skip
 RANK = Ranked(host="a", local_rank=0, device="NVIDIA H100", tflops=700.0, bus=300.0, slowest=1.2, pair=40.0)
 NAMES = ("a", "b", "c", "d")

@@ -53,6 +53,10 @@ def test_each_kind_of_machine_has_its_own_devices_and_shared_memory():
     assert "--shm-size=16000000000b" in ingest
     assert not [option for option in ingest if option.startswith(("--device", "--cap-add")) or "NCCL" in option]
     assert any("NCCL_SOCKET_IFNAME" in option for option in gpu)
+    interfaces = types["gpu"]["node_config"]["NetworkInterfaces"]
+    assert sorted(one["NetworkCardIndex"] for one in interfaces) == list(range(32))
+    assert {one["InterfaceType"] for one in interfaces} == {"efa", "efa-only"}
+    assert "NetworkInterfaces" not in types["ingest"]["node_config"]
     everywhere = launcher.launcher(shipped())["docker"]
     assert "worker_run_options" not in everywhere
     assert "--ulimit=memlock=-1:-1" in everywhere["run_options"]
