@@ -11,6 +11,7 @@ from pipeline.mlflow_page import address
 from tests.browser.conftest import Shown
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+CURVE = ".js-plotly-plot .scatterlayer path.js-line"
 STAGES = ("ingest", "pretrain", "finetune", "fewshot", "analyze")
 
 
@@ -35,9 +36,11 @@ def test_a_workflow_s_page_says_what_it_is_who_made_it_and_what_came_out(page: P
 
 def test_a_stage_s_curves_are_drawn(page: Page, shown: Shown, keep):
     page.goto(shown.run_page("pretrain", "model-metrics"))
-    line = page.locator(".js-plotly-plot .scatterlayer path.js-line").first
-    expect(line).to_be_attached()
-    assert (line.get_attribute("d") or "").count("L") + (line.get_attribute("d") or "").count("C") > 5
+    # Lines come before their points do.
+    page.wait_for_function(
+        "line => [...document.querySelectorAll(line)].some(path => path.getAttribute('d').split(/[LCHV]/).length > 5)",
+        arg=CURVE,
+    )
     expect(page.get_by_text("train (", exact=False).first).to_be_attached()
     keep("mlflow-curves")
 
@@ -76,6 +79,6 @@ def test_the_registered_model_has_its_version_its_figures_and_its_alias(page: Pa
     expect(page.get_by_text("champion", exact=False).first).to_be_attached()
     keep("mlflow-model")
     page.goto(f"{shown.settings.mlflow}/#/models/digits/versions/1")
-    for said in ("test accuracy", "image", "models:/digits"):
+    for said in ("finetune/test/accuracy", "patchline.output_digest", "champion", "Inputs (1)", "Outputs (5)"):
         expect(page.get_by_text(said, exact=False).first).to_be_attached()
     keep("mlflow-model-version")
