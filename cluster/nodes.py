@@ -45,9 +45,9 @@ class Nodes:
         self.silent = self._start()
         """Addresses of machines on which no process could be started in time."""
 
-    def each(self, function: Callable[[Any], Any], argument: Any, *, seconds: float) -> list[Answer]:
-        """`function(argument)` on all machines at once, which have so many seconds for it."""
-        asked = {name: probe.call.remote(function, argument) for name, probe in self._probes.items()}
+    def each(self, function: Callable[[Any], Any], arguments: Mapping[str, Any], *, seconds: float) -> list[Answer]:
+        """`function` of a machine's own argument on all of them at once, which have so many seconds for it."""
+        asked = {name: probe.call.remote(function, arguments[name]) for name, probe in self._probes.items()}
         deadline = time.monotonic() + seconds
         return [self._answer(name, handle, deadline, seconds) for name, handle in asked.items()]
 

@@ -22,18 +22,20 @@ class GpuModel:
     fp32_tflops: float
     """fp32 without TF32, which torch does not use unless it is told to."""
     has_bf16: bool = True
+    networked: bool = False
+    """Whether machines of eight come with a network for training: 50 GB/s and more by EFA, InfiniBand or RoCE."""
 
 
 GPUS = {
     # NVIDIA A100 Tensor Core GPU data sheet (SXM).
-    "a100-40": GpuModel(title="A100 40 GB", memory_gb=40, half_tflops=312, fp32_tflops=19.5),
-    "a100-80": GpuModel(title="A100 80 GB", memory_gb=80, half_tflops=312, fp32_tflops=19.5),
+    "a100-40": GpuModel(title="A100 40 GB", memory_gb=40, half_tflops=312, fp32_tflops=19.5, networked=True),
+    "a100-80": GpuModel(title="A100 80 GB", memory_gb=80, half_tflops=312, fp32_tflops=19.5, networked=True),
     # NVIDIA H100 Tensor Core GPU data sheet (SXM): 1,979 with sparsity.
-    "h100": GpuModel(title="H100 SXM", memory_gb=80, half_tflops=989, fp32_tflops=67),
+    "h100": GpuModel(title="H100 SXM", memory_gb=80, half_tflops=989, fp32_tflops=67, networked=True),
     # NVIDIA H200 Tensor Core GPU data sheet (SXM).
-    "h200": GpuModel(title="H200 SXM", memory_gb=141, half_tflops=989, fp32_tflops=67),
+    "h200": GpuModel(title="H200 SXM", memory_gb=141, half_tflops=989, fp32_tflops=67, networked=True),
     # NVIDIA DGX B200 data sheet, an eighth of its eight GPUs: 4,500 with sparsity; 1,440 GB of memory.
-    "b200": GpuModel(title="B200", memory_gb=180, half_tflops=2250, fp32_tflops=75),
+    "b200": GpuModel(title="B200", memory_gb=180, half_tflops=2250, fp32_tflops=75, networked=True),
     # NVIDIA L4 data sheet: 242 with sparsity.
     "l4": GpuModel(title="L4", memory_gb=24, half_tflops=121, fp32_tflops=30.3),
     # NVIDIA L40S data sheet: 733 with sparsity.
@@ -59,6 +61,8 @@ class ClusterShape:
     """Gbit/s from each node to the others; None where it is not known."""
     bucket_mb_per_s: float | None = None
     """10^6 bytes a second from each node to object storage; None where it is not known."""
+    read_mb_per_s: float | None = None
+    """The same from storage to each node, where that is another rate."""
 
     @property
     def nodes(self) -> int:

@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.shapes import ClusterShape
+from cluster.sizes import size
 from pipeline.estimate import Estimate, Row
 from pipeline.estimate_failures import Losses
+from pipeline.estimate_reading import FirstEpoch
 from pipeline.plan import PlannedStage
 from pipeline.words import duration
 
@@ -85,6 +87,8 @@ def _lines(estimate: Estimate) -> Iterable[tuple[str, str]]:
     yield "checkpoint", f"{estimate.checkpoint_bytes / 1e9:.2f} GB{upload}"
     if estimate.machines > 1:
         yield "reading", _reading(estimate)
+    if estimate.first_epoch is not None:
+        yield "first epoch", _first_epoch(estimate.first_epoch)
     network = "" if estimate.network_seconds is None else f", the network busy for {estimate.network_seconds:.2g} s"
     yield "speed", f"{estimate.images_per_s:,.0f} images/s, {estimate.update_seconds:.2g} s an update{network}"
     yield "efficiency", f"{estimate.efficiency:.0%} of the data sheet's rate, {estimate.efficiency_from}"
@@ -107,6 +111,14 @@ def _reading(estimate: Estimate) -> str:
         batch = estimate.micro_batch * estimate.accumulation * estimate.gpus
         return f"{once}; {own:.1%} with input.streams={batch} and no mixup"
     return f"{each} in each epoch"
+
+
+def _first_epoch(first: FirstEpoch) -> str:
+    each = f"{first.image_bytes / 1000:,.3g} kB an image, {first.image_bytes_from}"
+    return (
+        f"{size(int(first.fetched_bytes))} to each machine in {duration(first.fetch_seconds)}, trained on in "
+        f"{duration(first.train_seconds)}; {each}"
+    )
 
 
 def _losses(losses: Losses, update_seconds: float) -> str:

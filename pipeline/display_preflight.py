@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.preflight import Preflight
-from pipeline.preflight_findings import Surveyed
+from pipeline.preflight_collectives import links
+from pipeline.preflight_survey import Surveyed
 
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
 
@@ -44,16 +45,17 @@ def _machines(found: Surveyed) -> Table:
         "ranks",
     ):
         table.add_column(name, justify="right")
-    linked = any(rank.pair is not None for rank in found.ranks)
+    linked = links(found.ranks)
     if linked:
         table.add_column("link\nGB/s", justify="right")
     for address, machine in found.machines.items():
         own = [rank for rank in found.ranks if rank.host == machine.host]
-        pair = next((rank.pair for rank in own if rank.pair is not None), None)
+        pair = linked.get(machine.host)
         cells = [
             str(machine.cores),
             "?" if machine.memory is None else f"{machine.memory / 1e9:.0f}",
-            *(f"{free / 1e9:.0f}" for free in (machine.cache_free, machine.shared_memory)),
+            "–" if machine.cache_free is None else f"{machine.cache_free / 1e9:.0f}",
+            f"{machine.shared_memory / 1e9:.0f}",
             *(f"{rate / 1e6:,.0f}" for rate in (machine.written, machine.read)),
             f"{1000 * found.clocks.get(address, (0.0, 0.0))[0]:+.0f}",
             str(len(own) or "–"),

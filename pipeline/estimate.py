@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from math import gcd
 from typing import Any
 
 from cluster.shapes import ClusterShape
 from pipeline.estimate_failures import Losses, losses
+from pipeline.estimate_reading import FirstEpoch, Images, first_epoch, read_share
+from pipeline.estimate_warnings import warnings_of
 from stages.models.config import AnyModel
 from stages.pretrain.config import PretrainConfig
 from stages.training.config import TrainingConfig, usable_ranks
@@ -33,6 +34,8 @@ class Terms:
     efficiency: float | None = None
     """Part of the GPUs' peak rate that training reaches without activation checkpointing; None assumes one."""
     efficiency_from: str = "stated"
+    ceiling: float | None = None
+    """Part of that rate that a product of matrices was measured to reach, which training does not exceed."""
     price: float | None = None
     """Money for a GPU and hour."""
     notice: float | None = None
@@ -76,6 +79,8 @@ class Estimate:
     machines: int
     read_share: float
     """Part of the data set that each machine fetches in the first epoch."""
+    first_epoch: FirstEpoch | None
+    """None where it is not known how many images an epoch has, or how fast storage is."""
     efficiency: float
     efficiency_from: str
     images_per_s: float
@@ -103,10 +108,15 @@ class Estimate:
 
 
 def estimate(
-    config: TrainingConfig, network: Network, updates: int, shape: ClusterShape, terms: Terms | None = None
+    config: TrainingConfig,
+    network: Network,
+    updates: int,
+    shape: ClusterShape,
+    terms: Terms | None = None,
+    images: Images | None = None,
 ) -> Estimate:
     """What `updates` updates need on a cluster: on as many of its GPUs as a config that trains on GPUs has workers,
-    on all of them where it trains on CPUs."""
+    on all of them where it trains on CPUs. `images` are an epoch's, where that is known."""
     terms = terms or Terms()
     wanted = min(shape.gpus, config.most_workers) if config.gpus_per_worker else shape.gpus
     ranks = usable_ranks(config.global_batch, wanted)
@@ -115,9 +125,7 @@ def estimate(
     rows = _rows(config, network, ranks, usable)
     chosen = next(row for row in rows if row.chosen)
     saved = checkpoint_bytes(config, network.parameters)
-    efficiency, efficiency_from = terms.efficiency, terms.efficiency_from
-    if efficiency is None:
-        efficiency, efficiency_from = ASSUMED_EFFICIENCY, "assumed"
+    efficiency, efficiency_from = _efficiency(terms)
     network_seconds = _network_seconds(config, network.parameters, ranks, shape)
     seconds = _update_seconds(config, network, ranks, shape, efficiency, network_seconds or 0.0)
     days = updates * seconds / DAY
@@ -133,7 +141,8 @@ def estimate(
         checkpoint_bytes=saved,
         upload_seconds=_upload_seconds(saved, ranks, shape),
         machines=-(-ranks // shape.gpus_per_node),
-        read_share=_read_share(config, min(shape.gpus_per_node, ranks) / ranks),
+        read_share=read_share(config, min(shape.gpus_per_node, ranks) / ranks),
+        first_epoch=None,
         efficiency=efficiency,
         efficiency_from=efficiency_from,
         images_per_s=config.global_batch / seconds,
@@ -146,8 +155,19 @@ def estimate(
         losses=None,
         warnings=[],
     )
-    found = replace(found, losses=_losses(found, config, shape, terms))
-    return replace(found, warnings=_warnings(found, asked, config, shape, terms))
+    first = first_epoch(images, config, updates, shape, share=found.read_share, images_per_s=found.images_per_s)
+    found = replace(found, losses=_losses(found, config, shape, terms), first_epoch=first)
+    return replace(found, warnings=warnings_of(found, asked, config, shape, terms))
+
+
+def _efficiency(terms: Terms) -> tuple[float, str]:
+    """What training reaches of the data sheet's rate, and who says so."""
+    found, source = terms.efficiency, terms.efficiency_from
+    if found is None:
+        found, source = ASSUMED_EFFICIENCY, "assumed"
+    if terms.ceiling is not None and terms.ceiling < found:
+        return terms.ceiling, "all that a product of matrices was measured to reach"
+    return found, source
 
 
 def _rows(config: TrainingConfig, network: Network, ranks: int, usable: float) -> list[Row]:
@@ -200,18 +220,6 @@ def _upload_seconds(size: int, ranks: int, shape: ClusterShape) -> float | None:
     return size * min(1.0, shape.gpus_per_node / ranks) / (shape.bucket_mb_per_s * 1e6)
 
 
-def _read_share(config: TrainingConfig, part: float) -> float:
-    """Part of the data set that a machine with this part of each batch fetches in an epoch.
-
-    Row i of a batch is of stream i mod S. Where S is a multiple of a batch's rows B it is always of the same ones; else
-    it moves by B mod S with each batch, and comes to every stream that leaves the same rest when divided by gcd(B, S).
-    """
-    if config.input.mixup:
-        # An image's partner may be in any row.
-        return 1.0
-    return min(1.0, part * config.global_batch / gcd(config.global_batch, config.input.streams))
-
-
 def _losses(found: Estimate, config: TrainingConfig, shape: ClusterShape, terms: Terms) -> Losses | None:
     if terms.mtbf_hours is None:
         return None
@@ -229,42 +237,3 @@ def _losses(found: Estimate, config: TrainingConfig, shape: ClusterShape, terms:
 def _paper(config: TrainingConfig, model: AnyModel) -> dict[str, float]:
     supervised = isinstance(config, PretrainConfig) and config.masked is None
     return dict(TPU_CORE_DAYS.get(model.title, {})) if supervised else {}
-
-
-def _warnings(
-    found: Estimate, asked: TrainingConfig, config: TrainingConfig, shape: ClusterShape, terms: Terms
-) -> list[str]:
-    warnings = []
-    if found.idle_gpus:
-        why = f"global_batch={config.global_batch} can be divided among {found.gpus} at most"
-        if asked.gpus_per_worker and asked.most_workers < shape.gpus:
-            why = f"workers={asked.most_workers} asks for no more"
-        warnings.append(f"{found.idle_gpus} of {shape.gpus} GPUs idle: {why}")
-    if not found.chosen.fits:
-        cure = f"try {' or '.join(found.moves)}" if found.moves else "no setting makes it fit: take GPUs with more"
-        needed = found.chosen.memory.total / 1e9
-        warnings.append(f"does not fit: {needed:.1f} GB of {found.usable_bytes / 1e9:.1f} GB: {cure}")
-    if config.precision == "bf16" and not shape.gpu.has_bf16:
-        warnings.append(f"precision=bf16 on {shape.gpu.title}, which multiplies fp16 alone fast: use precision=fp16")
-    if found.network_seconds is not None and found.network_seconds >= found.update_seconds:
-        warnings.append("the network between nodes is the limit: the GPUs wait for gradients and weights")
-    return warnings + _notice(found, terms) + (found.losses.warnings if found.losses is not None else [])
-
-
-def _notice(found: Estimate, terms: Terms) -> list[str]:
-    """Whether a checkpoint is stored before a spot machine goes: after the update that runs, the upload that may be
-    under way, and its own."""
-    if terms.notice is None:
-        return []
-    upload, source = found.upload_seconds, ""
-    if upload is None and terms.upload_seconds is not None:
-        upload, source = terms.upload_seconds, f" ({terms.upload_from})"
-    if upload is None:
-        return [f"{terms.notice:.0f} s of notice may be too short to save: --bucket-mb-per-s would tell"]
-    needed = found.update_seconds + 2 * upload
-    if needed <= terms.notice:
-        return []
-    return [
-        f"{terms.notice:.0f} s of notice are too short to save, which takes {needed:.0f} s{source}: a lost machine "
-        "costs what came after the newest checkpoint; lower save_every"
-    ]

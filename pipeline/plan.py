@@ -15,21 +15,18 @@ from pipeline.estimate import Estimate, Terms, estimate
 from pipeline.head import read_head
 from pipeline.identity import determining, differences, fingerprint, references, stage_folder
 from pipeline.measured import measured_efficiency, measured_upload
+from pipeline.plan_sizes import epoch_images, expected_data, other_size, size_of
 from pipeline.record import read_record
 from pipeline.reuse import Finished, identify, reusable
 from pipeline.trunk import trunk_checkpoint
 from stages.config import StageConfig
-from stages.data.manifest import dataset_meta
 from stages.finetune.config import FinetuneConfig
-from stages.ingest.config import ExpectedData, IngestConfig
 from stages.pretrain.config import PretrainConfig
 from stages.training.config import TrainingConfig, usable_ranks
 from stages.training.memory import Network, memory
 
 NEIGHBOURS = 50
 """Earlier stages of the same kind that are compared to explain why none is reused."""
-SAME_SIZE = 0.02
-"""Share of its images by which a data set may differ from the one that a workflow was written for."""
 INITIAL_SHARE = 0.05
 """Part of an average that may still be the weights that training began with."""
 
@@ -45,6 +42,8 @@ class Question:
     """Training images of data sets that are not there yet."""
     classes: int | None = None
     """Classes that networks tell apart whose data sets are not there yet."""
+    image_bytes: float | None = None
+    """Of each of their images in storage, in the mean."""
     own: str | None = None
     """The driver that asks, whose own leases keep nobody waiting."""
 
@@ -92,7 +91,7 @@ def plan(storage: Storage, workflow: Workflow, question: Question | None = None)
         try:
             document = identify(workflow, name, {f: prints[target] for f, target in targets.items()})
         except UserError as error:
-            if question.images is None and _expected(config) is None:
+            if question.images is None and expected_data(config) is None:
                 raise
             # Whoever states the size of a data set may plan where its images are not.
             prints[name] = f"unknown: {name}"
@@ -193,7 +192,7 @@ def _add_work(
         return
     model = trained_model(workflow.stages, stage.name)
     stage.network = f"{model.title} at {config.resolution}"
-    images, classes = _size(workflow, config, done, question)
+    images, classes = size_of(workflow, config, done, question)
     stage.train_images = images
     missing = [] if images or config.updates else ["--images"]
     missing += [] if classes is not None else ["--classes"]
@@ -208,7 +207,7 @@ def _add_work(
     network = Network(model=model, resolution=config.resolution, num_classes=classes, masked=masked)
     stage.warnings = _warnings(config, model.dropout, updates)
     if config.data in done:
-        stage.warnings += _other_size(_expected(workflow.stages[config.data]), images, classes)
+        stage.warnings += other_size(expected_data(workflow.stages[config.data]), images, classes)
     # A branch's trunk has made those before.
     updates -= config.begins_at[1] if config.begins_at else 0
     seen = updates * config.global_batch
@@ -222,7 +221,8 @@ def _add_work(
     }
     if question.shape is not None and stage.action != "reuse":
         terms = _terms(storage, question, config, network)
-        stage.estimate = estimate(config, network, updates, question.shape, terms)
+        epoch = epoch_images(config, done, question, images) if images else None
+        stage.estimate = estimate(config, network, updates, question.shape, terms, epoch)
         if stage.action == "resume":
             stage.warnings.append("time and money are those of the whole run, of which a part is done")
 
@@ -231,40 +231,6 @@ def _memory_gb(config: TrainingConfig, network: Network) -> float:
     """What each worker's device holds at its peak, with as many workers as the workflow asks for, in GB."""
     ranks = usable_ranks(config.global_batch, config.most_workers)
     return memory(config, network, ranks, "cuda" if config.gpus_per_worker else "cpu").total / 1e9
-
-
-def _expected(config: StageConfig) -> ExpectedData | None:
-    return config.expected if isinstance(config, IngestConfig) else None
-
-
-def _size(
-    workflow: Workflow, config: PretrainConfig | FinetuneConfig, done: dict[str, Finished], question: Question
-) -> tuple[int | None, int | None]:
-    """Training images and classes of a stage: those of its data set where it is done, else as they are stated.
-
-    What is asked goes before what the workflow was written for. One that predicts masked patches has no classes.
-    """
-    masked = isinstance(config, PretrainConfig) and config.masked is not None
-    if config.data not in done:
-        expected = _expected(workflow.stages[config.data])
-        images = question.images or (expected.train_images if expected else None)
-        return images, 0 if masked else question.classes or (expected.classes if expected else None)
-    dataset = dataset_meta(done[config.data].output)
-    if isinstance(config, PretrainConfig):
-        classes, splits = 0 if masked else len(dataset.classes) - len(dataset.held_out), ("train",)
-    else:
-        classes, splits = len(dataset.classes), ("train", "held_out")
-    return sum(dataset.splits[split].count for split in splits if split in dataset.splits), classes
-
-
-def _other_size(expected: ExpectedData | None, images: int | None, classes: int) -> list[str]:
-    """Where the data set is not the one that the workflow was written for: nothing is guessed, it is told."""
-    if expected is None:
-        return []
-    given = f"{images:,} images of {classes:,} classes"
-    wanted = f"{expected.train_images:,} images of {expected.classes:,} classes"
-    near = images is not None and abs(images / expected.train_images - 1) <= SAME_SIZE
-    return [] if near and classes == expected.classes else [f"trains on {given}; this workflow is for {wanted}"]
 
 
 def _warnings(config: TrainingConfig, dropout: float, updates: int) -> list[str]:

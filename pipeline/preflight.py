@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -14,19 +14,17 @@ from cluster.preflight.conditions import broken_conditions
 from cluster.preflight.machine import Asked
 from cluster.storage import Storage
 from pipeline.config import Workflow
-from pipeline.preflight_findings import Finding, Surveyed, judged
+from pipeline.plan import Question
+from pipeline.preflight_comparison import Finding
+from pipeline.preflight_findings import judged
+from pipeline.preflight_survey import Length, Surveyed
 from pipeline.preflight_workflow import bounds
 from pipeline.settings import Settings
 from pipeline.versions import check_versions
+from stages.data.config import DataConfig
 from stages.metrics import now_ms
 
-if TYPE_CHECKING:
-    from cluster.nodes import Nodes
-    from stages.training.reduction import Ranked
-
 ANSWER_SECONDS = 10.0
-START_SECONDS = 120.0
-"""In which a process has to start on each machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,26 +44,20 @@ class Preflight:
         return {"fit": self.fit, **asdict(self)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Length:
-    """How long to measure, in seconds."""
-
-    reduction: float = 120.0
-    storage: float = 5.0
-
-
 def preflight(
     settings: Settings,
     length: Length | None = None,
     *,
     survey: Callable[[Asked, Length], Surveyed] | None = None,
     workflow: Workflow | None = None,
+    question: Question | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Preflight:
     """Check what the settings name: storage from here, and every machine of the cluster by `survey`, where it is given.
 
-    Of a `workflow` it is predicted whether network or storage would hold its training up. `tell` is given a line for
-    each step. What is wrong is a finding; nothing is raised.
+    Of a `workflow` it is predicted whether network or storage would hold its training up; of `question`, the sizes of
+    data sets that are not there yet are taken. `tell` is given a line for each step. What is wrong is a finding;
+    nothing is raised.
     """
     length, findings, surveyed = length or Length(), list[Finding](), None
     tell(f"conditional writes, in {settings.root}")
@@ -79,12 +71,15 @@ def preflight(
         findings += _versions(settings)
     if survey is not None and not any(finding.level == "problem" for finding in findings):
         tell(f"machines and collectives, on {settings.jobs}: about {length.reduction + 2 * length.storage + 20:.0f} s")
-        asked = Asked(root=settings.root, folder=folder, cache=_cache(), seconds=length.storage)
+        inputs = _inputs(workflow) or [DataConfig()]
+        # Without a name it is below the temporary folder of each machine, whatever that is there.
+        caches = tuple(dict.fromkeys(own.cache or "" for own in inputs))
+        asked = Asked(root=settings.root, folder=folder, caches=caches, seconds=length.storage)
         try:
             surveyed = survey(asked, length)
-            findings += judged(surveyed)
+            findings += judged(surveyed, cache_gigabytes=max(own.cache_gigabytes for own in inputs))
             if workflow is not None:
-                findings += bounds(settings.storage(), workflow, surveyed)
+                findings += bounds(settings.storage(), workflow, surveyed, question)
         except UserError as error:
             findings.append(Finding(level="problem", check="machines", told=str(error)))
     return Preflight(findings=findings, surveyed=surveyed)
@@ -97,10 +92,10 @@ def _opened(settings: Settings) -> Storage | Finding:
         return Finding(level="problem", check="storage", told=str(error))
 
 
-def _cache() -> str:
-    from stages.data.cache import default_folder
-
-    return str(default_folder())
+def _inputs(workflow: Workflow | None) -> list[DataConfig]:
+    """How stages read images."""
+    stages = workflow.stages.values() if workflow is not None else ()
+    return [own for own in (getattr(stage, "input", None) for stage in stages) if isinstance(own, DataConfig)]
 
 
 def conditions(storage: Storage, folder: str) -> Finding:
@@ -143,51 +138,3 @@ def _versions(settings: Settings) -> Iterable[Finding]:
         return [Finding(level="problem", check="versions", told=str(error))]
     warned = [Finding(level="warning", check="versions", told=line) for line in lines]
     return warned or [Finding(level="ok", check="versions", told="Python's and Ray's are those of this machine")]
-
-
-# On the cluster
-
-
-def surveyed(asked: Asked, length: Length) -> Surveyed:
-    """Ask every machine of the cluster that RAY_ADDRESS names, and measure a gang on it."""
-    from cluster.nodes import Nodes
-    from cluster.preflight.machine import look
-
-    nodes = Nodes(start_seconds=START_SECONDS)
-    try:
-        errors = dict.fromkeys(nodes.silent, f"no process could be started within {START_SECONDS:.0f} s")
-        # Longer than it takes on a storage that is slow beyond use.
-        answers = nodes.each(look, asked, seconds=120 + 4 * length.storage)
-        clocks = nodes.clocks()
-        ranks, unmeasured = _measured(nodes, length)
-    finally:
-        nodes.close()
-    return Surveyed(
-        machines={answer.node: answer.value for answer in answers if not answer.error},
-        errors=errors | {answer.node: answer.error for answer in answers if answer.error},
-        clocks=clocks,
-        ranks=ranks,
-        unmeasured=unmeasured,
-    )
-
-
-def _measured(nodes: Nodes, length: Length) -> tuple[list[Ranked], str]:
-    """A rank for each GPU that is free or, where there are none, one for each machine; else why there are none."""
-    from cluster.gang import GangError, free_workers, run_gang
-    from stages.training.reduction import Reduction, measure_collectives
-
-    gpus = sum(int(own.get("GPU", 0)) for own in nodes.resources.values())
-    cpus = [own.get("CPU", 0.0) for own in nodes.resources.values() if own.get("CPU", 0.0) >= 1]
-    if not gpus and not cpus:
-        return [], "no machine of the cluster has a CPU or GPU for a worker"
-    each, gpu = (1.0, 1.0) if gpus else (float(min(cpus)), 0.0)
-    room = free_workers(each, gpu)
-    if not room:
-        return [], "others use the cluster: there is no room for a worker to measure with"
-    asked = Reduction(seconds=length.reduction, megabytes=256 if gpus else 16, gpus=bool(gpus))
-    try:
-        ranks = run_gang(measure_collectives, asked, workers=room, cpus=each, gpus=gpu, name="preflight")
-    except (GangError, UserError) as error:
-        return [], str(error)
-    wanted = gpus or len(cpus)
-    return ranks, f"{room} of {wanted} were free" if room < wanted else ""

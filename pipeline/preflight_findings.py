@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 from cluster.preflight.machine import Machine
+from pipeline.preflight_collectives import collectives
+from pipeline.preflight_comparison import Finding, compared
+from pipeline.preflight_survey import Surveyed
 
-if TYPE_CHECKING:
-    from stages.training.reduction import Ranked
-
-Level = Literal["ok", "warning", "problem"]
-
-SLOW = 0.75
-"""Part of the median below which a machine is called slow."""
-UNEVEN = 5.0
-"""How often the median an all-reduce may take before that is told."""
 CLOCK_SECONDS, REFUSED_SECONDS = 2.0, 600.0
 """That a clock may be off before times are misread, and before S3, which refuses signatures from 900 s on, is near."""
 CACHE_BYTES, SHARED_BYTES = 50 * 10**9, 2**30
@@ -27,33 +18,8 @@ LOCKED_BYTES = 8 * 2**30
 """Of memory that a rank may lock, below which RDMA fails, or NCCL takes TCP in its place."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What a check came to."""
-
-    level: Level
-    check: str
-    told: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surveyed:
-    """What a job on the cluster has found."""
-
-    machines: dict[str, Machine]
-    """By their addresses."""
-    errors: dict[str, str]
-    """What machines said that could not answer, by their addresses."""
-    clocks: dict[str, tuple[float, float]]
-    """How far each machine's clock is ahead of the driver's, and how far that may be wrong, in seconds."""
-    ranks: list[Ranked]
-    """Of the gang that was measured; empty where there was no room for one."""
-    unmeasured: str = ""
-    """Why there was none."""
-
-
-def judged(found: Surveyed) -> list[Finding]:
-    """The findings on all machines."""
+def judged(found: Surveyed, *, cache_gigabytes: float = 0.0) -> list[Finding]:
+    """The findings on all machines, each of which should have room for a cache of so many 10^9 bytes."""
     machines = found.machines
     findings = [
         Finding(level="problem", check="machines", told=f"{name}: {told}") for name, told in found.errors.items()
@@ -61,10 +27,9 @@ def judged(found: Surveyed) -> list[Finding]:
     findings += [
         *_same_versions(machines),
         *_clocks(found.clocks),
-        *_rooms(machines),
-        *_rates("bytes written to storage", {name: machine.written for name, machine in machines.items()}, "MB/s", 1e6),
-        *_rates("bytes read from storage", {name: machine.read for name, machine in machines.items()}, "MB/s", 1e6),
-        *_collectives(found),
+        *_rooms(machines, max(CACHE_BYTES, cache_gigabytes * 1e9)),
+        *_storage(machines),
+        *collectives(found),
     ]
     return findings
 
@@ -92,11 +57,11 @@ def _clocks(clocks: dict[str, tuple[float, float]]) -> Iterable[Finding]:
         yield Finding(level="ok", check="clocks", told=f"within {1000 * worst:.0f} ms of each other's")
 
 
-def _rooms(machines: dict[str, Machine]) -> Iterable[Finding]:
+def _rooms(machines: dict[str, Machine], cache_bytes: float) -> Iterable[Finding]:
     for name, machine in machines.items():
-        if machine.cache_free < CACHE_BYTES:
-            free = f"{name} has {machine.cache_free / 1e9:.1f} GB free for shards"
-            told = f"{free}: mount a disk, and name it in input.cache"
+        if machine.cache_free is not None and machine.cache_free < cache_bytes:
+            free = f"{name} has {machine.cache_free / 1e9:.1f} GB free for shards, in {machine.cache}"
+            told = f"{free}, and {cache_bytes / 1e9:,.0f} are wanted: mount a disk, and name it in input.cache"
             yield Finding(level="warning", check="disk", told=told)
         if machine.shared_memory < SHARED_BYTES:
             told = (
@@ -115,48 +80,12 @@ def _rooms(machines: dict[str, Machine]) -> Iterable[Finding]:
             yield Finding(level="warning", check="open files", told=told)
 
 
-def _rates(check: str, rates: dict[str, float], unit: str, size: float) -> Iterable[Finding]:
-    """Slow machines by name, and what the others reach."""
-    if not rates:
-        return
-    median = statistics.median(rates.values())
-    slow = {name: rate for name, rate in rates.items() if rate < SLOW * median}
-    for name, rate in slow.items():
-        told = f"{name} is slow: {_figure(rate / size)} {unit}, half of the machines reach {_figure(median / size)}"
-        yield Finding(level="warning", check=check, told=told)
-    if not slow:
-        low, high = _figure(min(rates.values()) / size), _figure(max(rates.values()) / size)
-        reached = low if low == high else f"{low} to {high}"
-        yield Finding(level="ok", check=check, told=f"{reached} {unit}{' each' if len(rates) > 1 else ''}")
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _collectives(found: Surveyed) -> Iterable[Finding]:
-    ranks = found.ranks
-    if not ranks:
-        yield Finding(level="warning", check="collectives", told=found.unmeasured or "none were measured")
-        return
-    devices = sorted({rank.device for rank in ranks})
-    if len(devices) > 1:
-        told = f"{', '.join(devices)}: all ranks wait for the slowest, and bits may differ"
-        yield Finding(level="warning", check="devices", told=told)
-    yield from _rates("products of matrices", {_name(rank): rank.tflops for rank in ranks}, "TFLOP/s", 1.0)
-    if len(ranks) == 1:
-        yield Finding(level="warning", check="all-reduce", told="there is room for one rank alone, which sends nothing")
-        return
-    bus, slowest = ranks[0].bus, max(rank.slowest for rank in ranks)
-    yield Finding(level="ok", check="all-reduce", told=f"{len(ranks)} ranks, bus bandwidth {_figure(bus)} GB/s")
-    if slowest > UNEVEN:
-        told = (
-            f"the slowest took {slowest:,.1f} times as long as the median: something else uses the network or the cores"
+def _storage(machines: dict[str, Machine]) -> Iterable[Finding]:
+    """Of machines that were asked alike: one without GPUs need not be as fast as those with eight."""
+    for at_once in sorted({machine.at_once for machine in machines.values()}, reverse=True):
+        alike = {name: machine for name, machine in machines.items() if machine.at_once == at_once}
+        written, read = (
+            {name: getattr(machine, way) for name, machine in alike.items()} for way in ("written", "read")
         )
-        yield Finding(level="warning", check="all-reduce", told=told)
-    pairs = {_name(rank): rank.pair for rank in ranks if rank.pair is not None}
-    yield from _rates("links between machines", pairs, "GB/s", 1.0)
-
-
-def _name(rank: Ranked) -> str:
-    return f"{rank.host}:{rank.local_rank}" if rank.local_rank else rank.host
+        yield from compared("bytes written to storage", written, "MB/s", 1e6)
+        yield from compared("bytes read from storage", read, "MB/s", 1e6)

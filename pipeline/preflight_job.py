@@ -9,8 +9,7 @@ from typing import Any
 
 from cluster.preflight.machine import Asked, Machine
 from pipeline.command_job import run_as_job
-from pipeline.preflight import Length, surveyed
-from pipeline.preflight_findings import Surveyed
+from pipeline.preflight_survey import Length, Surveyed, surveyed
 from pipeline.settings import Settings
 
 RESULT = "surveyed: "

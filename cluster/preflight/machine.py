@@ -29,10 +29,12 @@ class Asked:
     root: str
     folder: str
     """Below the root, for keys of ours alone."""
-    cache: str
-    """Where shards will be kept."""
+    caches: tuple[str, ...]
+    """Folders where shards will be kept, as the machine has them; none where nothing is trained."""
     seconds: float
     """For each direction of the bandwidth to storage."""
+    at_once: int = 1
+    """Objects under way to and from storage, as when the machine's ranks fetch shards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,12 @@ class Machine:
     cpu: str
     cores: int
     memory: int | None
-    cache_free: int
+    cache: str | None
+    """The folder for shards with the least room."""
+    cache_free: int | None
+    """What can be written there."""
+    at_once: int
+    """Objects that were under way to and from storage."""
     shared_memory: int
     open_files: int
     """Files that a process may have open."""
@@ -57,13 +64,18 @@ class Machine:
 
 def look(asked: Asked) -> Machine:
     """This machine. Importable, so that Ray can send it. Raises OSError where the storage does not answer."""
-    written, read = bytes_per_s(open_storage(asked.root), f"{asked.folder}/{socket.gethostname()}", asked.seconds)
+    folder = f"{asked.folder}/{socket.gethostname()}"
+    written, read = bytes_per_s(open_storage(asked.root), folder, asked.seconds, asked.at_once)
+    rooms = [(_free(Path(own).expanduser()), own) for own in asked.caches]
+    cache_free, cache = min(rooms, default=(None, None))
     return Machine(
         host=socket.gethostname(),
         cpu=cpu_name(),
         cores=cores(),
         memory=memory_bytes(),
-        cache_free=_free(Path(asked.cache)),
+        cache=cache,
+        cache_free=cache_free,
+        at_once=asked.at_once,
         shared_memory=_free(Path("/dev/shm")),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         locked_memory=locked_memory(),

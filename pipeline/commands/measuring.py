@@ -70,6 +70,9 @@ def preflight(
         str | None, typer.Option(metavar="WORKFLOW", help="tell whether its training would wait for network or storage")
     ] = None,
     override: Overrides = None,
+    images: Annotated[int | None, typer.Option(min=1, help="training images of data sets not there yet")] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="classes of data sets not there yet")] = None,
+    image_bytes: Annotated[float | None, typer.Option(min=1, help="of each of their images in storage")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="of all-reduces")] = 120.0,
     storage_seconds: Annotated[float, typer.Option(min=0.1, help="of writing to storage, and of reading")] = 5.0,
     address: Address = None,
@@ -83,12 +86,15 @@ def preflight(
     """
     from pipeline.config import load_workflow
     from pipeline.display_preflight import preflight_report
+    from pipeline.plan import Question
     from pipeline.preflight import Length
     from pipeline.preflight import preflight as check
     from pipeline.preflight_job import on_cluster
 
-    if override and workflow is None:
-        raise UserError("-o says nothing without --workflow")
+    sizes = {"--images": images, "--classes": classes, "--image-bytes": image_bytes}
+    given = ["-o"] * bool(override) + [name for name, value in sizes.items() if value is not None]
+    if given and workflow is None:
+        raise UserError(f"{given[0]} says nothing without --workflow")
     settings = resolve(root=root, mlflow=mlflow, address=address)
     loaded = None if workflow is None else load_workflow(workflow, override or [])
     found = check(
@@ -96,6 +102,7 @@ def preflight(
         Length(reduction=seconds, storage=storage_seconds),
         survey=partial(on_cluster, settings) if settings.jobs else None,
         workflow=loaded,
+        question=Question(images=images, classes=classes, image_bytes=image_bytes),
         tell=(lambda line: None) if as_json else lambda line: console.print(f"… {line}", style="dim", markup=False),
     )
     if as_json:

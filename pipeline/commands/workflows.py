@@ -47,6 +47,7 @@ def plan(
     mtbf_hours: Annotated[float | None, typer.Option(min=0.1, help="between two failures of a machine")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="training images of data sets not there yet")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="classes of data sets not there yet")] = None,
+    image_bytes: Annotated[float | None, typer.Option(min=1, help="of each of their images in storage")] = None,
     budget: Annotated[
         str | None, typer.Option(metavar="N-exaFLOP", help="rank the models and lengths that this buys")
     ] = None,
@@ -72,7 +73,7 @@ def plan(
         raise UserError(f"--{useless[0].replace('_', '-')} says nothing without --on, for example --on h100x8")
     shape = None if on is None else replace(parse_shape(on, **of_gpus), **rates)
     loaded = load_workflow(workflow, override or [])
-    question = Question(shape=shape, terms=terms, images=images, classes=classes)
+    question = Question(shape=shape, terms=terms, images=images, classes=classes, image_bytes=image_bytes)
     if budget is not None:
         _print_budget(loaded, budget, resolve(root=root).storage(), question, as_json=as_json)
         return

@@ -44,8 +44,8 @@ class Ranked:
     slowest: float
     """Seconds of the slowest all-reduce over those of the median one."""
     pair: float | None
-    """The best that this machine reached with another one, each sending to the other; None where there is none, and
-    for ranks that are not their machine's first."""
+    """The best that this rank reached with one of another machine, each sending to the other while the other ranks of
+    both do the same; None where there is no other machine, or one that has no rank of this number."""
 
 
 def measure_collectives(asked: Reduction, place: Place) -> list[Ranked]:
@@ -94,20 +94,26 @@ def _reduce(asked: Reduction, device: torch.device) -> tuple[float, float]:
 
 
 def _pairs(asked: Reduction, device: torch.device, place: Place) -> float | None:
-    """Each machine's first rank with several others in turn: a slow machine is slow with all of them."""
-    first: list[int | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(first, dist.get_rank() if place.local_rank == 0 else None)
-    leaders = [rank for rank in first if rank is not None]
+    """Each machine's ranks with those of several others in turn: a slow machine is slow with all of them.
+
+    All ranks of a machine send at once, since each may have a connection of its own to the network; as many as the
+    machine with the fewest has, so that all machines are measured alike.
+    """
+    numbers = [0] * dist.get_world_size()
+    dist.all_gather_object(numbers, place.local_rank)
+    peers = [rank for rank, number in enumerate(numbers) if number == place.local_rank]
+    machines = numbers.count(0)
     best = None
     data = torch.ones(asked.megabytes * 10**6 // 4, device=device)
     received = torch.empty_like(data)
-    own = leaders.index(dist.get_rank()) if dist.get_rank() in leaders else None
-    for turn in range(turns(len(leaders))):
-        other = None if own is None else partner(own, turn, len(leaders))
+    # Whoever has a number that some machine lacks waits.
+    own = peers.index(dist.get_rank()) if len(peers) == machines else None
+    for turn in range(turns(machines)):
+        other = None if own is None else partner(own, turn, machines)
         for _ in range(PAIR_TRIES):
             dist.barrier()
             if other is not None:
-                rank = leaders[other]
+                rank = peers[other]
                 seconds = _timed(lambda rank=rank: _exchange(data, received, rank), device)
                 best = max(best or 0.0, 4 * data.numel() / seconds / 1e9)
     return best

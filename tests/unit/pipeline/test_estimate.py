@@ -17,6 +17,7 @@ from pipeline.config import Workflow
 from pipeline.display_estimate import _lines
 from pipeline.estimate import Estimate, Terms, estimate
 from pipeline.estimate_failures import COPY_BYTES_PER_S
+from pipeline.estimate_reading import Images
 from pipeline.head import HeadDocument
 from pipeline.plan import PlannedStage, Question, plan
 from pipeline.record import EventLog, Record, mark, write_record
@@ -143,6 +144,62 @@ def test_what_machines_read_is_told_with_what_makes_it_less():
     assert "reading" not in dict(_lines(of("h100x8", workers=8)))
 
 
+def test_training_does_not_exceed_what_a_product_of_matrices_reached():
+    terms = Terms(efficiency=0.5, ceiling=0.25)
+    assert of(terms=terms).update_seconds == pytest.approx(2 * of().update_seconds)
+    assert of(terms=terms).efficiency_from == "all that a product of matrices was measured to reach"
+    assumed = of(terms=Terms(ceiling=0.65))
+    assert (assumed.efficiency, assumed.efficiency_from) == (0.4, "assumed")
+
+
+def first(shape: ClusterShape, images: Images | None, updates: int = 1000, **fields) -> Estimate:
+    config = pretrain(**fields)
+    network = Network(model=config.model, resolution=config.resolution, num_classes=1000)
+    return estimate(config, network, updates, shape, Terms(efficiency=0.5), images)
+
+
+def test_the_first_epoch_is_fetched_by_each_machine():
+    images = Images(count=409_600, image_bytes=100_000, source="stated")
+    found = first(connected(bucket_mb_per_s=1000), images, input={"cache_gigabytes": 41})
+    own = found.first_epoch
+    assert own is not None
+    # With 16 streams 41 GB come to each machine at 1 GB/s, and 100 updates train on them.
+    assert (own.fetched_bytes, own.fetch_seconds) == (40.96e9, 40.96)
+    assert own.train_seconds == pytest.approx(100 * found.update_seconds)
+    (warning,) = found.warnings
+    assert warning == (
+        "the first epoch waits for storage: to fetch its images takes 41.0 s, to train on them 4.8 s: 36.2 s that "
+        "`time` leaves out"
+    )
+    assert dict(_lines(found))["first epoch"] == (
+        "41.0 GB to each machine in 41.0 s, trained on in 4.8 s; 100 kB an image, stated"
+    )
+    eighth = first(connected(bucket_mb_per_s=1000), images, input={"streams": 4096}).first_epoch
+    assert eighth is not None
+    assert eighth.fetch_seconds == pytest.approx(40.96 / 8)
+    # To read is not to write.
+    assert first(connected(bucket_mb_per_s=1000, read_mb_per_s=10_000), images).warnings == []
+    assert first(connected(bucket_mb_per_s=1000), None).first_epoch is None
+    assert first(connected(), images).first_epoch is None
+
+
+def test_what_the_cache_does_not_keep_is_fetched_in_each_epoch():
+    images = Images(count=409_600, image_bytes=100_000, source="stated")
+    (warning,) = first(connected(bucket_mb_per_s=1000), images, input={"cache_gigabytes": 40}).warnings
+    # Ten epochs of 36.2 s.
+    assert warning == (
+        "each epoch waits for storage: to fetch its images takes 41.0 s, to train on them 4.8 s, and the cache keeps "
+        "40.0 GB of 41.0 GB: up to 6 min 02 s that `time` leaves out"
+    )
+    (once,) = first(connected(bucket_mb_per_s=1000), images, updates=50, input={"cache_gigabytes": 10}).warnings
+    # Half an epoch is all that there is.
+    assert once.startswith(
+        "the first epoch waits for storage: to fetch its images takes 20.5 s, to train on them 2.4 s"
+    )
+    samples = first(connected(bucket_mb_per_s=1000), images, input={"cache_gigabytes": 41, "fetch": "samples"})
+    assert samples.warnings[0].startswith("each epoch waits for storage")
+
+
 def test_gpus_that_the_workers_do_not_ask_for_stand_idle():
     whole, half = of("h100x64"), of("h100x64", workers=32)
     assert (whole.gpus, half.gpus, half.idle_gpus) == (64, 32, 32)
@@ -210,6 +267,18 @@ def test_sizes_are_stated_where_the_data_set_is_not_there_yet(storage: Storage):
     assert known["finetune"].estimate is not None
     # The paper's core-days are those of its pre-training.
     assert known["finetune"].estimate.tpu_core_days == {}
+
+
+def test_the_size_of_images_is_stated_or_assumed_where_the_data_set_is_not_there_yet(storage: Storage):
+    def asked(**question) -> tuple[float, str]:
+        shape = connected(bucket_mb_per_s=1000)
+        found = planned(storage, workflow(), shape=shape, images=1000, classes=10, **question)["pretrain"].estimate
+        assert found is not None
+        assert found.first_epoch is not None
+        return found.first_epoch.image_bytes, found.first_epoch.image_bytes_from
+
+    assert asked() == (110_000, "assumed")
+    assert asked(image_bytes=500.0) == (500, "stated")
 
 
 def test_a_source_that_is_elsewhere_keeps_nobody_from_planning(storage: Storage):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -74,24 +75,51 @@ def test_a_storage_that_looks_first_and_writes_then_is_found_out(url: str, monke
 def test_bandwidth_is_measured_and_leaves_nothing(url: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bandwidth, "PIECE", 2**16)
     storage = open_storage(url)
-    written, read = bandwidth.bytes_per_s(storage, "scratch/check", 0.05)
+    written, read = bandwidth.bytes_per_s(storage, "scratch/check", 0.05, 3)
     assert written > 0
     assert read > 0
     assert list(storage.list("")) == []
 
 
+@pytest.mark.parametrize(("asked", "expected"), [(3, 3), (64, 32)])
+def test_as_many_objects_are_under_way_as_asked_for_and_not_too_many(
+    url: str, monkeypatch: pytest.MonkeyPatch, asked: int, expected: int
+):
+    monkeypatch.setattr(bandwidth, "PIECE", 2**10)
+    storage, barrier, names = open_storage(url), threading.Barrier(expected, timeout=60), set[str]()
+    write = storage.write
+
+    def together(key: str, data: bytes) -> str:
+        if key not in names:
+            names.add(key)
+            # Each first write waits until all others are under way too.
+            barrier.wait()
+        return write(key, data)
+
+    monkeypatch.setattr(storage, "write", together)
+    bandwidth.bytes_per_s(storage, "scratch/check", 0.05, asked)
+    assert len(names) == expected
+
+
 def test_a_storage_that_does_not_answer_is_an_error_and_leaves_no_thread_waiting(tmp_path: Path):
     (tmp_path / "root").write_text("no folder")
     with pytest.raises(OSError):
-        bandwidth.bytes_per_s(open_storage(f"file://{tmp_path}/root"), "scratch/check", 0.05)
+        bandwidth.bytes_per_s(open_storage(f"file://{tmp_path}/root"), "scratch/check", 0.05, 2)
 
 
 def test_a_machine_tells_what_training_needs_to_know(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bandwidth, "PIECE", 2**16)
     cache = tmp_path / "not" / "yet" / "there"
-    found = look(Asked(root=url, folder="scratch/check", cache=str(cache), seconds=0.05))
+    asked = Asked(root=url, folder="scratch/check", caches=(str(cache),), seconds=0.05, at_once=2)
+    found = look(asked)
     assert set(found.versions) == {"python", *PACKAGES}
+    assert (found.cache, found.at_once) == (str(cache), 2)
+    assert found.cache_free is not None
     assert min(found.cores, found.cache_free, found.open_files) > 0
+    # The one with the least room, such as one that cannot be written.
+    both = look(replace(asked, caches=(str(cache), "/proc/1")))
+    assert (both.cache, both.cache_free) == ("/proc/1", 0)
+    assert look(replace(asked, caches=())).cache_free is None
     assert found.shared_memory >= 0
     assert not cache.exists()
     # As it comes back from a job.

@@ -25,12 +25,12 @@ def _free_port() -> int:
 def _rank(rank: int, machines: int, port: int, results: Queue) -> None:
     place = {"RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
-    # As on machines of their own, or all on one.
-    local = 0 if machines > 1 else rank
+    # All on one, two of them on one, or each on its own.
+    local = {1: rank, 2: max(0, rank - 1), 3: 0}[machines]
     results.put(measure_collectives(ASKED, Place(rank=rank, world_size=RANKS, local_rank=local)))
 
 
-@pytest.mark.parametrize("machines", [1, RANKS])
+@pytest.mark.parametrize("machines", [1, 2, RANKS])
 def test_every_rank_has_its_figures(machines):
     context = multiprocessing.get_context("spawn")
     results, port = context.Queue(), _free_port()
@@ -42,10 +42,13 @@ def test_every_rank_has_its_figures(machines):
         process.join()
     # All know of all.
     assert found[0] == found[1] == found[2]
-    assert [rank.local_rank for rank in found[0]] == ([0] * RANKS if machines > 1 else list(range(RANKS)))
+    assert [rank.local_rank for rank in found[0]] == {1: [0, 1, 2], 2: [0, 0, 1], 3: [0, 0, 0]}[machines]
     assert all(rank.tflops > 0 and rank.bus > 0 and rank.slowest >= 1 for rank in found[0])
     pairs = [rank.pair for rank in found[0]]
-    assert all(pair is not None and pair > 0 for pair in pairs) if machines > 1 else pairs == [None] * RANKS
+    # The second rank of one machine has nobody to send to where the other machine has one rank.
+    linked = {1: 0, 2: 2, 3: 3}[machines]
+    assert all(pair is not None and pair > 0 for pair in pairs[:linked])
+    assert pairs[linked:] == [None] * (RANKS - linked)
 
 
 def test_a_gang_of_one_sends_nothing():
