@@ -14,6 +14,8 @@ from cluster.storage.base import Storage
 
 AT_ONCE = 16
 """Requests on their way."""
+FILES_AT_ONCE = 8
+"""Whole files on their way to a machine, of which a large one comes in several parts at once by itself."""
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -18,14 +18,11 @@ from torch import Tensor, nn
 
 from cluster.errors import UserError
 from cluster.storage.base import Storage, file_digest
-from cluster.storage.many import at_once
+from cluster.storage.many import FILES_AT_ONCE, at_once
 from stages.models.weights_out import read_place
 from stages.training.manifest import Damaged, Position, check_stored, read_manifest
 
 MANIFEST = "MANIFEST.json"
-FILES_AT_ONCE = 8
-"""Of a checkpoint, on their way to this machine: of many ranks each has a small one; a large one comes in several parts
-at once by itself."""
 
 
 class CheckpointFiles:

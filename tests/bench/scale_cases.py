@@ -9,7 +9,8 @@ from typing import Any
 
 from cluster.shapes import GPUS
 from pipeline.estimate import ASSUMED_EFFICIENCY
-from pipeline.estimate_failures import COPY_BYTES_PER_S, RESTART_SECONDS, commit_seconds
+from pipeline.estimate_failures import COPY_BYTES_PER_S, commit_seconds, restart_seconds
+from pipeline.estimate_reading import ASSUMED_IMAGE_BYTES
 from stages.models.config import ModelConfig
 from stages.training.config import TrainingConfig
 from stages.training.interval import Failures
@@ -19,8 +20,7 @@ MEASURED: dict[str, Any] = json.loads((Path(__file__).parent / "scale_constants.
 """By `python -m tests.bench.scale record`, of the real code."""
 GPUS_EACH = (64, 256, 1024)
 PER_MACHINE = 8
-IMAGE_BYTES = 110_000
-"""Assumed: ImageNet-1k's JPEGs as they come have 138 GB for 1.28 million."""
+IMAGE_BYTES = ASSUMED_IMAGE_BYTES
 TAR_BYTES = 256 * 2**20
 """The default of ingestion."""
 PER_TAR = TAR_BYTES // IMAGE_BYTES
@@ -28,8 +28,6 @@ BUCKET_BYTES_PER_S = 1e9
 """Assumed, of each machine."""
 DISK_BYTES = 24e12
 """Assumed: 80 % of 30 TB in each machine, which the cache may take."""
-S3_GET, S3_PUT = 5500, 3500
-"""A second, of each partitioned prefix at least: AWS."""
 MACHINE_MTBF_HOURS = 54 * 24 * (16_384 / 8) / 419
 """419 unexpected interruptions in 54 days of 16,384 GPUs: Llama 3's, of a machine of eight."""
 
@@ -82,7 +80,7 @@ class Run:
     def failures(self, machine_hours: float = MACHINE_MTBF_HOURS) -> Failures:
         return Failures(
             between=machine_hours * 3600 / self.machines,
-            restart=RESTART_SECONDS,
+            restart=restart_seconds(self.gpus, self.machines),
             copy=self.checkpoint_bytes / self.gpus / COPY_BYTES_PER_S,
             upload=self.upload_seconds + commit_seconds(self.gpus),
         )

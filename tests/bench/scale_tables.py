@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from cluster.storage.many import AT_ONCE
 from pipeline.display_estimate import days
-from pipeline.estimate_failures import REQUEST_SECONDS, commit_seconds
-from stages.training.restore import FILES_AT_ONCE
+from pipeline.estimate_failures import PREFIX_GETS, REQUEST_SECONDS, commit_seconds, restart_seconds, restore_seconds
+from pipeline.worker import looks_at
 from tests.bench.scale_cases import (
     BUCKET_BYTES_PER_S,
     DATA,
@@ -20,7 +20,6 @@ from tests.bench.scale_cases import (
     PAPER,
     PER_MACHINE,
     PER_TAR,
-    S3_GET,
     TAR_BYTES,
 )
 from tests.bench.scale_lost import intervals, lost, spares
@@ -111,7 +110,7 @@ def first_epoch() -> str:
 def samples() -> str:
     """`fetch: samples`: a range request for each image."""
     rows = [
-        (f"{own.title}, {own.gpus:,} GPUs", f"{own.images_per_s:,.0f}", f"{own.images_per_s / S3_GET:,.0f}")
+        (f"{own.title}, {own.gpus:,} GPUs", f"{own.images_per_s:,.0f}", f"{own.images_per_s / PREFIX_GETS:,.0f}")
         for own in PAPER
     ]
     return table(("", "GET/s", "times S3's 5,500 of a prefix"), rows)
@@ -121,7 +120,7 @@ def steady() -> str:
     """Requests a second that go on whatever happens."""
     keeper, curves = MEASURED["keeper"], MEASURED["curves_1"]["GET"] / 2
     told = {
-        "every rank looks for a request to stop": [MEASURED["stop_64"]["GET"]] * 3,
+        "every rank looks for a request to stop": [MEASURED["stop_64"]["GET"], *map(looks, GPUS_EACH[1:])],
         "the same, one look a second of each rank, as it was": [float(gpus) for gpus in GPUS_EACH],
         "the driver renews two leases and looks for a cancel: reads": [keeper["GET"]] * 3,
         "and writes": [keeper["PUT"]] * 3,
@@ -133,6 +132,12 @@ def steady() -> str:
     }
     rows = [(what, *(f"{rate:,.1f}" for rate in rates)) for what, rates in told.items()]
     return table(("requests a second", *(f"{gpus:,} GPUs" for gpus in GPUS_EACH)), rows)
+
+
+def looks(ranks: int) -> float:
+    """For a request to stop, by so many ranks in a second, which take turns."""
+    _, interval = looks_at(0, ranks)
+    return ranks / interval
 
 
 def objects() -> str:
@@ -151,12 +156,13 @@ def objects() -> str:
                 f"{per_rank('delete', 'DELETE', gpus) * REQUEST_SECONDS / AT_ONCE:,.0f}",
                 f"{machines * read:,.0f}",
                 f"{read * REQUEST_SECONDS:,.0f}",
-                f"{read * REQUEST_SECONDS / FILES_AT_ONCE:,.0f}",
+                f"{restore_seconds(read, machines):,.0f}",
+                f"{restart_seconds(gpus, machines):,.0f}",
             )
         )
     head = (
         "ranks", "objects", "manifest", "s to commit, was", "is", "s to delete, was", "is",
-        "requests of a restart", "s of each machine, was", "is",
+        "requests of a restart", "s of each machine, was", "is", "R, s",
     )  # fmt: skip
     return table(head, rows)
 

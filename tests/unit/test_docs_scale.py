@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.commands.base import console
-from pipeline.estimate_failures import RESTART_SECONDS
+from pipeline.estimate_failures import RESTART_SECONDS, restart_seconds, restore_requests, restore_seconds
 from stages.training.config import usable_ranks
 from tests.bench.scale_cases import DATA, MACHINE_MTBF_HOURS, MEASURED, PER_TAR
 from tests.bench.scale_tables import TABLES, filled
@@ -45,6 +45,16 @@ def test_what_the_text_says_is_what_was_measured_and_assumed():
     assert f"that took {MEASURED['list_seconds_20000']:.2f} s each time" in words
     assert MEASURED["add_seconds_20000"] < 1e-3
     assert f"{80.6 * DATA['10^10'] / PER_TAR / 1e6:.0f} MB in each rank" in words
+
+
+def test_a_restart_asks_for_what_was_measured_and_no_faster_than_a_prefix_answers():
+    for ranks in (8, 64):
+        assert sum(MEASURED[f"restore_{ranks}"].values()) == restore_requests(ranks)
+    # 3,073 requests of each of 128 machines, eight under way, each of a tenth of a second: they would ask for 10,240 a
+    # second, and 5,500 are answered.
+    assert restore_seconds(3073, 128) == pytest.approx(3073 * 128 / 5500)
+    assert restore_seconds(193, 8) == pytest.approx(193 * 0.1 / 8)
+    assert restart_seconds(1024, 128) == pytest.approx(120 + 71.5, rel=0.001)
 
 
 def test_the_plan_is_as_the_page_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
