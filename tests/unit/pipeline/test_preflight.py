@@ -253,6 +253,32 @@ def test_machines_are_asked_for_room_where_the_workflow_keeps_its_shards(cluster
     assert asked("pretrain.input.cache=/cache", "finetune.input.cache=/cache") == ["/cache"]
 
 
+def test_what_is_said_of_the_workflow_is_judged_by_the_sizes_given(cluster, tmp_path, monkeypatch, capsys):
+    there, answers, _ = cluster
+    # Fast enough for images of a usual size, whatever a network of this size takes.
+    answers.append(survey(**{name: replace(MACHINE, host=name, read=1e15) for name in NAMES}))
+    (tmp_path / "small.yaml").write_text(INGEST + PRETRAIN)
+    monkeypatch.setenv("PATCHLINE_HOME", str(tmp_path / "home"))
+
+    def findings(*words: str) -> list[str]:
+        command = ["patchline", "preflight", "--json", "--workflow", str(tmp_path / "small.yaml"), *words]
+        places = ["--root", there.root, "--mlflow", there.mlflow, "--address", there.jobs]
+        monkeypatch.setattr(sys, "argv", [*command, *places])
+        with pytest.raises(SystemExit):
+            cli.main()
+        answer = capsys.readouterr().out
+        return [f"{item['check']}: {item['told']}" for item in json.loads(answer)["findings"]]
+
+    assert any("pretrain: was not judged: 'ingest' is not done: --classes would" in line for line in findings())
+    sizes = ["--images", "1400", "--classes", "10"]
+    assert any("pretrain: storage was not judged" in line for line in findings(*sizes))
+    stated = findings(*sizes, "--image-bytes", "1e9")
+    assert any("pretrain: the first epoch waits for storage" in line for line in stated)
+    assert not any(line.startswith("disk") for line in stated)
+    wanted = findings("-o", "pretrain.input.cache_gigabytes=2000")
+    assert any(line.startswith("disk: a has 1000.0 GB free for shards, in /cache, and 2,000 are") for line in wanted)
+
+
 def test_a_machine_looks_at_its_own_temporary_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(bandwidth, "PIECE", 2**16)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "of-this-machine"))
