@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -236,11 +237,23 @@ def export(
 
 
 @app.command()
-def schema() -> None:
+def schema(
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="write pages about stages and metrics there instead")
+    ] = None,
+) -> None:
     """Print the JSON schema of the workflow file, for editors.
 
     Example: `patchline schema > workflow.schema.json`
     """
-    from pipeline.config import json_schema
+    if markdown is None:
+        from pipeline.config import json_schema
 
-    print_json(json_schema())
+        print_json(json_schema())
+        return
+    from pipeline.stage_pages import pages
+
+    for path, text in pages().items():
+        (markdown / path).parent.mkdir(parents=True, exist_ok=True)
+        (markdown / path).write_text(text, encoding="utf-8")
+    console.print(f"{len(pages())} pages in {markdown}", soft_wrap=True)

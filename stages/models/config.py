@@ -46,11 +46,13 @@ class ModelConfig(Config):
     A variant is a size, or a whole name; what is given beside it overrides it.
     """
 
-    variant: Literal["Ti", "S", "B", "L", "H", "g", "G"] | None = Field(None, description="named shape")
-    width: int = Field(0, ge=0, description="size of a token's vector")
-    depth: int = Field(0, ge=0, description="number of blocks")
-    mlp_dim: int = Field(0, ge=0, description="hidden size of a block's MLP")
-    num_heads: int = Field(0, ge=0, description="attention heads")
+    variant: Literal["Ti", "S", "B", "L", "H", "g", "G"] | None = Field(
+        None, description="Ti, S, B, L, H, g or G, or a whole name such as B/16 and R50+B/16"
+    )
+    width: int = Field(0, ge=0, description="size of a token's vector; the variant's if absent")
+    depth: int = Field(0, ge=0, description="number of blocks; the variant's if absent")
+    mlp_dim: int = Field(0, ge=0, description="hidden size of a block's MLP; the variant's if absent")
+    num_heads: int = Field(0, ge=0, description="attention heads; the variant's if absent")
     patch_size: int = Field(16, gt=0, description="side of a patch in pixels, or in elements of the stem's map")
     stem: StemConfig | None = added(None, "ResNet whose last map a hybrid's patches are cut from")
     in_channels: int = Field(3, gt=0, description="image channels")
