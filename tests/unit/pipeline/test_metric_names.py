@@ -40,8 +40,8 @@ stages:
     polyak_decay: 0.5
   long: {<<: *training, updates: 6, fewshot: {every: 3, shots: [1], draws: 2}}
   finetune: &tuning
-    {kind: finetune, data: ingest, from: short, resolution: 16, updates: 2, global_batch: 32, workers: 0, polyak_decay: 0.5,
-     input: {streams: 1, window: 256, loader_threads: 1}}
+    {kind: finetune, data: ingest, from: short, resolution: 16, updates: 2, global_batch: 32, workers: 0,
+     polyak_decay: 0.5, input: {streams: 1, window: 256, loader_threads: 1}}
   finetune-long: {<<: *tuning, from: long}
   choice: {from: [short, long]}
   summary: {from: [short, long]}
@@ -119,4 +119,6 @@ def test_outputs_have_the_files_of_the_pages(finished: tuple[Storage, list[Recor
         files = read_output(storage, record.output_prefix).manifest["files"]
         made[record.kind] |= {re.sub(r"^tables/[a-z_]+", "tables/<split>", file["path"]) for file in files}
     for kind, files in made.items():
-        assert files == set(FILES[kind]), kind
+        assert files <= set(FILES[kind]), kind
+        # Of two models on the same images it draws no figure that has but one place on its axis.
+        assert files == set(FILES[kind]) or kind == "scaling", kind
