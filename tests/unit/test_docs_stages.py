@@ -91,3 +91,9 @@ def test_every_link_within_the_repository_leads_somewhere(page: Path):
         assert found.exists(), f"{page.name}: {target}"
         if anchor:
             assert anchor in headings(found), f"{page.name}: {target}"
+
+
+def test_the_index_has_a_line_for_each_page():
+    listed = re.findall(r"^\| \[[^\]]+\]\(([^)]+)\)", (DOCS / "README.md").read_text(), re.MULTILINE)
+    pages_there = {path.name for path in DOCS.glob("*.md")} - {"README.md"}
+    assert sorted(listed) == sorted({*pages_there, "stages/README.md"})
