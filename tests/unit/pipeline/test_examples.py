@@ -48,6 +48,9 @@ def newcomer(tmp_path, monkeypatch):
     for name in ("mine", "jft"):
         (tmp_path / f"{name}.yaml").write_text(block("yaml", f"name: {name}"))
     (tmp_path / "vit-l16.yaml").write_text(block("yaml", "name: vit-l16", "docs/operations.md"))
+    # As the page makes it, of the same file's first lines.
+    first = (tmp_path / "vit-l16.yaml").read_text().splitlines(keepends=True)[:3]
+    (tmp_path / "images.yaml").write_text("".join(first))
     # The page on data speaks of a workflow on photos without showing it.
     (tmp_path / "photos.yaml").write_text(block("yaml", "name: mine").replace("name: mine", "name: photos"))
     monkeypatch.chdir(tmp_path)
