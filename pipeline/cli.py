@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cluster.errors import UserError
 from pipeline.commands import (
+    beginning,
     deploy,
     measuring,
     registering,
@@ -32,7 +33,10 @@ app = typer.Typer(
     help="Take labelled images to an evaluated Vision Transformer: ingest, pretrain, finetune, fewshot, "
     "as durable workflows on a Ray cluster, with everything kept in object storage and shown in MLflow.",
 )
-GROUPS = (stack, workflows, running, results, reporting, registering, measuring, upkeep, space, supervise, deploy)
+GROUPS = (
+    *(beginning, stack, workflows, running, results, reporting, registering, measuring, upkeep, space, supervise),
+    deploy,
+)
 for commands in GROUPS:
     app.add_typer(commands.app)
 

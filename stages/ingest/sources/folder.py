@@ -90,21 +90,29 @@ class Folder:
         return found
 
     def _parts(self, found: _Found) -> dict[str, str]:
-        """The folders below the root that hold classes, with their splits; the root itself, "", where it has none."""
-        entries = sorted(os.scandir(self._root), key=lambda entry: entry.name)
-        tops = [entry.name for entry in entries if entry.is_dir()]
-        named = [name for name in tops if name in SPLIT_NAMES]
-        if "train" not in tops:
-            if named and (len(named) > 1 or len(tops) == 1):
-                raise UserError(
-                    f"{self._root} has {' and '.join(named)} and no train: put the training images into a folder of "
-                    "that name beside them; where these are classes, give them other names"
-                )
-            return {"": "train"}
-        for entry in entries:
+        """The folders below the root that hold classes, with their splits; what lies beside them is noted."""
+        parts = split_folders(self._root)
+        for entry in os.scandir(self._root) if "" not in parts else ():
             if entry.name not in SPLIT_NAMES:
                 found.unused["folder beside train" if entry.is_dir() else _kind(entry)] += 1
+        return parts
+
+
+def split_folders(root: Path) -> dict[str, str]:
+    """The folders below a root that hold classes, with their splits; the root itself, "", where it has no splits.
+
+    Raises UserError where it has some and no train.
+    """
+    tops = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    named = [name for name in tops if name in SPLIT_NAMES]
+    if "train" in tops:
         return {name: SPLIT_NAMES[name] for name in named}
+    if named and (len(named) > 1 or len(tops) == 1):
+        raise UserError(
+            f"{root} has {' and '.join(named)} and no train: put the training images into a folder of "
+            "that name beside them; where these are classes, give them other names"
+        )
+    return {"": "train"}
 
 
 def _list_classes(found: _Found, split: str, folder: str, below: str) -> None:
