@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -9,6 +11,7 @@ from rich.text import Text
 
 from pipeline.preflight import Preflight
 from pipeline.preflight_collectives import links
+from pipeline.preflight_comparison import Finding
 from pipeline.preflight_survey import Surveyed
 
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
@@ -19,16 +22,21 @@ def preflight_report(found: Preflight) -> Group:
     shown: list[RenderableType] = []
     if found.surveyed is not None and found.surveyed.machines:
         shown.append(_machines(found.surveyed))
+    shown.append(findings_table(sorted(found.findings, key=lambda finding: list(MARKS).index(finding.level))))
+    verdict = ("fit for training", "green") if found.fit else ("not fit for training", "red")
+    return Group(*shown, Text(), Text(*verdict))
+
+
+def findings_table(findings: Iterable[Finding]) -> Table:
+    """A line for each finding: its mark, what was checked, and what it means."""
     grid = Table.grid(padding=(0, 1))
     grid.add_column()
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for finding in sorted(found.findings, key=lambda finding: list(MARKS).index(finding.level)):
+    for finding in findings:
         mark, style = MARKS[finding.level]
         grid.add_row(Text(mark, style=style), Text(finding.check, style="dim"), Text(finding.told))
-    shown.append(grid)
-    verdict = ("fit for training", "green") if found.fit else ("not fit for training", "red")
-    return Group(*shown, Text(), Text(*verdict))
+    return grid
 
 
 def _machines(found: Surveyed) -> Table:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.errors import UserError
-from pipeline.commands.base import console
-from pipeline.commands.shown import program
+from pipeline.commands.base import Address, AsJson, Mlflow, Root, console
+from pipeline.commands.shown import print_json, program
 from pipeline.settings import home
 
 if TYPE_CHECKING:
@@ -69,6 +69,28 @@ def init(
     if not asking:
         _tell(seen)
     _tell_next(proposal, to)
+
+
+@app.command()
+def doctor(
+    root: Root = None,
+    mlflow: Mlflow = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what is missing on this machine and how to get it; with places named, whether they answer. Takes seconds.
+
+    Exit code 1 where something needed is missing. Example: `patchline doctor --root s3://bucket/vit`
+    """
+    from pipeline.display_doctor import doctor_report
+    from pipeline.doctor import doctor as examine
+
+    found = examine(root=root, mlflow=mlflow, address=address)
+    if as_json:
+        print_json(found.document())
+    else:
+        console.print(doctor_report(found))
+    raise typer.Exit(1 if found.missing else 0)
 
 
 def _given(folder: str | None, images: str | None) -> str | None:

@@ -27,7 +27,23 @@ from pipeline.record import EventLog, mark
 from tests.unit.pipeline.job_server import RAY, JobServer
 
 COMMANDS = [
-    *("up", "down", "demo", "plan", "run", "submit", "ingest", "status", "logs", "list", "resume", "cancel", "ui"),
+    *(
+        "init",
+        "doctor",
+        "up",
+        "down",
+        "demo",
+        "plan",
+        "run",
+        "submit",
+        "ingest",
+        "status",
+        "logs",
+        "list",
+        "resume",
+        "cancel",
+        "ui",
+    ),
     *(
         "schema",
         "resume-all",
