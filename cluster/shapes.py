@@ -99,7 +99,8 @@ def _parts(text: str) -> tuple[str, int]:
     if name not in GPUS:
         near = [known for known in GPUS if known.startswith(name)] or difflib.get_close_matches(name, GPUS, 1)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(f"'{name}' is no GPU that is known: {hint}Known: {', '.join(GPUS)}, with a number: h100x8")
+        known = f"expected one of {', '.join(GPUS)}, and a number: h100x8"
+        raise UserError(f"'{name}' is no GPU that is known: {hint}{known}")
     if found is None or int(found[2]) == 0:
         raise UserError(f"'{text}' says not how many: write {name}x8 for eight of them")
     return name, int(found[2])

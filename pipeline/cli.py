@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -42,6 +43,8 @@ for commands in GROUPS:
 
 PACKAGES = ("pipeline", "stages", "cluster")
 """What is imported by these names has to be ours."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+"""What the system says of places that cannot be written."""
 TAKEN_OVER = 70
 """Exit code of a driver that has lost its lease, whoever in it notices first: see `pipeline.keeper.exit_process`."""
 
@@ -53,7 +56,7 @@ def main() -> None:
         app()
     except (UserError, OSError) as error:
         # Storage says its address in an OSError, and the system the name of a file.
-        _end(f"error: {error}", 2)
+        _end(f"error: {error}{_way_out(error)}", 2)
     except Exception as error:
         # Imported here: what it brings along would be a third of the time of `--help`.
         from pipeline.head import LeaseLost
@@ -70,6 +73,14 @@ def check_shadows(folder: Path) -> None:
         for other in (folder / name / "__init__.py", folder / f"{name}.py"):
             if other.exists() and other.resolve().parent != own.resolve():
                 raise UserError(f"{other} would be imported in place of patchline's own package '{name}': rename it")
+
+
+def _way_out(error: Exception) -> str:
+    """What to do about a file that the system does not let us write, beyond what it says of it."""
+    if not isinstance(error, OSError) or error.errno not in UNWRITABLE or not error.filename:
+        return ""
+    room = "make room on its disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "expected a folder of one's own"
+    return f": {room}, or name another place: --root, or PATCHLINE_HOME for the local stack and its results"
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
-from cluster.errors import UserError, check_format
+from cluster.errors import UserError, check_format, nearest
 from pipeline.branch import branched
 from pipeline.consistency import check_stages
 from pipeline.consistency_register import check_registration
@@ -28,7 +28,7 @@ from pipeline.register_config import RegisterConfig
 from pipeline.repeats import repeat
 from pipeline.spelling import plain_references
 from pipeline.sweep import expand
-from pipeline.yaml_file import apply_override, read_yaml
+from pipeline.yaml_file import apply_override, read_yaml, unreadable
 from stages.config import Config, StageConfig
 
 BESIDE = {
@@ -157,7 +157,8 @@ class Workflow(Config):
         field, dot, number = field.partition(".")
         key = f"stages.{name}.{config.model_fields[field].alias or field}{dot}{number}"
         if target not in self.stages:
-            raise UserError(f"{key}: got '{target}', expected one of the stages: {', '.join(self.stages)}")
+            known = ", ".join(self.stages)
+            raise UserError(f"{key}: got '{target}', expected one of the stages: {known}{nearest(target, self.stages)}")
         if isinstance(self.stages[target], OpaqueConfig):
             return
         found, wanted = self.stages[target].output, wanted_outputs(config, field)
@@ -195,13 +196,33 @@ def load_workflow(name: str, overrides: Iterable[str] = ()) -> Workflow:
     path = Path(name)
     if not path.is_file():
         if name not in shipped():
-            raise UserError(f"no workflow file '{name}'; shipped workflows: {', '.join(shipped())}")
+            raise UserError(_no_file(path))
         path = RECIPES / f"{name}.yaml"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     return parse_workflow(text, str(path), overrides)
+
+
+def _no_file(path: Path) -> str:
+    """What to say of a name that is neither a workflow file's nor that of one that ships."""
+    if path.is_dir():
+        return f"{path} is a folder, expected a workflow file: `patchline init {path}` writes one for images in it"
+    beside = [str(file) for pattern in ("*.yaml", "*.yml") for file in path.parent.glob(pattern)]
+    known = [name for name in shipped() if "/" not in name]
+    hint = nearest(path, [*beside, *shipped()])
+    return (
+        f"no workflow file '{path}'{f'{hint} S' if hint else '; s'}hipped workflows: {', '.join(known)}, and rows of "
+        "tables such as imagenet21k/b16 (docs/recipes.md); `patchline init` writes a file for your images"
+    )
+
+
+def _form(value: Any) -> str:
+    """What a part of a file is, in a word."""
+    if value is None:
+        return "nothing"
+    return {dict: "a mapping without stages", list: "a list", str: "a text"}.get(type(value), repr(value))
 
 
 def parse_workflow(text: str, source: str, overrides: Iterable[str] = (), *, stored: bool = False) -> Workflow:
@@ -213,14 +234,18 @@ def parse_workflow(text: str, source: str, overrides: Iterable[str] = (), *, sto
     try:
         document = read_yaml(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from error
+        raise UserError(unreadable(source, error)) from error
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     if isinstance(document, dict):
         # First of all: a newer format may have other keys.
         _check_format(source, document.pop("format", FORMAT))
-    if not isinstance(document, dict) or not isinstance(document.get("stages"), dict):
-        raise UserError(f"{source}: expected a mapping with the keys name and stages")
+    if not isinstance(document, dict) or "stages" not in document:
+        begin = "`patchline init` writes one to begin with"
+        raise UserError(f"{source}: got {_form(document)}, expected a mapping with the keys name and stages: {begin}")
+    if not isinstance(document["stages"], dict):
+        found = _form(document["stages"])
+        raise UserError(f"{source}: stages: got {found}, expected stages by name, each indented below `stages:`")
     own = [info.alias or name for name, info in Workflow.model_fields.items()]
     overridden = [apply_override(document, override, own) for override in overrides]
     try:

@@ -14,7 +14,7 @@ from cluster.deploy.shape import Shape
 from cluster.errors import UserError
 from pipeline.config import Workflow
 from pipeline.explain import explain
-from pipeline.yaml_file import read_yaml
+from pipeline.yaml_file import read_yaml, unreadable
 
 
 def load_shape(path: Path) -> Shape:
@@ -26,7 +26,7 @@ def load_shape(path: Path) -> Shape:
             f"{path}: cannot be read ({error}): `patchline deploy init` writes one to begin with"
         ) from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+        raise UserError(unreadable(str(path), error)) from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     try:

@@ -30,7 +30,7 @@ def explain(source: str, key: str, model: type[BaseModel], error: ValidationErro
         elif problem["type"] == "value_error":
             lines.append(f"{source}: {place}: {problem['msg'].removeprefix('Value error, ')}")
         else:
-            message = problem["msg"].replace("Input should be", "expected")
+            message = problem["msg"].replace("Input should be", "expected").partition(", unable to parse")[0]
             lines.append(f"{source}: {place}: got {_shown(problem['input'])}, {message}")
     return "\n".join(lines)
 

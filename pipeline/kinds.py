@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from cluster.errors import UserError
+from cluster.errors import UserError, nearest
 from pipeline.opaque import OpaqueConfig
 from pipeline.record import builds, code_digest
 from stages.analyze.config import AnalyzeConfig
@@ -42,7 +42,8 @@ def config_of(kind: str) -> type[StageConfig]:
         return KINDS[kind]
     module, colon, name = kind.partition(":")
     if not colon:
-        raise UserError(f"got '{kind}', expected one of {', '.join(KINDS)}, or one's own as package.module:Config")
+        known = f"expected one of {', '.join(KINDS)}, or one's own as package.module:Config"
+        raise UserError(f"got '{kind}', {known}{nearest(kind, KINDS)}")
     # As Python itself does for a script: what lies in the folder that one stands in can be imported.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

@@ -19,7 +19,7 @@ from cluster.storage import NotFound, Storage, open_storage
 from pipeline.head import read_head
 from pipeline.ids import by_age
 from pipeline.space import Amount
-from pipeline.yaml_file import read_yaml
+from pipeline.yaml_file import read_yaml, unreadable
 from stages.config import Config
 
 KEY = "QUOTAS.yaml"
@@ -107,7 +107,7 @@ def parse_quotas(text: str, where: str) -> Quotas:
     try:
         document = read_yaml(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{where}: not readable as YAML: {' '.join(str(error).split())}") from error
+        raise UserError(unreadable(str(where), error)) from error
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     if not isinstance(document, dict) or not all(isinstance(name, str) for name in document):

@@ -172,7 +172,14 @@ def of_stack(stack: Stack) -> Settings:
 def _settings(root: str, mlflow: str, jobs: str | None, stack: Stack | None) -> Settings:
     """The stack's credentials go with what is the stack's; the user's own with everything else."""
     if not root.startswith(("file://", "s3://")):
-        raise UserError(f"root {root!r}: expected file:///FOLDER or s3://BUCKET/PREFIX")
+        meant = "" if "://" in root else f": for a folder, file://{Path(root).expanduser().absolute()}"
+        raise UserError(f"root {root!r}: expected file:///FOLDER or s3://BUCKET/PREFIX{meant}")
+    if mlflow and not re.match(r"[a-z][a-z0-9+.-]*://|databricks|file:", mlflow):
+        # MLflow would make a folder of this name.
+        raise UserError(
+            f"--mlflow {mlflow}: expected the address of a server, http://HOST:5000, or of a file, "
+            f"sqlite:///FOLDER/mlflow.db: try http://{mlflow}"
+        )
     if "@" in urlsplit(mlflow).netloc:
         raise UserError(
             "--mlflow: got an address with a user's name, which would stand in logs and on command lines: set "

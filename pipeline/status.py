@@ -218,7 +218,9 @@ def match_id(storage: Storage, known: list[str], wanted: str | None) -> str:
         return wanted
     matches = [name for name in known if name.startswith(wanted)]
     if len(matches) != 1:
-        found = f"{len(matches)} match: {', '.join(matches)}" if matches else "none matches"
+        found = (
+            f"{len(matches)} match: {', '.join(matches)}" if matches else "none matches; `patchline list` shows them"
+        )
         raise UserError(f"no single workflow '{wanted}' in {storage.url}: {found}")
     return matches[0]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cluster.errors import check_format
+from cluster.errors import UserError, check_format
 from cluster.gang import Place
 from cluster.storage import NotFound, Storage, open_storage
 from pipeline.head import commit_checkpoint
@@ -74,6 +74,10 @@ def enter(assignment: Assignment, place: Place) -> Any:
     with LogShipper(storage, f"{assignment.prefix}/logs/rank-{place.rank:04d}"):
         try:
             return assignment.function(assignment.argument, rank)
+        except UserError as error:
+            # What the user can mend is said; where in this program it was noticed says nothing more.
+            print(f"error: {error}", file=sys.stderr)
+            raise
         except BaseException:
             traceback.print_exc(file=sys.stderr)
             raise

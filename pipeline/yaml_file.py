@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from cluster.errors import UserError
+from cluster.errors import UserError, nearest
 
 Path = tuple[str, ...]
 
@@ -34,6 +34,22 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, Loader=Loader)
 
 
+def unreadable(source: str, error: yaml.YAMLError) -> str:
+    """What is wrong with a text that is no YAML: its line, what is there, and what to look at."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"{source}: not readable as YAML: {' '.join(str(error).split())}"
+    place, problem = (
+        f"{source}:{mark.line + 1}: not readable as YAML",
+        getattr(error, "problem", None) or "it ends there",
+    )
+    if "'\\t'" in problem:
+        return f"{place}: a tab, expected spaces: YAML is indented by spaces alone"
+    begun = getattr(error, "context_mark", None)
+    within = f", in what begins in line {begun.line + 1}" if begun is not None else ""
+    return f"{place}: {problem}{within}: look at the indentation, and for a missing colon, comma or bracket"
+
+
 def with_fields(name: str, value: Any) -> dict[str, Any] | None:
     """The fields of what stands under this name in a workflow file; None where it can have none.
 
@@ -42,6 +58,16 @@ def with_fields(name: str, value: Any) -> dict[str, Any] | None:
     if name == "model" and isinstance(value, str):
         return {"variant": value}
     return value if isinstance(value, dict) else None
+
+
+def _no_stage(parts: list[str], stages: dict[str, Any]) -> str:
+    """What to say of an override that begins with no stage: that it is one's field, where it is."""
+    name = parts[0]
+    told = f"'{name}' is no stage of this workflow; its stages: {', '.join(stages)}"
+    having = [stage for stage, body in stages.items() if isinstance(body, dict) and name in body]
+    if having:
+        return f"{told}; did you mean {' or '.join(f'{stage}.{name}' for stage in having)}?"
+    return told + nearest(name, stages)
 
 
 def apply_override(document: dict[str, Any], override: str, own_fields: Collection[str]) -> Path:
@@ -68,8 +94,7 @@ def apply_override(document: dict[str, Any], override: str, own_fields: Collecti
     elif parts[0] in document["stages"]:
         raise UserError(f"-o {override}: '{parts[0]}' is a stage: name one of its fields, such as {parts[0]}.seed=1")
     else:
-        stages = ", ".join(document["stages"])
-        raise UserError(f"-o {override}: '{parts[0]}' is no stage of this workflow; its stages: {stages}")
+        raise UserError(f"-o {override}: {_no_stage(parts, document['stages'])}")
     for part in parts[:-1]:
         if target.get(part) is None:
             target[part] = {}

@@ -93,13 +93,20 @@ class ModelConfig(Config):
         if missing:
             raise ValueError(f"{', '.join(missing)} not given: name a variant ({', '.join(VARIANTS)}) or give them all")
         if self.width % self.num_heads:
-            raise ValueError(f"width={self.width} is not a multiple of num_heads={self.num_heads}")
+            raise ValueError(f"width={self.width} is not a multiple of num_heads={self.num_heads}: try {self._heads()}")
         parts = {"learned_2d": 2, "sincos_1d": 2, "sincos_2d": 4}.get(self.position, 1)
         if self.width % parts:
             raise ValueError(f"width={self.width} is not a multiple of {parts}, as position={self.position} needs")
         if self.position in ("none", "relative") and self.position_at != "stem":
             raise ValueError(f"position_at={self.position_at}: position={self.position} adds nothing anywhere")
         return self
+
+    def _heads(self) -> str:
+        """The nearest numbers of heads that go with the width: one below, one above."""
+        fits = [count for count in range(1, self.width + 1) if self.width % count == 0]
+        below = max(count for count in fits if count <= self.num_heads or count == 1)
+        near = sorted({below, min((count for count in fits if count > self.num_heads), default=below)})
+        return " or ".join(f"num_heads={count}" for count in near)
 
     @property
     def title(self) -> str:

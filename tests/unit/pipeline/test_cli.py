@@ -171,8 +171,8 @@ def test_every_command_that_takes_a_workflow_refuses_it_alike(patchline, command
     document["stages"]["pretrain"]["colour"] = "blue"
     path.write_text(yaml.safe_dump(document))
     refused(patchline(command, str(path)), f"{path}:", ": stages.pretrain.colour: unknown field")
-    shipped = "shipped workflows: digits, families, fashion, folder, positions, scaling, augreg"
-    refused(patchline(command, "digts"), f"no workflow file 'digts'; {shipped}")
+    shipped = "Shipped workflows: digits, families, fashion, folder, positions, scaling, and rows of tables"
+    refused(patchline(command, "digts"), f"no workflow file 'digts'; did you mean 'digits'? {shipped}")
     assert not (tmp_path / "home" / "results").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -178,6 +179,7 @@ def test_a_cluster_is_asked_for_its_versions(tmp_path):
 
     server = JobServer()
     with server.running():
+        server.python = platform.python_version()
         assert (asked(server.url).level, server.url in asked(server.url).told) == ("ok", True)
         server.ray = "2.9.0"
         assert asked(server.url).level == "problem"

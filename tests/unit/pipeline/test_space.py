@@ -156,7 +156,7 @@ def test_the_quota_file_of_the_prefix_is_read_or_ones_own(storage, tmp_path):
     ],
 )
 def test_a_quota_file_that_is_wrong_is_told_by_its_name_and_value(text, message):
-    with pytest.raises(UserError, match=f"^quotas.yaml: .*{message}|^quotas.yaml: {message}"):
+    with pytest.raises(UserError, match=rf"^quotas.yaml(:\d+)?: .*{message}|^quotas.yaml: {message}"):
         parse_quotas(text, "quotas.yaml")
 
 
