@@ -39,10 +39,8 @@ def unreadable(source: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return f"{source}: not readable as YAML: {' '.join(str(error).split())}"
-    place, problem = (
-        f"{source}:{mark.line + 1}: not readable as YAML",
-        getattr(error, "problem", None) or "it ends there",
-    )
+    place = f"{source}:{mark.line + 1}: not readable as YAML"
+    problem = getattr(error, "problem", None) or "it ends there"
     if "'\\t'" in problem:
         return f"{place}: a tab, expected spaces: YAML is indented by spaces alone"
     begun = getattr(error, "context_mark", None)

@@ -105,6 +105,6 @@ def _print_next() -> None:
             f"{name} submit digits -o seed=1; sleep 45; {name} down; {name} up; {name} resume --follow",
             "end every process in the middle, go on, lose nothing",
         ),
-        (f"{name} submit folder -o ingest.source.path=FOLDER --follow", "your own images, a folder for each class"),
+        (f"{name} init PHOTOS", "a workflow for your own images, a folder for each class"),
     ):
         console.print(f"  [dim]# {meaning}[/dim]\n  {command}", soft_wrap=True)
