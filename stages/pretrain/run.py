@@ -19,15 +19,16 @@ def run(config: PretrainConfig, inputs: Inputs, context: Context) -> Result:
     """Train from the seed, from another model, or from this stage's newest checkpoint; returns the model."""
     dataset = dataset_meta(inputs["data"])
     class_ids = tuple(i for i in range(len(dataset.classes)) if i not in dataset.held_out)
-    if config.masked is None and config.loss == "softmax" and len(class_ids) < 2:
+    classes = [dataset.classes[i] for i in class_ids]
+    if config.masked is None and config.loss == "softmax" and len(classes) < 2:
         raise UserError(
-            f"data: '{config.data}' has one class to train on, {dataset.classes[class_ids[0]]}: expected two or more, "
+            f"data: '{config.data}' has one class to train on, {', '.join(classes)}: expected two or more, "
             "as folders beside each other; or objective: masked, which needs no classes"
         )
     if "init_from" in inputs:
         _check_objective(str(config.init_from), inputs["init_from"], config.masked)
     if "init_from" in inputs and config.masked is None:
-        _check_classes(str(config.init_from), inputs["init_from"], [dataset.classes[i] for i in class_ids])
+        _check_classes(str(config.init_from), inputs["init_from"], classes)
     images = dataset.splits["train"].count
     cooldown = None
     if config.branch_at is not None and config.cooldown is not None:
