@@ -37,7 +37,7 @@ EFFICIENCY = 0.35
 """Part of the rate of a product of matrices that training reaches on cores: 0.4 and 0.5 were seen of small networks."""
 GPU_RATE = 3e13
 """FLOP/s that training reaches on a GPU, to say how long it takes about: a modest one's."""
-UPDATE, STAGE = 0.03, 12.0
+UPDATE, STAGE = 0.03, 25.0
 """Seconds that each update and each stage costs beside its arithmetic."""
 
 

@@ -20,8 +20,8 @@ from pipeline.preflight_findings import CLOCK_SECONDS, REFUSED_SECONDS
 from pipeline.settings import SECRET, Settings, home, resolve
 from pipeline.versions import check_versions
 
-ANSWER_SECONDS = 4.0
-"""How long each place is waited for."""
+ANSWER_SECONDS, ROOT_SECONDS = 4.0, 20.0
+"""How long each place is waited for, and the root, which is written from several threads."""
 ADDRESSES = ("MLFLOW_TRACKING_URI", "RAY_API_SERVER_ADDRESS")
 """Variables that name places, beside PATCHLINE_ROOT."""
 CREDENTIALS = ("AWS_", "MLFLOW_TRACKING_", "RAY_AUTH_", "PATCHLINE_WEBHOOK")
@@ -44,7 +44,7 @@ def of_places(*, root: str | None = None, mlflow: str | None = None, address: st
         return
     settings.enter()
     if named or up:
-        yield within("root", lambda: storage(settings))
+        yield within("root", lambda: storage(settings), ROOT_SECONDS)
     if settings.mlflow.startswith("http"):
         tracking = within("MLflow", lambda: preflight.tracking(settings.mlflow))
         yield tracking
