@@ -12,6 +12,7 @@ import logging
 import os
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,7 @@ class Runs:
         self._experiment = ""
         self._runs: dict[str, str] = {}
         self._held: dict[str, _Held] = {}
+        self._files = deque[Callable[[], None]]()
         self._new = False
         """Whether MLflow has nothing of this workflow but what we know: then there is nothing to look for."""
         self._doubted = False
@@ -212,7 +214,8 @@ class Runs:
     # Files and data sets
 
     def log_text(self, run: str, text: str, name: str) -> None:
-        self._client.log_text(run, text, name)
+        """A file with this text, in place of an earlier one."""
+        self._files.append(lambda: self._client.log_text(run, text, name))
 
     def log_dataset(self, run: str, *, name: str, digest: str, source: str, counts: Mapping[str, int], context: str):
         """A data set that a run reads or makes; `context` says which."""
@@ -229,12 +232,33 @@ class Runs:
 
     def log_table(self, run: str, rows: list[dict[str, Any]], name: str) -> None:
         """A table of equal rows, once."""
+        self._files.append(lambda: self._send_table(run, rows, name))
+
+    def log_file(self, run: str, name: str, read: Callable[[], bytes]) -> None:
+        """A file, once."""
+        self._files.append(lambda: self._send_file(run, name, read))
+
+    @property
+    def files(self) -> int:
+        """Files that are held back: their store may be another one than the server's, and away by itself."""
+        return len(self._files)
+
+    def send_file(self) -> None:
+        """Send the first of them. May raise, and leaves it the first then."""
+        self._files[0]()
+        self._files.popleft()
+        self._sent()
+
+    def drop_file(self) -> None:
+        """Give up the first of them."""
+        self._files.popleft()
+
+    def _send_table(self, run: str, rows: list[dict[str, Any]], name: str) -> None:
         if not self._has_artifact(run, name):
             columns = {key: [row.get(key) for row in rows] for key in (rows[0] if rows else {})}
             self._client.log_table(run, columns, name)
 
-    def log_file(self, run: str, name: str, read: Callable[[], bytes]) -> None:
-        """A file, once."""
+    def _send_file(self, run: str, name: str, read: Callable[[], bytes]) -> None:
         if self._has_artifact(run, name):
             return
         with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
@@ -253,6 +277,11 @@ def refused(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code == "INVALID_PARAMETER_VALUE"
     return isinstance(error, KeyError | TypeError | AttributeError) and not isinstance(error, NotFound)
+
+
+def denied(error: Exception) -> bool:
+    """Whether MLflow does not let us in: by a name or token that is wrong or missing."""
+    return getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 
 def tell_refused(error: Exception) -> None:

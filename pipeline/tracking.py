@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.storage import Storage
 from pipeline.config import Workflow
-from pipeline.mlflow_runs import Runs, cause, refused, tell_refused
+from pipeline.mlflow_runs import Runs, cause, denied, refused, tell_refused
 from pipeline.provenance import plan_text
 from pipeline.register_at_end import RegisterAtEnd
 from pipeline.reporting import page_or_word
@@ -25,7 +25,12 @@ from pipeline.shown_runs import ANEW, WORKFLOW, ShownRuns
 from stages.config import StageConfig
 
 POLL_SECONDS = 2.0
+FILES_PAUSE_SECONDS = 30.0
+"""Until files are tried again whose store did not take one."""
 REPORT = "report.html"
+CREDENTIALS = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where its driver runs"
+)
 PATIENCE_SECONDS, PATIENCE_ON_A_CLUSTER_SECONDS = 15.0, 3600.0
 """How long the end of a workflow waits while the server takes nothing. Where somebody waits for the process, not long;
 on a cluster nobody does: the workflow's end is told before, and its workers are free."""
@@ -54,7 +59,8 @@ class MlflowTracker:
         self._names: dict[str, str] = {}
         self._at_end = RegisterAtEnd(storage, workflow_id, workflow)
         self._at_end.names = self._names
-        self._busy_until = 0.0
+        self._busy_until = self._files_again = 0.0
+        self._files_problem: str | None = None
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._giving_up = threading.Event()
         self._patience = PATIENCE_ON_A_CLUSTER_SECONDS if on_a_cluster else PATIENCE_SECONDS
@@ -139,12 +145,14 @@ class MlflowTracker:
         while True:
             if self._calls.empty():
                 self._until_taken(self._runs.send)
+                self._send_files()
             try:
                 call = self._calls.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 call = self._shown.send_curves
             if call is None:
                 self._until_taken(self._runs.send)
+                self._send_files(patience=PATIENCE_SECONDS)
                 return
             self._until_taken(call)
             if self._runs.many:
@@ -164,17 +172,53 @@ class MlflowTracker:
                     return
                 # Whatever the server or the network did, the truth is in storage: try again, calmly.
                 if self.problem is None:
-                    # Those of the storage are Python's own; MLflow's client has others.
-                    away = self._storage.url if isinstance(error, ConnectionError) else f"MLflow at {self._uri}"
-                    print(
-                        f"{away} does not answer; the work goes on, and what it is to show is sent "
-                        f"when it does ({cause(error)})",
-                        flush=True,
-                    )
+                    self._tell_away(error)
                 self.problem = cause(error)
                 self._runs.in_doubt()
                 time.sleep(wait)
                 wait = min(wait * 2, 10.0)
+
+    def _tell_away(self, error: Exception) -> None:
+        later = "; the work goes on, and what it is to show is sent when it does"
+        if denied(error):
+            # Nobody mends that while the workflow's end waits for it.
+            self._patience = PATIENCE_SECONDS
+            told = f"MLflow at {self._uri} does not let us in: {CREDENTIALS}{later} ({cause(error)})"
+        else:
+            # Those of the storage are Python's own; MLflow's client has others.
+            away = self._storage.url if isinstance(error, ConnectionError) else f"MLflow at {self._uri}"
+            told = f"{away} does not answer{later} ({cause(error)})"
+        print(told, flush=True)
+
+    def _send_files(self, patience: float = 0.0) -> None:
+        """Send files as long as nothing else is to be sent, or for so many seconds.
+
+        A store that fails keeps nothing else. Other drivers send what was not: all of it is in storage.
+        """
+        until = time.monotonic() + patience
+        while self._runs.files and not self._giving_up.is_set():
+            now = time.monotonic()
+            if not patience and (now < self._files_again or not self._calls.empty()):
+                return
+            try:
+                self._runs.send_file()
+                self._files_problem, self._moved = None, time.monotonic()
+                continue
+            except Exception as error:
+                if refused(error):
+                    tell_refused(error)
+                    self._runs.drop_file()
+                    continue
+                problem = cause(error)
+            if self._files_problem is None:
+                print(f"MLflow at {self._uri} takes no files; all else is shown ({problem})", flush=True)
+            self._files_problem, self._files_again = problem, now + FILES_PAUSE_SECONDS
+            if patience and now >= until:
+                print(
+                    f"{self._runs.files} files are not in MLflow: `patchline resume {self._id}` sends them", flush=True
+                )
+                return
+            time.sleep(min(0.5, patience))
 
     def _make_plan(self) -> None:
         try:
@@ -185,7 +229,7 @@ class MlflowTracker:
         self._calls.put(lambda: self._runs.log_text(self._runs[WORKFLOW], text, "plan.txt"))
 
     def _log_report(self) -> None:
-        """The page about the workflow, in place of an earlier end's. Nothing else waits for it: the run has ended."""
+        """The page about the workflow, in place of an earlier end's. The run has ended before."""
         self._runs.send()
         if self._page is None:
             self._moved = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ class Server:
         self.tags: dict[str, dict[str, str]] = {}
         self.status: dict[str, str] = {}
         self.batches: list[list[int]] = []
+        self.names: dict[str, set[str]] = {}
         self.files: dict[str, dict[str, bytes]] = {}
         self.seconds, self.failures = 0.0, 0
 
@@ -74,6 +76,7 @@ class Server:
             self.failures -= 1
             raise ConnectionError("away for a moment")
         self.batches.append([metric.step for metric in metrics])
+        self.names.setdefault(run, set()).update(metric.key for metric in metrics)
 
 
 @pytest.fixture
@@ -202,6 +205,21 @@ def test_a_stage_that_is_made_anew_has_runs_of_its_own(server, storage, tracker)
     assert server.tags["train anew 2 attempt 1"]["patchline.key"] == "toy-1:train anew 2/1"
 
 
+def test_the_figures_of_a_stage_that_is_made_anew_are_the_stage_s(server, storage, tracker):
+    output = Output(prefix=f"{FOLDER}/attempts/1", manifest={"kind": "figures", "files": []})
+    record = Record(
+        kind="trained", fingerprint="x", attempt=1, identity={}, placement={}, inputs={}, output_prefix=output.prefix,
+        output_digest=output.digest, metrics={"test/accuracy": 0.5}, tables={}, builds={}, started_ms=0, ended_ms=1,
+    )  # fmt: skip
+    folder = f"{FOLDER}.0123abcd-2"
+    with tracker:
+        tracker.stage_started("train", Trained(), folder, {})
+        done = Finished(fingerprint="x", output=output, record=record, folder=folder, reused=False)
+        tracker.stage_ended("train", "done", done)
+    assert "- **train**: 0.0 s; test accuracy 50.0%" in server.tags["toy"]["mlflow.note.content"]
+    assert {"train/test/accuracy", "train/seconds"} <= server.names["toy"]
+
+
 def test_pictures_are_shown_with_tables_of_numbers(server, storage, tracker):
     names = ("compute.csv", "compute.png", "classes.csv", "model.safetensors")
     for name in names:
@@ -218,6 +236,57 @@ def test_pictures_are_shown_with_tables_of_numbers(server, storage, tracker):
         tracker.stage_started("train", Trained(), FOLDER, {})
         tracker.stage_ended("train", "done", finished)
     assert server.files["train"] == {name: name.encode() for name in names[:3]}
+
+
+def test_a_store_that_takes_no_files_keeps_nothing_else(server, storage, tracker, capsys, monkeypatch):
+    def full(*_: Any) -> None:
+        raise OSError("507 Insufficient Storage")
+
+    monkeypatch.setattr(server, "log_text", full, raising=False)
+    trained(storage, 25)
+    with tracker:
+        begin(tracker)
+        tracker.attempt_ended("train", 1, "done")
+        tracker.stage_ended("train", "stopped", None)
+        tracker.workflow_ended("stopped")
+    assert sum(len(batch) for batch in server.batches) == 25
+    assert server.status == {"train attempt 1": "FINISHED", "train": "KILLED", "toy": "KILLED"}
+    said = capsys.readouterr().out
+    assert said.count("takes no files; all else is shown (OSError: 507 Insufficient Storage)") == 1
+    assert re.search(r"\d files are not in MLflow: `patchline resume toy-1` sends them", said)
+
+
+def test_files_follow_when_their_store_is_back(server, storage, tracker, monkeypatch):
+    monkeypatch.setattr(tracking, "FILES_PAUSE_SECONDS", 0.05)
+    taken, failures = [], iter([True] * 3)
+
+    def log_text(run: str, text: str, name: str) -> None:
+        if next(failures, False):
+            raise OSError("away")
+        taken.append(name)
+
+    monkeypatch.setattr(server, "log_text", log_text)
+    with tracker:
+        begin(tracker)
+        wait_for(lambda: {"workflow.yaml", "environment.json", "plan.txt"} <= set(taken))
+    assert len(taken) == len(set(taken))
+
+
+def test_one_who_is_not_let_in_is_told_what_to_set_and_not_waited_for(server, storage, capsys, monkeypatch):
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import UNAUTHENTICATED
+
+    def create_run(*_: Any, **__: Any) -> None:
+        raise MlflowException("failed with error code 401", error_code=UNAUTHENTICATED)
+
+    monkeypatch.setattr(server, "create_run", create_run)
+    workflow = Workflow(name="toy", stages={"train": Trained()})
+    began = time.monotonic()
+    with MlflowTracker("http://mlflow:5000", storage, "toy-1", workflow, on_a_cluster=True) as tracker:
+        tracker.workflow_ended("done")
+    assert time.monotonic() - began < 30
+    said = capsys.readouterr().out
+    assert "does not let us in: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in said
 
 
 def test_workflows_of_one_id_in_two_roots_have_runs_of_their_own(tmp_path):
