@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cluster.errors import UserError, check_format
 from stages.data.config import EvaluationResize
-from stages.data.decode import decode_rgb
+from stages.data.decode import decode_rgb, open_image
 from stages.data.evaluation import evaluation_image
 from stages.data.pixels import normalise
 from stages.models.build import Network, build
@@ -30,6 +30,8 @@ FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BATCH = 64
 """Images in one forward pass."""
+MOST_PIXELS = 89_478_485
+"""Of an image, as in ingestion where nothing else is said: 268 MB when it is decoded."""
 
 
 class Predictor:
@@ -99,7 +101,21 @@ def _decoded(image: Any, number: int) -> NDArray[np.uint8]:
             raise UserError(f"image {number} is a text that is no base64 of an encoded image: {error}") from error
     if not isinstance(image, bytes | bytearray | memoryview):
         raise UserError(f"image {number} is of {type(image).__name__}, expected the bytes of an encoded image")
+    _check_size(bytes(image), number)
     return np.asarray(decode_rgb(bytes(image), f"image {number}"))
+
+
+def _check_size(data: bytes, number: int) -> None:
+    """Raise UserError for an image that is small as a file and would take a server's memory as pixels."""
+    try:
+        width, height = open_image(data).size
+    except Exception:
+        # What is no image is told by decoding it.
+        return
+    if width * height > MOST_PIXELS:
+        raise UserError(
+            f"image {number} has {width:,} × {height:,} pixels, expected {MOST_PIXELS:,} at most: send a smaller one"
+        )
 
 
 def _checked(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,17 @@ def test_what_is_no_image_is_refused(predictor, images, message):
     with pytest.raises(UserError) as caught:
         predictor.predict(images)
     assert message in str(caught.value)
+
+
+def test_an_image_that_is_small_as_a_file_alone_is_refused_before_it_is_decoded(predictor):
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
+    image = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    with pytest.raises(UserError, match=r"image 1 has 50,000 × 50,000 pixels, expected 89,478,485 at most"):
+        predictor.predict([photos(1)[0], image])
 
 
 def test_a_damaged_image_is_named_by_its_place(predictor):
