@@ -115,7 +115,8 @@ def planned_by(storage: Storage, workflow_id: str) -> Named:
         if storage.stat(f"workflows/{workflow_id}/workflow.yaml") is None:
             # It never had one, or somebody has just deleted it.
             return Named()
-        raise
+        # It may have come in between.
+        workflow = read_workflow(storage, workflow_id)
     retries = read_retries(storage, workflow_id)
     prints: dict[str, str] = {}
     folders, kinds, others = set[str](), set[str](), False

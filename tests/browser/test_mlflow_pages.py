@@ -30,6 +30,9 @@ def test_the_list_has_the_workflow_with_its_figures_and_its_stages_below_it(page
     row.get_by_role("button").first.click()
     for stage in STAGES:
         expect(page.get_by_role("link", name=stage, exact=True).first).to_be_attached()
+    trained = page.locator("[role=row]", has=page.get_by_role("link", name="pretrain", exact=True)).first
+    trained.get_by_role("button").first.click()
+    expect(page.get_by_role("link", name="pretrain attempt 1", exact=True).first).to_be_attached()
     keep("mlflow-runs")
 
 
@@ -59,6 +62,7 @@ def test_how_busy_the_machine_was_is_among_the_system_metrics(page: Page, shown:
     opened(page, shown.run_page("pretrain", "system-metrics"))
     expect(page.get_by_text(f"system/{socket.gethostname()}", exact=False).first).to_be_attached()
     expect(page.get_by_text("cpu_utilization_percentage", exact=False).first).to_be_attached()
+    page.wait_for_function("() => document.querySelector('.js-plotly-plot .scatterlayer .trace') !== null")
     keep("mlflow-system")
 
 
@@ -71,8 +75,7 @@ def test_a_workflow_s_files_can_be_read_in_the_page(page: Page, shown: Shown, na
 def test_the_few_shot_figure_is_among_its_stage_s_files(page: Page, shown: Shown, keep):
     opened(page, shown.run_page("fewshot", "artifacts"))
     page.get_by_text("fewshot.png", exact=False).first.click()
-    picture = page.locator("img[src^='blob:'], .image-container img, img[alt]").first
-    expect(picture).to_be_attached()
+    page.wait_for_function("() => [...document.images].some(each => each.naturalWidth > 400)")
     keep("mlflow-fewshot")
 
 
@@ -86,9 +89,12 @@ def test_the_report_is_among_the_workflow_s_files(page: Page, shown: Shown, keep
 def test_the_registered_model_has_its_version_its_figures_and_its_alias(page: Page, shown: Shown, keep):
     opened(page, f"{shown.settings.mlflow}/#/models/digits")
     expect(page.get_by_text("Version 1", exact=False).first).to_be_attached()
-    expect(page.get_by_text("champion", exact=False).first).to_be_attached()
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="Version 1"))
+    expect(row.get_by_text("@ champion")).to_be_attached()
     keep("mlflow-model")
     opened(page, f"{shown.settings.mlflow}/#/models/digits/versions/1")
     for said in ("finetune/test/accuracy", "patchline.output_digest", "champion", "Inputs (1)", "Outputs (5)"):
         expect(page.get_by_text(said, exact=False).first).to_be_attached()
+    # The few-shot figure and the attention.
+    page.wait_for_function("() => [...document.images].filter(each => each.naturalWidth > 300).length >= 2")
     keep("mlflow-model-version")

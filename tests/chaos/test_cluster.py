@@ -33,5 +33,5 @@ def test_a_rank_that_is_cut_off_and_writes_on_makes_nothing_visible_and_the_bits
     assert compare(undisturbed, on_machines(stack, "cut", SCENARIOS["cut"]), SCENARIOS["cut"]) == []
 
 
-def test_machines_that_are_slow_or_lost_one_after_the_other_change_nothing_and_are_named(stack, undisturbed):
+def test_machines_that_are_lost_one_after_the_other_change_nothing_and_are_named(stack, undisturbed):
     assert compare(undisturbed, on_machines(stack, "all", ALL), ALL) == []
