@@ -57,7 +57,8 @@ chaos-cluster: install
 
 # The pictures of the README: what the browser tests see of a whole `digits`.
 screenshots: install
-	PATCHLINE_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/browser
+	SCREENSHOTS=build/screenshots $(BIN)/python -m pytest tests/browser
+	cp build/screenshots/mlflow-curves.png build/screenshots/report-light.png build/screenshots/report-dark-phone.png docs/images
 
 clean:
 	rm -rf .venv build dist *.egg-info

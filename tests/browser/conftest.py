@@ -1,6 +1,6 @@
 """A finished workflow on a stack of its own, and a headless Chromium that looks at its pages.
 
-Screenshots are kept in the folder that PATCHLINE_SCREENSHOTS names, `build/screenshots` if it names none. Where it does
+Screenshots are kept in the folder that SCREENSHOTS names, `build/screenshots` if it names none. Where it does
 (`make screenshots`), the workflow is the whole `digits`; else one that is as large and trains for less time.
 """
 
@@ -24,7 +24,7 @@ from tests.integration.flows import tracked
 
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 SEEN = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
-KEPT = "PATCHLINE_SCREENSHOTS"
+KEPT = "SCREENSHOTS"
 SHORTER = ("pretrain.epochs=8", "finetune.epochs=2", "fewshot.draws=5")
 WORKFLOW = Path(__file__).parents[2] / "pipeline/recipes/digits.yaml"
 FIGURES = """
