@@ -218,7 +218,8 @@ def test_every_line_of_comment_belongs_to_yaml_and_the_cluster_is_told_apart(tmp
     document = yaml.safe_load(text)
     assert document["stages"]["pretrain"]["gpus_per_worker"] == 1
     assert "every machine of the cluster has to see this path" in text
-    assert max(len(line) for line in text.splitlines()) <= 150
+    # However long the path of the images is.
+    assert max(len(line) for line in text.replace(str(folder), "/data/photos").splitlines()) <= 130
 
 
 def test_this_machine_has_cores_and_multiplies():
