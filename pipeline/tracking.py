@@ -152,7 +152,8 @@ class MlflowTracker:
                 call = self._shown.send_curves
             if call is None:
                 self._until_taken(self._runs.send)
-                self._send_files(patience=PATIENCE_SECONDS)
+                # Shorter than the end waits: what is missing is told by what knows that it is files alone.
+                self._send_files(patience=PATIENCE_SECONDS / 2)
                 return
             self._until_taken(call)
             if self._runs.many:
