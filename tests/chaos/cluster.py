@@ -36,7 +36,7 @@ from pipeline.settings import Settings
 from pipeline.supervise import Supervisor
 from stages.metrics import MetricReader
 from tests.chaos import late
-from tests.chaos.machines import Machines, missing
+from tests.chaos.machines import ENDLESS, Machines, missing
 from tests.chaos.scenarios import END_SECONDS, SCENARIOS, Run, Scenario
 from tests.integration.flows import (
     head,
@@ -212,7 +212,8 @@ def _disturb(stack: Stack, name: str, undisturbed: Outcome) -> list[str]:
 
 
 def _on_new_machines(stack: Stack, name: str, scenario: Scenario | None) -> Outcome:
-    with Machines(stack, COUNT, late_commits()) as machines:
+    megabits = ENDLESS if scenario is None else scenario.megabits
+    with Machines(stack, COUNT, late_commits(), megabits) as machines:
         found = run_on(machines, f"{stack.root}/{name}", scenario)
     print(f"{name}: {found.seconds:.0f} s, {found.attempts} attempts", flush=True)
     return found

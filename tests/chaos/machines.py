@@ -29,6 +29,10 @@ from pipeline.settings import Settings
 
 START_SECONDS = 120.0
 GCS, DASHBOARD = 6379, 8265
+ENDLESS = 100_000.0
+"""Megabits per second of a link that nothing limits."""
+OTHERS = ("parent", "1:", "classid", "1:2")
+"""What the other machines send, among what a link carries."""
 SOON = {
     # A machine that is not heard of for three seconds is lost; by default it takes half a minute.
     "RAY_health_check_initial_delay_ms": "1000",
@@ -53,11 +57,15 @@ def missing() -> str:
 class Machines:
     """A head, which has no room for workers, and machines with one CPU each. A context manager.
 
-    `environment` is all machines' own, beside what they need to reach the servers.
+    `environment` is all machines' own, beside what they need to reach the servers; each one's link carries `megabits`,
+    10^6 bits/s, of what the others send it.
     """
 
-    def __init__(self, stack: Stack, count: int, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, stack: Stack, count: int, environment: Mapping[str, str] | None = None, megabits: float = ENDLESS
+    ) -> None:
         self._stack, self.count, self._environment = stack, count, dict(environment or {})
+        self._megabits = megabits
         self._id = secrets.token_hex(2)
         self._net = f"10.{71 + secrets.randbelow(100)}.{secrets.randbelow(250)}"
         self.folder = Path(tempfile.mkdtemp(prefix="patchline-m-"))
@@ -205,13 +213,12 @@ class Machines:
                 _ip("netns", "exec", self._name(number), "ip", *way)
 
     def slow(self, number: int, megabits: float) -> None:
-        """Give a machine's link a rate, in 10^6 bits/s for what it is sent."""
-        rate = ("rate", f"{megabits}mbit", "burst", "64kbit", "latency", "2000ms")
-        subprocess.run(["tc", "qdisc", "add", "dev", self._wire_of(number), "root", "tbf", *rate], check=True)
+        """Give a machine's link a rate, in 10^6 bits/s for what the other machines send it."""
+        _tc("class", "change", "dev", self._wire_of(number), *OTHERS, "htb", "rate", f"{megabits}mbit")
 
     def mend(self, number: int) -> None:
         """Give a machine's link its own rate back."""
-        subprocess.run(["tc", "qdisc", "del", "dev", self._wire_of(number), "root"], check=True)
+        self.slow(number, self._megabits)
 
     # How they are made
 
@@ -231,8 +238,20 @@ class Machines:
             _ip(*within, "link", "set", "lo", "up")
             # Nothing is behind it; Ray finds out by it which address is its own.
             _ip(*within, "route", "add", "default", "via", f"{self._net}.1")
+            self._limit(number)
         for port in (self._stack.ports["s3"], self._stack.ports["mlflow"]):
             self._doors.append(_Door(f"{self._net}.1", port))
+
+    def _limit(self, number: int) -> None:
+        """Give a machine's link its rate. What the head and the servers send has none, so that Ray does not take a
+        machine with a slow link for lost."""
+        wire = self._wire_of(number)
+        _tc("qdisc", "add", "dev", wire, "root", "handle", "1:", "htb", "default", "1")
+        _tc("class", "add", "dev", wire, "parent", "1:", "classid", "1:1", "htb", "rate", f"{ENDLESS}mbit")
+        _tc("class", "add", "dev", wire, *OTHERS, "htb", "rate", f"{self._megabits}mbit")
+        for other in range(1, self.count + 1):
+            source = ("u32", "match", "ip", "src", f"{self.address(other)}/32", "flowid", "1:2")
+            _tc("filter", "add", "dev", wire, "parent", "1:", "protocol", "ip", *source)
 
     def _ray(self, number: int) -> Iterator[str]:
         own = self.address(number)
@@ -295,7 +314,15 @@ def _pass_on(source: socket.socket, sink: socket.socket) -> None:
 
 
 def _ip(*words: str, check: bool = True) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    return _run("ip", *words, check=check)
+
+
+def _tc(*words: str) -> None:
+    _run("tc", *words, check=True)
+
+
+def _run(*words: str, check: bool) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if check and done.returncode:
-        raise AssertionError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+        raise AssertionError(f"{' '.join(words)}: {done.stderr.strip()}")
     return done.stdout

@@ -11,12 +11,14 @@ from pipeline.commands.shown import read_status
 from pipeline.display import figures
 from pipeline.settings import Settings
 from tests.chaos import late
-from tests.chaos.machines import Machines
+from tests.chaos.machines import ENDLESS, Machines
 from tests.integration.flows import head, wait_for
 
 END_SECONDS = 420.0
 WORKER = ("ray::", "TrainWorker")
 GAVE_UP = "gave up: its machine, machine-., has reached neither"
+NARROW = 4.0
+"""Megabits per second at which an update takes as long as its gradients are under way, however busy the machine is."""
 SLOWED = "of its usual speed"
 DRIVER_LOST = "its driver was lost"
 LOST_WITH_RANKS = r"machine [\d.]+ is lost, and with it rank"
@@ -50,6 +52,10 @@ class Run:
         """How far pretraining is, as `status` has it."""
         return figures(read_status(self.workflow_id, self.settings).stages["pretrain"])
 
+    def pace(self) -> float | None:
+        """The speed of pretraining as a part of the usual one, once it is known."""
+        return read_status(self.workflow_id, self.settings).stages["pretrain"].pace
+
     def another_attempt(self) -> None:
         """Wait until the next attempt trains."""
         attempt = head(self.storage, self.folder).attempt
@@ -59,7 +65,8 @@ class Run:
 def slow(run: Run) -> str:
     """The link of a machine with a rank becomes slow for a while: `status` has to say so, and then no longer."""
     number = run.with_rank()
-    run.machines.slow(number, megabits=2)
+    wait_for(lambda: run.pace() is not None, END_SECONDS, "usual speed")
+    run.machines.slow(number, megabits=NARROW / 20)
     wait_for(lambda: SLOWED in run.shown(), END_SECONDS, f"status that says '{SLOWED}'")
     run.machines.mend(number)
     wait_for(lambda: SLOWED not in run.shown(), END_SECONDS, f"status that says '{SLOWED}' no longer")
@@ -131,9 +138,9 @@ def gcs(run: Run) -> str:
 
 
 def one_after_another(run: Run) -> str:
-    """While one workflow trains: the loss of a machine with a rank, of the driver's machine, of the head. (Who is cut
-    off from others has a scenario of its own, as has a slow link, which shows on a machine that is at nothing else.)"""
-    met = [_loss_and_back(run), _then_another_attempt(driver, run), gcs(run)]
+    """While one workflow trains: a slow link, the loss of a machine with a rank, of the driver's machine, of the head.
+    (Who is cut off from others has a scenario of its own.)"""
+    met = [slow(run), _loss_and_back(run), _then_another_attempt(driver, run), gcs(run)]
     return ", ".join(met)
 
 
@@ -166,10 +173,12 @@ class Scenario:
     """Where the driver has to be; anywhere if None."""
     told: tuple[str, ...] = (LOST_WITH_RANKS,)
     """Regular expressions, each of which a line of the workflow's events has to match."""
+    megabits: float = ENDLESS
+    """10^6 bits/s of the links between machines."""
 
 
 SCENARIOS = {
-    "slow": Scenario(act=slow, attempts=1, told=()),
+    "slow": Scenario(act=slow, attempts=1, told=(), megabits=NARROW),
     "loss": Scenario(act=loss),
     "partition": Scenario(act=partition),
     "cut": Scenario(act=cut, driver_on_head=True),
@@ -177,4 +186,10 @@ SCENARIOS = {
     "cut-driver": Scenario(act=cut_driver, driver_on_head=False, told=(GAVE_UP,)),
     "head": Scenario(act=gcs, told=(DRIVER_LOST,)),
 }
-ALL = Scenario(act=one_after_another, attempts=4, driver_on_head=False, told=(LOST_WITH_RANKS, DRIVER_LOST))
+ALL = Scenario(
+    act=one_after_another,
+    attempts=4,
+    driver_on_head=False,
+    told=(LOST_WITH_RANKS, DRIVER_LOST),
+    megabits=NARROW,
+)

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.local.stack import Stack
 from tests.chaos.cluster import Outcome, compare, late_commits, run_on
-from tests.chaos.machines import Machines, missing
+from tests.chaos.machines import ENDLESS, Machines, missing
 from tests.chaos.scenarios import ALL, SCENARIOS, Scenario
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -25,7 +25,8 @@ def undisturbed(stack: Stack) -> Outcome:
 
 
 def on_machines(stack: Stack, name: str, scenario: Scenario | None) -> Outcome:
-    with Machines(stack, 3, late_commits()) as machines:
+    megabits = ENDLESS if scenario is None else scenario.megabits
+    with Machines(stack, 3, late_commits(), megabits) as machines:
         return run_on(machines, f"{stack.root}/machines-{name}", scenario, ranks=2)
 
 
@@ -33,5 +34,5 @@ def test_a_rank_that_is_cut_off_and_writes_on_makes_nothing_visible_and_the_bits
     assert compare(undisturbed, on_machines(stack, "cut", SCENARIOS["cut"]), SCENARIOS["cut"]) == []
 
 
-def test_machines_that_are_lost_one_after_the_other_change_nothing_and_are_named(stack, undisturbed):
+def test_machines_that_are_slow_or_lost_one_after_the_other_change_nothing_and_are_named(stack, undisturbed):
     assert compare(undisturbed, on_machines(stack, "all", ALL), ALL) == []
