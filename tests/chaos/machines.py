@@ -58,14 +58,22 @@ class Machines:
     """A head, which has no room for workers, and machines with one CPU each. A context manager.
 
     `environment` is all machines' own, beside what they need to reach the servers; each one's link carries `megabits`,
-    10^6 bits/s, of what the others send it.
+    10^6 bits/s, of what the others send it. `with_redis`, the head's tables are in a Redis that is on none of them.
     """
 
     def __init__(
-        self, stack: Stack, count: int, environment: Mapping[str, str] | None = None, megabits: float = ENDLESS
+        self,
+        stack: Stack,
+        count: int,
+        environment: Mapping[str, str] | None = None,
+        *,
+        megabits: float = ENDLESS,
+        with_redis: bool = False,
     ) -> None:
         self._stack, self.count, self._environment = stack, count, dict(environment or {})
-        self._megabits = megabits
+        self._megabits, self._with_redis = megabits, with_redis
+        self._redis: subprocess.Popen[bytes] | None = None
+        self._redis_port = 0
         self._id = secrets.token_hex(2)
         self._net = f"10.{71 + secrets.randbelow(100)}.{secrets.randbelow(250)}"
         self.folder = Path(tempfile.mkdtemp(prefix="patchline-m-"))
@@ -75,6 +83,8 @@ class Machines:
     def __enter__(self) -> Machines:
         try:
             self._wire()
+            if self._with_redis:
+                self._start_redis()
             self.start(0)
             self.wait()
             for number in range(1, self.count + 1):
@@ -93,6 +103,9 @@ class Machines:
         _ip("link", "del", self._bridge, check=False)
         for door in self._doors:
             door.close()
+        if self._redis is not None:
+            self._redis.kill()
+            self._redis.wait(10)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # What is there
@@ -165,6 +178,7 @@ class Machines:
             "RAY_JOB_ALLOW_DRIVER_ON_WORKER_NODES": "1",
             "PYTHONWARNINGS": "ignore",
             **self._environment,
+            **(self._tables(number) if self._with_redis else {}),
         }
         with open(self.folder / f"{number}.log", "ab") as log:
             self._processes[number] = subprocess.Popen(
@@ -252,6 +266,20 @@ class Machines:
         for other in range(1, self.count + 1):
             source = ("u32", "match", "ip", "src", f"{self.address(other)}/32", "flowid", "1:2")
             _tc("filter", "add", "dev", wire, "parent", "1:", "protocol", "ip", *source)
+
+    def _start_redis(self) -> None:
+        with socket.create_server((f"{self._net}.1", 0)) as free:
+            self._redis_port = free.getsockname()[1]
+        command = ["redis-server", "--bind", f"{self._net}.1", "--port", str(self._redis_port)]
+        with open(self.folder / "redis.log", "ab") as log:
+            self._redis = subprocess.Popen(
+                [*command, "--protected-mode", "no", "--save", "", "--dir", str(self.folder)], stdout=log, stderr=log
+            )
+
+    def _tables(self, number: int) -> dict[str, str]:
+        """Environment of a cluster whose head finds its tables in Redis, as `cluster.deploy.kuberay` has it."""
+        place = {"RAY_REDIS_ADDRESS": f"{self._net}.1:{self._redis_port}"} if number == 0 else {}
+        return {**place, "RAY_gcs_rpc_server_reconnect_timeout_s": "1200"}
 
     def _ray(self, number: int) -> Iterator[str]:
         own = self.address(number)

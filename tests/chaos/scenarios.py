@@ -15,6 +15,7 @@ from tests.chaos.machines import ENDLESS, Machines
 from tests.integration.flows import head, wait_for
 
 END_SECONDS = 420.0
+AWAY_SECONDS = 5.0
 WORKER = ("ray::", "TrainWorker")
 GAVE_UP = "gave up: its machine, machine-., has reached neither"
 NARROW = 4.0
@@ -137,6 +138,15 @@ def gcs(run: Run) -> str:
     return "the head was lost"
 
 
+def head_alone(run: Run) -> str:
+    """The head alone is lost, and comes back with its tables from Redis: the gang on the other machines trains on."""
+    run.machines.lose(0)
+    time.sleep(AWAY_SECONDS)
+    run.machines.start(0)
+    run.machines.wait()
+    return f"the head alone was lost for {AWAY_SECONDS:.0f} s and more"
+
+
 def one_after_another(run: Run) -> str:
     """While one workflow trains: a slow link, the loss of a machine with a rank, of the driver's machine, of the head.
     (Who is cut off from others has a scenario of its own.)"""
@@ -169,12 +179,16 @@ class Scenario:
     """Does it, and returns it in words."""
     attempts: int = 2
     """At least so many does training take."""
+    most_attempts: int | None = None
+    """At most so many; any number if None."""
     driver_on_head: bool | None = None
     """Where the driver has to be; anywhere if None."""
     told: tuple[str, ...] = (LOST_WITH_RANKS,)
     """Regular expressions, each of which a line of the workflow's events has to match."""
     megabits: float = ENDLESS
     """10^6 bits/s of the links between machines."""
+    with_redis: bool = False
+    """Whether the head's tables outlive it."""
 
 
 SCENARIOS = {
@@ -185,6 +199,9 @@ SCENARIOS = {
     "driver": Scenario(act=driver, driver_on_head=False, told=(DRIVER_LOST,)),
     "cut-driver": Scenario(act=cut_driver, driver_on_head=False, told=(GAVE_UP,)),
     "head": Scenario(act=gcs, told=(DRIVER_LOST,)),
+    "head-alone": Scenario(
+        act=head_alone, attempts=1, most_attempts=1, driver_on_head=False, told=(), megabits=NARROW, with_redis=True
+    ),
 }
 ALL = Scenario(
     act=one_after_another,

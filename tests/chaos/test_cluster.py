@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 
 from cluster.local.stack import Stack
-from tests.chaos.cluster import Outcome, compare, late_commits, run_on
-from tests.chaos.machines import ENDLESS, Machines, missing
+from tests.chaos.cluster import Outcome, compare, machines_for, run_on
+from tests.chaos.machines import missing
 from tests.chaos.scenarios import ALL, SCENARIOS, Scenario
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -25,8 +25,7 @@ def undisturbed(stack: Stack) -> Outcome:
 
 
 def on_machines(stack: Stack, name: str, scenario: Scenario | None) -> Outcome:
-    megabits = ENDLESS if scenario is None else scenario.megabits
-    with Machines(stack, 3, late_commits(), megabits) as machines:
+    with machines_for(stack, 3, scenario) as machines:
         return run_on(machines, f"{stack.root}/machines-{name}", scenario, ranks=2)
 
 
