@@ -2,8 +2,9 @@
 
 Ingestion and a pretraining of three ranks on a head and four machines in network namespaces (`tests.chaos.machines`). A
 machine with a rank is lost, or its cable is pulled; it reaches the other machines no more, but storage still; its link
-becomes slow; the driver's machine is lost; the head is, with or without its tables. Weights and curve have to be the undisturbed ones, and the
-events have to say what happened. The last line is JSON; the exit code is 1 where something differs.
+becomes slow; the driver's machine is lost; the head is, with or without its tables. Weights and
+curve have to be the undisturbed ones, and the events have to say what happened. The last line is JSON; the exit code is
+1 where something differs.
 """
 
 from __future__ import annotations
