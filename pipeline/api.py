@@ -123,7 +123,7 @@ def resume(workflow_id: str | None, settings: Settings, *, foreground: bool = Fa
 def follow(workflow_id: str | None, settings: Settings) -> WorkflowStatus:
     """Show a workflow until its newest driver ends: a table that moves in a terminal or notebook, else lines.
 
-    Returns its status. Interrupting it leaves the workflow to itself.
+    Returns its status. Interrupting it leaves the workflow to itself, and says how to come back.
     """
     from rich.console import Console
 
@@ -132,7 +132,18 @@ def follow(workflow_id: str | None, settings: Settings) -> WorkflowStatus:
     storage = settings.storage()
     found = match_id(storage, list(listed(storage)), workflow_id)
     stages, driver = list(read_workflow(storage, found).stages), newest_driver(storage, found)
-    return show(storage, found, stages, Console(), died=DriverWatch(storage, found, settings).died, driver=driver)
+    try:
+        return show(storage, found, stages, Console(), died=DriverWatch(storage, found, settings).died, driver=driver)
+    except KeyboardInterrupt:
+        # Whatever would come after it is not to begin as if the workflow had ended.
+        print(_left(found), flush=True)
+        raise
+
+
+def _left(workflow_id: str) -> str:
+    ways = (("follow", "shows it again"), ("cancel", "stops it"))
+    lines = [f"  pipeline.api.{verb}({workflow_id!r}, settings)  # {meaning}" for verb, meaning in ways]
+    return "\n".join([f"{workflow_id} goes on without this process", *lines])
 
 
 def cancel(workflow_id: str | None, settings: Settings) -> str:

@@ -178,8 +178,9 @@ def _stop_on_signals(stop: threading.Event, hurry: threading.Event) -> Iterator[
         if stop.is_set():
             hurry.set()
             raise KeyboardInterrupt
-        print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping (again to stop at once)", flush=True)
+        # Before it is told: a second one may come at once.
         stop.set()
+        print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping (again to stop at once)", flush=True)
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

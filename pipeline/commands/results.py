@@ -13,8 +13,8 @@ import typer
 from cluster.errors import UserError
 from cluster.sizes import size
 from pipeline.commands.base import AsJson, Name, Root, Since, WorkflowId, console
+from pipeline.commands.following import follow_to_end
 from pipeline.commands.shown import (
-    follow_to_end,
     match,
     of_workflow,
     print_json,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from pipeline.commands.base import Address, AsJson, Mlflow, Name, Root, Since, WorkflowId, console
+from pipeline.commands.following import end_here, follow_to_end, shown_here
 from pipeline.commands.shown import (
-    follow_to_end,
     match,
     print_json,
     print_note,
-    print_status,
     program,
-    shown_here,
     told_beside,
 )
 from pipeline.settings import Settings, resolve
@@ -46,16 +43,16 @@ def resume(
     storage, known = settings.storage(), match(workflow_id, settings)
     if (owner := holder(storage, known)) is not None:
         print_note(f"{known} is held by {owner}: going on when that driver ends, or is silent for its lease")
-    with told_beside(as_json), shown_here(known, settings) if foreground and not as_json else nullcontext():
+    with shown_here(known, settings, as_json=as_json) if foreground else told_beside(as_json):
         found, state = resume_workflow(known, settings, foreground=foreground)
     if as_json:
         print_json({"id": found, "state": state})
     else:
         console.print(found)
-    if foreground:
-        if not as_json:
-            print_status(found, settings)
+    if foreground and as_json:
         raise typer.Exit(0 if state == "done" else 1)
+    if foreground:
+        end_here(found, state, settings)
     if follow:
         raise typer.Exit(follow_to_end(found, settings, as_json=as_json))
 

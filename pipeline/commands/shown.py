@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -14,106 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from cluster.errors import UserError
 from pipeline.commands.base import console
 from pipeline.settings import Settings, resolve
 
 if TYPE_CHECKING:
     from cluster.storage import Storage
-    from pipeline.api import DriverWatch
     from pipeline.config import Workflow
     from pipeline.status import WorkflowStatus
 
 
-def follow_to_end(workflow_id: str, settings: Settings, *, here: bool = True, as_json: bool = False) -> int:
-    """Show a submitted workflow until its newest driver ends; returns the exit code. Ctrl-C detaches.
-
-    `here` says that it was submitted to the cluster of these settings. `as_json`: see `follow_as_json`.
-    """
-    if as_json:
-        return follow_as_json(workflow_id, settings)
-    from pipeline.api import DriverWatch
-    from pipeline.driver import newest_driver, read_workflow
-    from pipeline.live import follow
-
-    storage = settings.storage()
-    stages = list(read_workflow(storage, workflow_id).stages)
-    try:
-        found = follow(
-            storage,
-            workflow_id,
-            stages,
-            console,
-            died=_Life(DriverWatch(storage, workflow_id, settings, here=here), storage, workflow_id).ended,
-            driver=newest_driver(storage, workflow_id),
-        )
-    except KeyboardInterrupt:
-        print_left(workflow_id)
-        return 130
-    print_status(workflow_id, settings, reason=found.message)
-    if found.state != "done":
-        console.print(f"`{program()} resume {workflow_id}` continues it", markup=False)
-    return 0 if found.state == "done" else 1
-
-
-def run_here(workflow: Workflow, settings: Settings, *, as_json: bool = False) -> tuple[str, str]:
-    """Run a workflow in this process, and show how far it is; returns its id and its state."""
-    from pipeline.api import run
-    from pipeline.driver import create
-
-    workflow_id = create(settings.storage(), workflow)
-    with told_beside(as_json), nullcontext() if as_json else shown_here(workflow_id, settings):
-        return run(workflow, settings, created=workflow_id)
-
-
-def shown_here(workflow_id: str, settings: Settings) -> AbstractContextManager[None]:
-    """Within it, a workflow that this process runs is shown."""
-    from pipeline.driver import read_workflow
-    from pipeline.live import shown_beside
-
-    storage = settings.storage()
-    return shown_beside(storage, workflow_id, list(read_workflow(storage, workflow_id).stages))
-
-
-def print_left(workflow_id: str) -> None:
-    """What becomes of a workflow whose follower has gone, and how to come back to it."""
-    console.print(f"\n{workflow_id} goes on without this terminal", soft_wrap=True)
-    for command, meaning in (("status -f", "shows it again"), ("logs -f", "its log"), ("cancel", "stops it")):
-        console.print(f"  {program()} {command} {workflow_id}", f"[dim]{meaning}[/dim]", soft_wrap=True)
-
-
-class _Life:
-    """Whether a followed driver still runs, as its cluster or else storage tells."""
-
-    def __init__(self, watch: DriverWatch, storage: Storage, workflow_id: str) -> None:
-        self._watch, self._storage, self._id = watch, storage, workflow_id
-        self._tag, self._since = "", time.monotonic()
-
-    def ended(self) -> str | None:
-        """Why it runs no more, or None. Where its cluster does not answer, the driver's own silence counts."""
-        from pipeline.status import holder
-
-        try:
-            return self._watch.died() or self._silent()
-        except UserError as error:
-            if holder(self._storage, self._id) is None:
-                raise
-            return self._silent(f"; {error}")
-
-    def _silent(self, why: str = "") -> str | None:
-        """By this process's own clock alone, since it ends something: the driver's may be an hour off."""
-        from pipeline.head import read_head
-
-        found = read_head(self._storage, f"workflows/{self._id}")
-        if found is None or found[1] != self._tag:
-            self._tag, self._since = found[1] if found is not None else "", time.monotonic()
-        seconds = time.monotonic() - self._since
-        if found is None or found[0].state != "running" or seconds <= 2 * found[0].ttl_seconds:
-            return None
-        return _told_silent(seconds) + why
-
-
-def _told_silent(seconds: float) -> str:
+def told_silent(seconds: float) -> str:
     from pipeline.words import duration
 
     return f"its driver has been silent for {duration(seconds)}: `{program()} resume` continues it"
@@ -173,25 +82,8 @@ class Look:
         ask_cluster(self._reader, self._storage, self._settings)
         status = self._reader.status
         if status.state == "running" and (seconds := silence(self._storage, status.id)) is not None:
-            status.message = _told_silent(seconds)
+            status.message = told_silent(seconds)
         return self._progress.measure(status)
-
-
-def follow_as_json(workflow_id: str, settings: Settings) -> int:
-    """Print a workflow's status as one line of JSON whenever it has changed, until it ends; returns the exit code."""
-    from pipeline.api import DriverWatch
-
-    storage, told = settings.storage(), ""
-    look, life = Look(workflow_id, settings), _Life(DriverWatch(storage, workflow_id, settings), storage, workflow_id)
-    while True:
-        status = look.now()
-        line = json.dumps(asdict(status))
-        if line != told:
-            told = line
-            console.out(line, highlight=False)
-        if status.state not in ("submitted", "running") or life.ended() is not None:
-            return 0 if status.state == "done" else 1
-        time.sleep(1.0)
 
 
 def match(workflow_id: str | None, settings: Settings) -> str:

@@ -10,7 +10,8 @@ import typer
 
 from cluster.errors import UserError
 from pipeline.commands.base import Overrides, console
-from pipeline.commands.shown import follow_to_end, print_addresses, program
+from pipeline.commands.following import follow_to_end
+from pipeline.commands.shown import print_addresses, program
 from pipeline.settings import check_up, home, of_stack, resolve
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from pipeline.commands.base import (
     WorkflowName,
     console,
 )
-from pipeline.commands.shown import follow_to_end, print_json, print_note, print_status, run_here, told_beside
+from pipeline.commands.following import end_here, follow_to_end, run_here
+from pipeline.commands.shown import print_json, print_note, print_status, told_beside
 from pipeline.settings import Settings, resolve
 
 if TYPE_CHECKING:
@@ -121,8 +122,7 @@ def run(
     _print_warnings(loaded)
     settings = resolve(root=root, mlflow=mlflow)
     workflow_id, state = run_here(loaded, settings, as_json=as_json)
-    print_status(workflow_id, settings, as_json=as_json)
-    raise typer.Exit(0 if state == "done" else 1)
+    end_here(workflow_id, state, settings, as_json=as_json)
 
 
 @app.command()
@@ -212,8 +212,7 @@ def ingest(
     if settings.jobs is not None:
         raise typer.Exit(follow_to_end(submit_workflow(workflow, settings), settings, as_json=as_json))
     workflow_id, state = run_here(workflow, settings, as_json=as_json)
-    print_status(workflow_id, settings, as_json=as_json)
-    raise typer.Exit(0 if state == "done" else 1)
+    end_here(workflow_id, state, settings, as_json=as_json)
 
 
 @app.command("import")

@@ -1,0 +1,194 @@
+"""Ctrl-C: who only looks goes and the workflow stays; who runs it stops it. Both are told how it goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+from cluster.local.stack import Stack
+from cluster.storage import Storage, open_storage
+from pipeline.settings import resolve
+from tests.integration.flows import head, past_checkpoint, small_workflow, stage, state, wait_for
+
+pytestmark = pytest.mark.cluster
+REPOSITORY = Path(__file__).parents[2]
+SECONDS = 60
+GATE = """
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from stages.config import StageConfig
+from stages.context import Result
+
+
+class Gate(StageConfig):
+    kind: ClassVar[str] = "gate"
+    version: ClassVar[int] = 1
+    output: ClassVar[str] = "gate"
+    key: str
+
+    @classmethod
+    def function(cls):
+        return run
+
+
+def run(config, inputs, context):
+    while not Path(config.key).exists():
+        time.sleep(0.1)
+    return Result(output=context.commit("gate", [], {}))
+"""
+
+
+@pytest.fixture
+def environment(stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Of a shell that has the command on its path, with this source in front of what is installed."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    # What a killed driver has held is free soon.
+    monkeypatch.setenv("PATCHLINE_LEASE_SECONDS", "3")
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def typed(command: str, folder: Path, environment: dict[str, str]) -> pexpect.spawn:
+    """A command as somebody types it in a terminal."""
+    return pexpect.spawn(
+        "bash",
+        ["-c", f"exec {command}"],
+        cwd=folder,
+        env=environment,
+        dimensions=(40, 300),
+        encoding="utf-8",
+        # The terminal writes ^C into the midst of a character.
+        codec_errors="replace",
+        timeout=SECONDS,
+    )
+
+
+def interrupted(child: pexpect.spawn) -> str:
+    """What a command says after Ctrl-C, once it has shown that a stage runs; it has ended then."""
+    child.expect("▶")
+    child.sendintr()
+    return ended(child)
+
+
+def ended(child: pexpect.spawn) -> str:
+    said = child.read()
+    child.close()
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said).replace("\r", "")
+
+
+def told(said: str, verb: str) -> str:
+    """The command with this verb that was said."""
+    (found,) = re.findall(rf"(patchline {verb} [^`\n]*?)(?:  |`| (?:shows|its|stops) )", said)
+    return found.strip()
+
+
+def interrupted_in_a_notebook(workflow_id: str, environment: dict[str, str]) -> tuple[str, str]:
+    """What a cell prints that follows a workflow, when its kernel is interrupted; and the exception that ends it."""
+    manager, client = start_new_kernel(kernel_name="python3", env=environment)
+    code = (
+        "from pipeline.api import follow\nfrom pipeline.settings import resolve\nfollow({!r}, resolve())\nprint('on')"
+    )
+    printed, sent = [], []
+
+    def hear(message: dict) -> None:
+        if message["msg_type"] == "stream":
+            printed.append(message["content"]["text"])
+        if "display_data" in message["msg_type"] and not sent:
+            sent.append(True)
+            manager.interrupt_kernel()
+
+    try:
+        reply = client.execute_interactive(code.format(workflow_id), timeout=SECONDS, output_hook=hear)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    return "".join(printed), reply["content"].get("ename", "")
+
+
+def test_who_only_looks_can_go_and_come_back_while_the_workflow_goes_on(environment, tmp_path):
+    key = tmp_path / "key"
+    (tmp_path / "gate.py").write_text(GATE)
+    (tmp_path / "gated.yaml").write_text(f"name: gated\nstages:\n  gate: {{kind: 'gate:Gate', key: {key}}}\n")
+    child = typed("patchline submit gated.yaml --follow", tmp_path, environment)
+    said = interrupted(child)
+    assert child.exitstatus == 130, said
+    (workflow_id,) = re.findall("^(gated-.*) goes on without this terminal$", said, re.MULTILINE)
+    assert told(said, "logs -f") == f"patchline logs -f {workflow_id}"
+    again = told(said, "status -f")
+    child = typed(again, tmp_path, environment)
+    said = interrupted(child)
+    assert child.exitstatus == 130, said
+    assert told(said, "status -f") == again
+    printed, exception = interrupted_in_a_notebook(workflow_id, environment)
+    assert exception == "KeyboardInterrupt"
+    assert f"{workflow_id} goes on without this process\n  pipeline.api.follow({workflow_id!r}, settings)" in printed
+    storage = resolve().storage()
+    assert state(storage, workflow_id) == "running"
+    child = typed(again, tmp_path, environment)
+    child.expect("▶")
+    key.touch()
+    said = ended(child)
+    assert child.exitstatus == 0, said
+    assert state(storage, workflow_id) == "done"
+
+
+def begun(storage: Storage) -> str:
+    """A workflow whose training has gone on from a checkpoint."""
+    workflow_id = wait_for(lambda: storage.list_folders("workflows/"), SECONDS, "workflow")[0]
+    wait_for(lambda: past_checkpoint(storage, workflow_id, 50), SECONDS, "first checkpoint")
+    return workflow_id
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> str:
+    """Of somebody who keeps results elsewhere than where they usually go."""
+    return f"--root 'file://{tmp_path}/my root'"
+
+
+def test_who_runs_it_stops_it_after_a_checkpoint_and_the_command_that_is_told_continues_it(
+    environment, tmp_path, places
+):
+    (tmp_path / "small.yaml").write_text(small_workflow("pretrain.updates=400", "pretrain.save_every=50").to_yaml())
+    storage = open_storage(f"file://{tmp_path}/my root")
+    child = typed(f"patchline run small.yaml {places}", tmp_path, environment)
+    workflow_id = begun(storage)
+    child.sendintr()
+    child.expect("SIGINT: saving a checkpoint, then stopping")
+    said = ended(child)
+    assert child.exitstatus == 1, said
+    assert f"{workflow_id}: stopped" in said
+    folder = str(stage(storage, workflow_id, "pretrain").folder)
+    stopped = head(storage, folder).checkpoint
+    assert stopped is not None
+    assert 50 < stopped.update < 400
+    child = typed(told(said, "resume"), tmp_path, environment)
+    said = ended(child)
+    assert child.exitstatus == 0, said
+    assert head(storage, folder).history[-1].start == stopped.update
+
+
+def test_a_second_ctrl_c_ends_it_at_once_and_the_command_that_is_told_continues_it(environment, tmp_path, places):
+    """Where the work does not come to a checkpoint: here it never would."""
+    (tmp_path / "gate.py").write_text(GATE)
+    (tmp_path / "gated.yaml").write_text(f"name: gated\nstages:\n  gate: {{kind: 'gate:Gate', key: {tmp_path}/key}}\n")
+    child = typed(f"patchline run gated.yaml {places}", tmp_path, environment)
+    child.expect("▶")
+    child.sendintr()
+    child.expect("again to stop at once")
+    child.sendintr()
+    began = time.monotonic()
+    said = ended(child)
+    assert child.exitstatus == 130, said
+    assert time.monotonic() - began < 10
+    (tmp_path / "key").touch()
+    child = typed(told(said, "resume"), tmp_path, environment)
+    said = ended(child)
+    assert child.exitstatus == 0, said
