@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import threading
 import time
@@ -10,25 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
 from cluster.storage import Storage
-from pipeline.display import MARKS, attempt, describe, figures, joined
-from pipeline.progress import LOSS, Progress
+from pipeline.display import describe
+from pipeline.display_live import fitting, html, moving, view
+from pipeline.progress import Progress
 from pipeline.record import Event
-from pipeline.status import StageStatus, StatusReader, WorkflowStatus
-from pipeline.words import duration, headline
+from pipeline.status import StatusReader, WorkflowStatus
 
 POLL_SECONDS = 0.5
 PLAIN_SECONDS = 60.0
 """Between two lines of a stage that gets on, where nothing can move."""
-BAR = 24
-"""Columns of a bar."""
-NOTEBOOK_WIDTH = 110
 
 
 class Screen(Protocol):
@@ -124,13 +117,13 @@ def screen_of(console: Console) -> Iterator[Screen]:
 
 
 class Terminal:
-    """A table that moves, above which prints go on."""
+    """A table that moves, no higher than the terminal, above which prints go on."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
 
     def show(self, events: Sequence[Event], status: WorkflowStatus, progress: Progress) -> None:
-        self._live.update(view(status, progress))
+        self._live.update(fitting(status, progress, self._live.console))
 
 
 class Notebook:
@@ -161,7 +154,7 @@ class Lines:
             self._print(event.time_ms / 1000, describe(event))
         now = time.monotonic()
         for stage in status.stages.values():
-            line = _moving(stage, progress) if stage.outcome == "running" else ""
+            line = moving(stage, progress) if stage.outcome == "running" else ""
             # The first one is due when a stage has been at work for a while.
             told, moment = self._told.setdefault(f"{stage.name} {stage.attempt}", ("", now))
             if line and line != told and now - moment >= PLAIN_SECONDS:
@@ -172,43 +165,3 @@ class Lines:
         if line:
             moment = time.strftime("%H:%M:%S", time.localtime(seconds))
             self._console.print(f"{moment}  {line}", highlight=False, markup=False, soft_wrap=True)
-
-
-def view(status: WorkflowStatus, progress: Progress) -> Group:
-    """A line for each stage: its bar or its time, and its figures."""
-    table = Table.grid(padding=(0, 2))
-    for stage in status.stages.values():
-        mark, style = MARKS[stage.outcome]
-        table.add_row(Text(mark, style=style), Text(stage.name, style=style), *_cells(stage, progress))
-    head = Text.assemble((status.id, "bold"), "  ", (status.state, "cyan"), f"  {status.message}")
-    return Group(head, table)
-
-
-def html(view: RenderableType) -> str:
-    """The same for a notebook, in which colours are the page's own but for those of marks and bars."""
-    console = Console(record=True, file=io.StringIO(), width=NOTEBOOK_WIDTH, force_jupyter=False)
-    console.print(view)
-    return console.export_html(
-        inline_styles=True, code_format="<pre style='font-family:monospace;line-height:1.35'>{code}</pre>"
-    )
-
-
-def _cells(stage: StageStatus, progress: Progress) -> tuple[RenderableType, ...]:
-    if stage.outcome == "running" and stage.started_ms is not None:
-        seconds = f"{max(0.0, time.time() - stage.started_ms / 1000):.0f} s"
-        if (moving := _moving(stage, progress)) and (length := stage.updates or stage.tasks_total):
-            done = stage.update if stage.updates else stage.tasks_done
-            return ProgressBar(total=length, completed=done or 0, width=BAR), Text(moving)
-        return Text(seconds), Text(joined(stage.tasks, stage.message, attempt(stage)), style="dim")
-    if stage.outcome in ("done", "reused") and stage.seconds is not None:
-        return Text("reused" if stage.outcome == "reused" else duration(stage.seconds)), Text(headline(stage.metrics))
-    return Text(stage.outcome if stage.outcome != "pending" else "", style="dim"), Text(stage.message)
-
-
-def _moving(stage: StageStatus, progress: Progress) -> str:
-    """How far a stage is that runs, with its newest loss; empty where nobody knows."""
-    tail = progress.tail(stage)
-    if stage.updates and stage.update is not None and tail is not None:
-        loss = f"loss {tail.values[LOSS]:.3f}" if LOSS in tail.values else ""
-        return joined(figures(stage), loss, attempt(stage))
-    return joined(stage.tasks, attempt(stage)) if stage.tasks else ""

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import pexpect
 import pytest
 from jupyter_client.manager import start_new_kernel
 from rich.console import Console
+from rich.live import Live
 
 from cluster.storage import Storage, open_storage
 from pipeline import task_progress
-from pipeline.live import Lines, html, view
+from pipeline.display_live import html, view
+from pipeline.live import Lines, Terminal
 from pipeline.progress import Progress
 from pipeline.record import EventLog
 from pipeline.status import StatusReader
@@ -108,6 +111,60 @@ def test_a_notebook_s_view_is_one_block_of_text(storage, monkeypatch):
     found = html(view(progress.measure(reader.status), progress))
     assert found.startswith("<pre")
     assert "50/200 updates" in re.sub("<[^>]*>", "", found)
+
+
+def seen(height: int, width: int = 80, **outcomes: str) -> list[str]:
+    """The lines of a terminal of this height in which a workflow with stages of these outcomes is followed."""
+    told = {"done": {"seconds": 3.0, "metrics": {"images": 5.0}}, "failed": {"message": "a disk is full " * 20}}
+    console = Console(file=io.StringIO(), width=width, height=height, color_system=None, force_terminal=True)
+    with tempfile.TemporaryDirectory() as folder, Live(console=console, auto_refresh=False, transient=True) as live:
+        storage = open_storage(f"file://{folder}")
+        log = EventLog(storage, "toy-1")
+        log.append("workflow_started", owner="x", driver=None)
+        for name, outcome in outcomes.items():
+            if outcome != "pending":
+                log.append("stage_started", name, folder=f"stages/{name}/x")
+                log.append("attempt_started", name, attempt=1, folder=f"stages/{name}/x", checkpoint=None, differs=[])
+            if outcome in told:
+                log.append(f"stage_{outcome}", name, **told[outcome])
+        reader = StatusReader(storage, "toy-1", list(outcomes))
+        Terminal(live).show(reader.update(), reader.status, Progress(storage))
+        live.refresh()
+        drawn = console.file.getvalue()
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn).replace("\r", "").splitlines()]
+
+
+def stages(count: int, outcome: str, letter: str) -> dict[str, str]:
+    return {f"{letter}{number}": outcome for number in range(count)}
+
+
+def test_of_a_long_workflow_a_terminal_shows_what_runs_what_failed_and_how_many_others_there_are():
+    outcomes = {**stages(40, "done", "d"), "bad": "failed", **stages(2, "running", "r"), **stages(20, "pending", "p")}
+    lines = seen(24, **outcomes)
+    assert len(lines) < 24
+    words = [line.split() for line in lines]
+    assert words[0][:2] == ["toy-1", "running"]
+    assert words[1] == ["…", "31", "done"]
+    assert [line[1] for line in words[2:11]] == [f"d{number}" for number in range(31, 40)]
+    assert [line[:2] for line in words[11:14]] == [["✗", "bad"], ["▶", "r0"], ["▶", "r1"]]
+    assert [line[1] for line in words[14:22]] == [f"p{number}" for number in range(8)]
+    assert words[22] == ["…", "12", "waiting"]
+
+
+def test_a_terminal_that_is_high_enough_shows_all_and_long_lines_are_cut_only_where_it_is_not():
+    outcomes = {**stages(20, "done", "d"), "bad": "failed"}
+    assert len(seen(60, **outcomes)) > 22, "the message of the one that failed takes several lines"
+    low = seen(24, **outcomes)
+    assert len(low) == 22
+    assert low[-1].endswith("…")
+
+
+def test_of_more_stages_that_run_than_there_are_lines_the_failed_ones_are_shown_and_the_others_counted():
+    words = [line.split() for line in seen(10, **stages(30, "running", "r"), **stages(3, "failed", "f"))]
+    assert len(words) == 9
+    assert [line[1] for line in words[1:5]] == ["r0", "r1", "r2", "r3"]
+    assert words[5] == ["…", "26", "running"]
+    assert [line[1] for line in words[6:]] == ["f0", "f1", "f2"]
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
