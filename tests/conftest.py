@@ -64,6 +64,9 @@ def own_environment() -> Iterator[None]:
         if name.startswith(("AWS_", "MLFLOW_", "PATCHLINE_", "RAY_")):
             del os.environ[name]
     os.environ["PATCHLINE_HOME"] = tempfile.mkdtemp(prefix="patchline-home-")
+    # Nor opens a page on the desktop of whoever runs the tests.
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        os.environ.pop(name, None)
     os.environ["RAY_AUTH_MODE"] = "token"
     # Of no cluster: Ray does not even ask one without.
     token = Path(os.environ["PATCHLINE_HOME"]) / "ray-token"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import webbrowser
 from typing import Annotated
 
 import typer
 
 from cluster.errors import UserError
 from pipeline.commands.base import AsJson, Root, WorkflowId, console
+from pipeline.commands.browser import at_a_desktop, open_page
 from pipeline.commands.shown import match, print_json, print_note
 from pipeline.settings import Settings, resolve
 
@@ -25,14 +25,17 @@ def report(
     to: Annotated[
         str | None, typer.Option(metavar="FILE", help="where to write it, - for stdout; report-ID.html here if absent")
     ] = None,
-    open_: Annotated[bool, typer.Option("--open", help="open it in a browser")] = False,
+    open_: Annotated[
+        bool | None, typer.Option("--open/--no-open", help="in a browser; if absent, where there is a desktop")
+    ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="of a GPU and hour")] = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write what a workflow has come to as one HTML file: figures, curves, pictures, time, cost, how to run it again.
+    """Write what a workflow has come to as one HTML file, and open it: figures, curves, pictures, time, cost.
 
-    It needs no cluster, no MLflow and, to be read, no network. Example: `patchline report digits-20260131 --open`
+    It needs no cluster, no MLflow and, to be read, no network. It is opened where this terminal is on a desktop, never
+    over SSH. Example: `patchline report digits-20260131`
     """
     if compare is not None and workflow_id is not None:
         raise UserError(f"report {workflow_id} --compare {' '.join(compare)}: expected an id, or --compare and two")
@@ -52,8 +55,9 @@ def report(
 
     path = write(html, to, name)
     console.print(str(path), soft_wrap=True, markup=False)
-    if open_ and not webbrowser.open(path.as_uri()):
-        print_note("no browser was found to open it")
+    opened = open_page(path.as_uri()) if open_ or (open_ is None and at_a_desktop()) else None
+    if open_ and not opened:
+        print_note("no browser with a window was found to open it: BROWSER names one, as a command")
 
 
 def _page(

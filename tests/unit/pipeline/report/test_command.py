@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import webbrowser
 from pathlib import Path
 
 import pytest
@@ -53,14 +52,6 @@ def test_a_report_is_written_where_one_stands_and_it_is_said_where(patchline, fi
     code, out, _ = patchline("report", "--to", "-")
     assert (code, out[:15]) == (0, "<!DOCTYPE html>")
     check_alone(Page(out))
-
-
-def test_a_browser_is_opened_where_it_is_asked_for(patchline, finished, monkeypatch, tmp_path):
-    opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", lambda address: opened.append(address) or len(opened) == 1)
-    assert patchline("report", "--open")[2] == ""
-    assert opened == [f"file://{tmp_path}/work/report-{finished[1]}.html"]
-    assert "no browser was found" in patchline("report", "--open")[2]
 
 
 def test_two_are_compared(patchline, finished, tmp_path):
