@@ -11,6 +11,7 @@ import yaml
 from pipeline.beginning.proposal import Proposal, stride
 from pipeline.beginning.words import seen_in_words
 from stages.models.config import model_config
+from stages.models.resnet_config import BitConfig
 
 _MORE = "# All fields, with their meanings: patchline schema, docs/data.md, docs/training.md, docs/evaluation.md."
 
@@ -18,7 +19,8 @@ _MORE = "# All fields, with their meanings: patchline schema, docs/data.md, docs
 def workflow_text(proposal: Proposal) -> str:
     """The text of the workflow file."""
     name = workflow_name(proposal)
-    parts = [_head(proposal, name), _ingest(proposal), _pretrain(proposal), _finetune(proposal), _fewshot(proposal)]
+    stages = (_ingest, _pretrain, _finetune, _fewshot, _analyze)
+    parts = [_head(proposal, name), *(stage(proposal) for stage in stages), _register(proposal, name)]
     return "\n".join(line for part in parts for line in part if line is not None) + "\n"
 
 
@@ -139,9 +141,40 @@ def _finetune(proposal: Proposal) -> list[str | None]:
 
 
 def _fewshot(proposal: Proposal) -> list[str | None]:
-    return [
+    lines = [
         "  fewshot:  # how good the frozen features are, by a few images of each class",
         "    data: ingest",
         "    from: pretrain",
         f"    shots: {flow(list(proposal.shots))}  # images of each class",
     ]
+    if proposal.tested is False:
+        return ["  # Classes of fewer than three images leave none for a test; with more of them:", *map(_aside, lines)]
+    return [*lines]
+
+
+def _analyze(proposal: Proposal) -> list[str | None]:
+    lines = [
+        "  analyze:  # what the fine-tuned network attends to, by layer and as pictures: figures 6, 7 and 10",
+        "    data: ingest",
+        "    from: finetune",
+        f"    split: {'test' if proposal.tested else 'train'}  # 128 images of it, drawn by the seed",
+    ]
+    if isinstance(model_config(proposal.model), BitConfig):
+        return ["  # A ResNet has no attention; with a Vision Transformer or a hybrid:", *map(_aside, lines)]
+    return [*lines]
+
+
+def _register(proposal: Proposal, name: str) -> list[str | None]:
+    rule = "  champion: {metric: finetune/test/accuracy}  # whose best version gets this alias: models:/NAME@champion"
+    return [
+        "register:  # once all is done, in MLflow, which serves it by its address: docs/serving.md",
+        f"  name: {flow(name)}  # of the registered model; each workflow adds a version",
+        "  from: finetune",
+        rule if proposal.tested else f"{_aside(rule)}; needs a test split",
+    ]
+
+
+def _aside(line: str) -> str:
+    """A line as a comment, at the depth that it has."""
+    text = line.lstrip()
+    return f"{line[: len(line) - len(text)]}# {text}"

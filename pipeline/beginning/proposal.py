@@ -1,6 +1,6 @@
 """A workflow's values for images that were seen and a place to run: sensible ones to begin with, no optimum.
 
-A small data set, or a machine without GPUs, gets a small network at a low resolution for a time that one waits for.
+A small data set, or a machine without GPUs, gets a small network at a low resolution, for a time that one waits.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ BY_IMAGES = ((20_000, "Ti/16"), (300_000, "S/16"), (5_000_000, "B/16"))
 """On GPUs: the network for up to so many images; L/16 for more (paper, Figure 3: larger ones need more)."""
 UNCOUNTED = 50_000
 """Training images that are assumed where none were counted."""
-CLUSTER_GPUS = 8
-SECONDS = 480.0
-"""How long pretraining on cores may take, as far as its number of epochs decides on it."""
+CLUSTER_GPUS, SECONDS = 8, 480.0
+"""GPUs of a cluster; how long pretraining on cores may take, as far as its number of epochs decides on it."""
 EPOCHS = (3, 5, 10, 15, 20, 30, 40, 60, 90)
 ON_GPUS = ((10_000, 300), (100_000, 150), (2_000_000, 90), (20_000_000, 30))
 """Epochs for up to so many images."""
@@ -55,7 +54,7 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """The values of the four stages. `seconds` is how long they take here in all, about; None for a cluster."""
+    """The values of the stages. `seconds` is how long they take here in all, about; None for a cluster."""
 
     answers: Answers
     seen: Seen
@@ -63,6 +62,8 @@ class Proposal:
     """Images that pretraining has, about."""
     held_out: int
     test_fraction: float
+    tested: bool | None
+    """Whether there will be test images; None for tars from elsewhere, which have the splits that they have."""
     model: str | dict[str, Any]
     resolution: int
     finetune_resolution: int
@@ -99,13 +100,14 @@ def propose(answers: Answers, seen: Seen, here: Here) -> Proposal:
     updates = max(1, epochs * train // batch)
     after = finetune_epochs * train * _seconds_an_image(config, larger, here, gpus=gpus, workers=workers)
     # Fewshot asks three networks, without going back.
-    seconds = 4 * STAGE + updates * UPDATE + epochs * train * image + after + (seen.train or train) * image
+    seconds = 5 * STAGE + updates * UPDATE + epochs * train * image + after + (seen.train or train) * image
     return Proposal(
         answers=answers,
         seen=seen,
         train=train,
         held_out=held_out,
         test_fraction=test_fraction,
+        tested=_tested(seen, held_out, test_fraction),
         model=named,
         resolution=resolution,
         finetune_resolution=larger,
@@ -154,6 +156,13 @@ def _left(seen: Seen, test_fraction: float) -> float:
         return (seen.train or UNCOUNTED) * _kept(seen, test_fraction)
     drawn = [test_fraction * ("test" not in seen.others), test_fraction / 2 * ("validation" not in seen.others)]
     return sum(max(1, count - sum(int(part * count + 0.5) for part in drawn)) for count in seen.per_class)
+
+
+def _tested(seen: Seen, held_out: int, test_fraction: float) -> bool | None:
+    if "test" in seen.others or seen.source["kind"] == "webdataset":
+        return "test" in seen.others or None
+    drawn = sum(int(test_fraction * count + 0.5) > 0 for count in seen.per_class)
+    return not seen.per_class or drawn > held_out
 
 
 def _network(train: int, seen: Seen, *, gpus: bool) -> str | dict[str, Any]:

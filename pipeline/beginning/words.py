@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from pipeline.beginning.here import Here
 from pipeline.beginning.look import Seen
 from pipeline.beginning.proposal import UNCOUNTED, Proposal
 
 
-def seen_in_words(seen: Seen) -> str:
-    """One line: where the images are, how many, how large."""
+def seen_in_words(seen: Seen, below: Path | None = None) -> str:
+    """One line: where the images are, as seen from the folder `below`, how many, how large."""
     place = str(seen.source.get("path") or seen.source.get("shards") or "The digits of scikit-learn")
+    if below is not None and Path(place).is_relative_to(below):
+        place = str(Path(place).relative_to(below))
     if seen.train is None:
         return f"{place}: not counted before ingestion; the values are for {UNCOUNTED:,} images"
     about = "" if seen.exact else "about "

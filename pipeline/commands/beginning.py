@@ -111,7 +111,7 @@ def _how_many(seen: Seen) -> str:
 def _tell(seen: Seen) -> None:
     from pipeline.beginning.words import seen_in_words
 
-    console.print(seen_in_words(seen), markup=False)
+    console.print(seen_in_words(seen, Path.cwd()), markup=False, soft_wrap=True)
 
 
 def _tell_next(proposal: Proposal, path: Path) -> None:

@@ -76,7 +76,6 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, list[st
     """By command, its exit code and what it printed."""
     folder, home = tmp_path_factory.mktemp("newcomer"), tmp_path_factory.mktemp("home")
     (folder / "photos.py").write_text(block("python"))
-    (folder / "mine.yaml").write_text(block("yaml"))
     script = "\n".join(f"{command.text}\necho; echo {MARK} $?" for command in commands())
     # The page's own port may be somebody else's here.
     script = script.replace("8080", str(free_ports(1)[0]))

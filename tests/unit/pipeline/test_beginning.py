@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 from PIL import Image
 
 from cluster.errors import UserError
@@ -25,7 +26,7 @@ from pipeline.beginning.proposal import Answers, propose
 from pipeline.beginning.writing import init
 from pipeline.config import load_workflow, parse_workflow
 from pipeline.plan import plan
-from pipeline.settings import resolve
+from pipeline.settings import Settings, resolve
 from stages.ingest.config import FolderSource
 from stages.ingest.sources import open_source
 from stages.ingest.sources.base import SPLITS
@@ -113,7 +114,9 @@ def test_whatever_is_seen_plan_accepts_the_file(
     proposal = propose(Answers(images="digits", classes=sees, model=model, where=where), seen, machine)
     workflow = parse_workflow(workflow_text(proposal), "mine.yaml")
     planned = plan(open_storage(f"file://{tmp_path_factory.mktemp('root')}"), workflow)
-    assert [stage.action for stage in planned] == ["run"] * 4
+    left_out = (model == "R50x1") + (proposal.tested is False)
+    assert [stage.action for stage in planned] == ["run"] * (5 - left_out)
+    assert workflow.registration is not None
     pretrain = workflow.stages["pretrain"]
     assert pretrain.global_batch <= proposal.train
     assert workflow.stages["finetune"].resolution > pretrain.resolution
@@ -177,15 +180,31 @@ def test_the_file_runs_and_trains_on_as_many_images_as_it_says(tmp_path, monkeyp
     monkeypatch.setenv("PATCHLINE_HOME", str(tmp_path / "home"))
     folder = photos(tmp_path / "some photos: 'mine'", {"cat": 10, "dog": 9, "owl": 3}, size=(12, 12))
     proposal = init(str(folder), tmp_path / "mine.yaml", machine=TWO_CORES)
-    short = ["pretrain.epochs=1", "finetune.epochs=1", "fewshot.draws=2"]
+    short = ["pretrain.epochs=1", "finetune.epochs=1", "fewshot.draws=2", "analyze.images=8"]
     workflow = load_workflow(str(tmp_path / "mine.yaml"), short)
     place = resolve(root=f"file://{tmp_path}/root")
     assert api.run(workflow, place)[1] == "done"
     # The data set is of the size that the file says: else a line would tell the odds.
     planned = plan(place.storage(), workflow)
-    assert [stage.action for stage in planned] == ["reuse"] * 4
+    assert [stage.action for stage in planned] == ["reuse"] * 5
+    check_registered(place, "some-photos-mine")
     assert not any(stage.warnings for stage in plan(place.storage(), load_workflow(str(tmp_path / "mine.yaml"))))
     assert proposal.train == 22 - 1 - 1 - 2 - 2 - 1
+
+
+def check_registered(place: Settings, name: str) -> None:
+    client = MlflowClient(place.mlflow)
+    champion = client.get_model_version_by_alias(name, "champion")
+    assert champion.tags["patchline.stage"] == "finetune"
+
+
+def test_images_too_few_for_a_test_split_have_a_file_that_runs_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATCHLINE_HOME", str(tmp_path / "home"))
+    folder = photos(tmp_path / "few", {"cat": 2, "dog": 2, "owl": 1}, size=(12, 12))
+    assert not init(str(folder), tmp_path / "mine.yaml", machine=TWO_CORES).tested
+    short = ["pretrain.epochs=1", "finetune.epochs=1", "analyze.examples=2", "analyze.images=2"]
+    workflow = load_workflow(str(tmp_path / "mine.yaml"), short)
+    assert api.run(workflow, resolve(root=f"file://{tmp_path}/root"))[1] == "done"
 
 
 def test_in_a_terminal_it_asks_four_questions_and_takes_enter_for_what_it_proposes(tmp_path):
@@ -197,7 +216,7 @@ def test_in_a_terminal_it_asks_four_questions_and_takes_enter_for_what_it_propos
     )
     for question, answer in (
         ("Images.*: ", "photos"),
-        ("Classes of 3 that pretraining sees.*: ", "2"),
+        (r"\nphotos: 12 images, 3 classes, about 40 pixels.*Classes of 3 that pretraining sees.*: ", "2"),
         ("Model.*: ", ""),
         ("Where.*: ", ""),
     ):
