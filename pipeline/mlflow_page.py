@@ -6,11 +6,12 @@ MLflow keeps a view that was shared in a tag of the experiment, and opens it by 
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.parse
-import urllib.request
+
+from pipeline.mlflow_ask import ask
 
 EXPERIMENT = "patchline"
+EXPERIMENT_PATH = f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
+ANSWER_SECONDS = 5.0
 VIEW = "patchline"
 COLUMNS = (
     "attributes.`Duration`",
@@ -42,11 +43,8 @@ def tags() -> dict[str, str]:
 
 def address(server: str) -> str:
     """The page with the list of workflows, or the server's first page where it has no such list yet."""
-    query = urllib.parse.urlencode({"experiment_name": EXPERIMENT})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{server}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=5) as answer:
-            number = json.load(answer)["experiment"]["experiment_id"]
-    except (urllib.error.URLError, OSError, ValueError, KeyError):
+        number = json.loads(ask(server, EXPERIMENT_PATH, ANSWER_SECONDS))["experiment"]["experiment_id"]
+    except (OSError, ValueError, KeyError):
         return server
     return f"{server}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"

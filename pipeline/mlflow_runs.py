@@ -158,10 +158,20 @@ class Runs:
             self._send(run)
 
     @property
+    def known(self) -> frozenset[str]:
+        """Keys of the runs that are there."""
+        return frozenset(self._runs)
+
+    @property
+    def points(self) -> int:
+        """Points that are held back."""
+        return sum(len(held.points) for held in list(self._held.values()))
+
+    @property
     def many(self) -> bool:
         """Whether much is held back: ends of many runs, or many points."""
         ends = sum(held.status is not None for held in self._held.values())
-        return ends >= ENDS or sum(len(held.points) for held in self._held.values()) > POINTS
+        return ends >= ENDS or self.points > POINTS
 
     def _of(self, run: str) -> _Held:
         return self._held.setdefault(run, _Held())

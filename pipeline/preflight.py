@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.error import HTTPError
-from urllib.request import urlopen
 
 from cluster.errors import UserError
 from cluster.preflight.conditions import broken_conditions
 from cluster.preflight.machine import Asked
 from cluster.storage import Storage
+from pipeline import mlflow_ask
 from pipeline.config import Workflow
+from pipeline.mlflow_page import EXPERIMENT_PATH
 from pipeline.plan import Question
 from pipeline.preflight_comparison import Finding
 from pipeline.preflight_findings import judged
@@ -115,19 +116,28 @@ def conditions(storage: Storage, folder: str) -> Finding:
 
 
 def tracking(address: str) -> Finding:
-    """Whether an MLflow server answers there."""
+    """Whether an MLflow server answers there, and lets us in."""
     try:
-        with urlopen(f"{address.rstrip('/')}/version", timeout=ANSWER_SECONDS) as answer:
-            version = answer.read(100).decode().strip()
+        version = mlflow_ask.ask(address, "/version", ANSWER_SECONDS)[:100].decode().strip()
+        _find_experiment(address)
     except HTTPError as error:
-        if error.code in (401, 403):
-            # Its users are asked for by the client of MLflow, which has their names and passwords.
-            return Finding(level="ok", check="MLflow", told=f"{address} answers, and asks who one is")
+        if error.code in mlflow_ask.DENIED:
+            told = f"{mlflow_ask.denied(address, error)}; without them, runs are not logged"
+            return Finding(level="warning", check="MLflow", told=told)
         return Finding(level="problem", check="MLflow", told=f"{address} answers {error.code}: is it an MLflow server?")
     except OSError as error:
         told = f"{address} does not answer ({error}): runs wait for it, and are logged once it is there"
         return Finding(level="warning", check="MLflow", told=told)
     return Finding(level="ok", check="MLflow", told=f"{address} has version {version}")
+
+
+def _find_experiment(address: str) -> None:
+    """As a run begins to: a server that asks who one is tells its version to anybody."""
+    try:
+        mlflow_ask.ask(address, EXPERIMENT_PATH, ANSWER_SECONDS)
+    except HTTPError as error:
+        if error.code in mlflow_ask.DENIED:
+            raise
 
 
 def _versions(settings: Settings) -> Iterable[Finding]:

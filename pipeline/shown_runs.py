@@ -15,9 +15,11 @@ from typing import Any
 from cluster.storage import Storage
 from pipeline.config import Workflow
 from pipeline.curves import Curves
+from pipeline.head import read_head
 from pipeline.identity import fields_with_role
 from pipeline.mlflow_runs import CHARACTERS, Runs
 from pipeline.provenance import environment, read_origin
+from pipeline.record import read_record
 from pipeline.reuse import Finished
 from pipeline.words import duration, headline
 from stages.config import StageConfig
@@ -65,14 +67,16 @@ class ShownRuns:
         evaluated = isinstance(config, PretrainConfig) and config.fewshot is not None
         self._curves[stage] = Curves(self._storage, folder, has_updates=config.output == "model", evaluated=evaluated)
         if not self._runs.new:
-            self._close_attempts(stage, run)
+            self._close_attempts(stage, run, folder)
 
-    def _close_attempts(self, stage: str, run: str) -> None:
-        """End the attempts that an earlier driver left running: it was killed, or we would not have its lease."""
-        for key in self._runs.running_below(run):
+    def _close_attempts(self, stage: str, run: str, folder: str) -> None:
+        """End the attempts that an earlier driver left running: it was killed, or MLflow took nothing more of it."""
+        keys = self._runs.running_below(run)
+        made = _made_by(self._storage, folder) if keys else None
+        for key in keys:
             attempt = int(key.rsplit("/", 1)[1])
             self._curves[stage].follow(attempt)
-            self.end_attempt(stage, attempt, "stopped")
+            self.end_attempt(stage, attempt, "done" if attempt == made else "stopped")
 
     def start_attempt(self, stage: str, attempt: int, placement: dict[str, Any]) -> None:
         """The run of an attempt, and what the one before it lost."""
@@ -187,6 +191,13 @@ class ShownRuns:
             counts={name: split["count"] for name, split in done.output.meta["splits"].items()},
             context=context,
         )
+
+
+def _made_by(storage: Storage, folder: str) -> int | None:
+    """The attempt that a finished stage's result is of; None where it is not finished."""
+    found = read_head(storage, folder)
+    key = found[0].record if found is not None else None
+    return read_record(storage, key).attempt if key is not None else None
 
 
 def _origin_tags(origin: Mapping[str, Any]) -> dict[str, str]:

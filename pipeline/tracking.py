@@ -22,15 +22,13 @@ from pipeline.reporting import page_or_word
 from pipeline.retries import times_anew
 from pipeline.reuse import Finished
 from pipeline.shown_runs import ANEW, WORKFLOW, ShownRuns
+from pipeline.tracking_told import away, given_up, lacking
 from stages.config import StageConfig
 
 POLL_SECONDS = 2.0
 FILES_PAUSE_SECONDS = 30.0
 """Until files are tried again whose store did not take one."""
 REPORT = "report.html"
-CREDENTIALS = (
-    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, where its driver runs"
-)
 PATIENCE_SECONDS, PATIENCE_ON_A_CLUSTER_SECONDS = 15.0, 3600.0
 """How long the end of a workflow waits while the server takes nothing. Where somebody waits for the process, not long;
 on a cluster nobody does: the workflow's end is told before, and its workers are free."""
@@ -57,6 +55,8 @@ class MlflowTracker:
         self._page: str | None = None
         """The report, once it has been made; empty where it cannot be."""
         self._names: dict[str, str] = {}
+        self._wanted = {WORKFLOW}
+        """Keys of the runs that there should be."""
         self._at_end = RegisterAtEnd(storage, workflow_id, workflow)
         self._at_end.names = self._names
         self._busy_until = self._files_again = 0.0
@@ -95,11 +95,8 @@ class MlflowTracker:
             self._thread.join(0.1)
         if self._thread.is_alive():
             self._giving_up.set()
-            reason = self.problem or "no answer"
-            print(
-                f"MLflow at {self._uri} did not take everything: {reason}; the points are kept in storage, and "
-                f"`patchline resume {self._id}` sends them"
-            )
+            lost = lacking(self._runs, self._wanted)
+            print(given_up(self._uri, self._id, self.problem or "no answer", lost), flush=True)
 
     def workflow_ended(self, state: str, hurry: threading.Event | None = None) -> None:
         """Show the end, and wait until everything is shown; see `_close`."""
@@ -113,10 +110,12 @@ class MlflowTracker:
 
     def stage_started(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
         name = self._name(stage, folder)
+        self._wanted.add(name)
         self._calls.put(lambda: self._shown.start_stage(name, config, folder, dict(inputs)))
 
     def attempt_started(self, stage: str, folder: str, attempt: int, placement: dict[str, Any]) -> None:
         name = self._name(stage, folder)
+        self._wanted.add(f"{name}/{attempt}")
         self._calls.put(lambda: self._shown.start_attempt(name, attempt, placement))
 
     def attempt_ended(self, stage: str, attempt: int, outcome: str) -> None:
@@ -180,16 +179,10 @@ class MlflowTracker:
                 wait = min(wait * 2, 10.0)
 
     def _tell_away(self, error: Exception) -> None:
-        later = "; the work goes on, and what it is to show is sent when it does"
         if denied(error):
             # Nobody mends that while the workflow's end waits for it.
             self._patience = PATIENCE_SECONDS
-            told = f"MLflow at {self._uri} does not let us in: {CREDENTIALS}{later} ({cause(error)})"
-        else:
-            # Those of the storage are Python's own; MLflow's client has others.
-            away = self._storage.url if isinstance(error, ConnectionError) else f"MLflow at {self._uri}"
-            told = f"{away} does not answer{later} ({cause(error)})"
-        print(told, flush=True)
+        print(away(error, self._uri, self._storage.url), flush=True)
 
     def _send_files(self, patience: float = 0.0) -> None:
         """Send files as long as nothing else is to be sent, or for so many seconds.
