@@ -24,16 +24,20 @@ def print_left(workflow_id: str, settings: Settings, *, beside: bool = False) ->
 
 
 def command(verb: str, workflow_id: str, settings: Settings, *options: str) -> str:
-    """A command about a workflow as it has to be typed here: with its root, where that is not the one that is usual."""
-    return shlex.join([*f"{program()} {verb}".split(), workflow_id, *options, *_places(verb, settings)])
+    """A command about a workflow as it has to be typed here: with its places, where they are not the usual ones."""
+    elsewhere = _places(settings, started=verb == "resume", here="--foreground" in options)
+    return shlex.join([*f"{program()} {verb}".split(), workflow_id, *options, *elsewhere])
 
 
-def _places(verb: str, settings: Settings) -> list[str]:
+def _places(settings: Settings, *, started: bool, here: bool) -> list[str]:
+    """Options for what differs from what is taken without them; MLflow and the cluster matter where drivers start."""
     try:
         usual = resolve()
     except UserError:
         usual = None
-    named = {"--root": (settings.root, usual and usual.root)}
-    if verb == "resume":
+    named: dict[str, tuple[str | None, str | None]] = {"--root": (settings.root, usual and usual.root)}
+    if started:
         named["--mlflow"] = (settings.mlflow, usual and usual.mlflow)
-    return [word for option, (own, known) in named.items() if own != known for word in (option, own)]
+    if started and not here:
+        named["--address"] = (settings.jobs, usual and usual.jobs)
+    return [word for option, (own, known) in named.items() if own and own != known for word in (option, own)]

@@ -143,7 +143,7 @@ def test_who_only_looks_can_go_and_come_back_while_the_workflow_goes_on(environm
 def begun(storage: Storage) -> str:
     """A workflow whose training has gone on from a checkpoint."""
     workflow_id = wait_for(lambda: storage.list_folders("workflows/"), SECONDS, "workflow")[0]
-    wait_for(lambda: past_checkpoint(storage, workflow_id, 50), SECONDS, "first checkpoint")
+    wait_for(lambda: past_checkpoint(storage, workflow_id, 40), SECONDS, "first checkpoint")
     return workflow_id
 
 
@@ -156,7 +156,9 @@ def places(tmp_path: Path) -> str:
 def test_who_runs_it_stops_it_after_a_checkpoint_and_the_command_that_is_told_continues_it(
     environment, tmp_path, places
 ):
-    (tmp_path / "small.yaml").write_text(small_workflow("pretrain.updates=400", "pretrain.save_every=50").to_yaml())
+    (tmp_path / "small.yaml").write_text(
+        small_workflow("pretrain.updates=200", "pretrain.save_every=40", "pretrain.evaluate_every=0").to_yaml()
+    )
     storage = open_storage(f"file://{tmp_path}/my root")
     child = typed(f"patchline run small.yaml {places}", tmp_path, environment)
     workflow_id = begun(storage)
@@ -168,7 +170,7 @@ def test_who_runs_it_stops_it_after_a_checkpoint_and_the_command_that_is_told_co
     folder = str(stage(storage, workflow_id, "pretrain").folder)
     stopped = head(storage, folder).checkpoint
     assert stopped is not None
-    assert 50 < stopped.update < 400
+    assert 40 < stopped.update < 200
     child = typed(told(said, "resume"), tmp_path, environment)
     said = ended(child)
     assert child.exitstatus == 0, said
