@@ -152,12 +152,15 @@ def retry(
     from pipeline.again import retry as retry_stage
 
     settings = resolve(root=root, mlflow=mlflow, address=address)
-    with told_beside(as_json):
-        found = retry_stage(workflow_id, stage, settings, foreground=foreground)
+    known = match(workflow_id, settings)
+    with shown_here(known, settings, as_json=as_json) if foreground else told_beside(as_json):
+        found = retry_stage(known, stage, settings, foreground=foreground)
     if as_json:
         print_json(asdict(found))
     else:
         console.print(f"{found.id}: made anew: {', '.join(found.stages)}", soft_wrap=True)
+    if foreground and not as_json:
+        end_here(found.id, found.state, settings)
     if follow and not foreground:
         raise typer.Exit(follow_to_end(found.id, settings, as_json=as_json))
     raise typer.Exit(0 if found.state in ("submitted", "done") else 1)

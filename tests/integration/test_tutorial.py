@@ -48,8 +48,8 @@ def commands() -> Iterator[Command]:
     for text in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL):
         for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
             lines = part.splitlines()
-            # What ends in a bar goes on.
-            end = next(number for number, line in enumerate(lines) if not line.endswith("|")) + 1
+            # What ends in a bar or a backslash goes on.
+            end = next(number for number, line in enumerate(lines) if not line.endswith(("|", "\\"))) + 1
             yield Command("\n".join(lines[:end]), lines[end:])
 
 
