@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -54,6 +55,14 @@ def any_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "file":
         return open_storage(f"file://{tmp_path}/root")
     return open_storage(request.getfixturevalue("s3_root"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_already_is_no_garbage() -> None:
+    """Nor is it looked through for any: DeepSpeed collects garbage for each group of parameters, and a process that has
+    run a thousand tests holds millions of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
