@@ -15,6 +15,8 @@ from cluster.environment import in_force
 from pipeline.lineage import Figure
 
 DIGEST = "patchline.output_digest"
+ELSEWHERE = "patchline.files_elsewhere"
+"""The tag of a logged model that has no files of its own: where they lie."""
 CHAMPION = "champion"
 SLOWEST_BYTES_PER_SECOND = 5e6
 """That a server takes in: how long an upload may last follows from it."""
@@ -40,6 +42,10 @@ class LoggedModel:
     id: str
     address: str
     ready: bool
+    pending: bool
+    """Whether nobody has said yet that nothing more comes."""
+    elsewhere: bool
+    """Whether it names files in storage alone: see `Registry.name_model`."""
 
 
 class NotYet(Exception):
@@ -64,9 +70,25 @@ class Registry:
         self, digest: str, *, name: str, run: str | None, params: Mapping[str, str], tags: Mapping[str, str]
     ):
         """The logged model of an output, made where there is none."""
-        found = self.model_of(digest)
-        if found is not None:
-            return found
+        found = self.model_of(digest) or self._make(digest, name=name, run=run, params=params, tags=tags)
+        if found.elsewhere:
+            self._client.set_logged_model_tags(found.id, dict(tags))
+            known = self._client.get_logged_model(found.id).params or {}
+            if missing := {key: value for key, value in params.items() if key not in known}:
+                self._client.log_model_params(found.id, missing)
+        return found
+
+    def name_model(self, digest: str, *, name: str, run: str | None, address: str) -> LoggedModel:
+        """The logged model of an output; where there is none, one without files, which lie at this address."""
+        found = self.model_of(digest) or self._make(digest, name=name, run=run, params={}, tags={ELSEWHERE: address})
+        if found.elsewhere and found.pending:
+            # Nothing more comes of it, unless somebody registers it.
+            self._client.finalize_logged_model(found.id, "READY")
+        return found
+
+    def _make(
+        self, digest: str, *, name: str, run: str | None, params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> LoggedModel:
         own = {DIGEST: digest, **tags}
         made = self._client.create_logged_model(
             self._experiment, name=name, source_run_id=run, tags=own, params=dict(params), model_type="classifier"
@@ -82,15 +104,30 @@ class Registry:
         with in_force({"MLFLOW_HTTP_REQUEST_TIMEOUT": str(int(upload_seconds(size)))}):
             self._client.log_model_artifacts(model.id, str(folder))
         self._client.finalize_logged_model(model.id, "READY")
+        if model.elsewhere:
+            # Last: until then it counts as one without files.
+            self._client.delete_logged_model_tag(model.id, ELSEWHERE)
+
+    def show_made(self, model: LoggedModel, run: str) -> None:
+        """Connect a logged model with the run that made it."""
+        from mlflow.entities import LoggedModelOutput
+
+        outputs = self._client.get_run(run).outputs
+        if model.id not in [output.model_id for output in outputs.model_outputs or ()]:
+            self._client.log_outputs(run, [LoggedModelOutput(model.id, step=0)])
+
+    def show_read(self, model: LoggedModel, run: str) -> None:
+        """Connect a logged model with a run that reads it; once, however often it is said."""
+        from mlflow.entities import LoggedModelInput
+
+        self._client.log_inputs(run, models=[LoggedModelInput(model.id)])
 
     def show(self, model: LoggedModel, run: str | None, workflow_run: str | None, figures: Iterable[Figure]) -> None:
         """Connect a logged model with the run that made it, and with what was measured of it. Without runs, nothing."""
-        from mlflow.entities import LoggedModelOutput, Metric
+        from mlflow.entities import Metric
 
         if run is not None:
-            outputs = self._client.get_run(run).outputs
-            if model.id not in [output.model_id for output in outputs.model_outputs or ()]:
-                self._client.log_outputs(run, [LoggedModelOutput(model.id, step=0)])
+            self.show_made(model, run)
         if workflow_run is not None:
             # The same points as the workflow's run has: there they are not repeated.
             metrics = [
@@ -201,4 +238,11 @@ def _model_id(source: str) -> str | None:
 
 
 def _model(found: Any) -> LoggedModel:
-    return LoggedModel(id=found.model_id, address=found.artifact_location, ready=str(found.status) == "READY")
+    ended, elsewhere = str(found.status) == "READY", ELSEWHERE in found.tags
+    return LoggedModel(
+        id=found.model_id,
+        address=found.artifact_location,
+        ready=ended and not elsewhere,
+        pending=not ended,
+        elsewhere=elsewhere,
+    )

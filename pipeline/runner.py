@@ -184,7 +184,6 @@ class Runner:
             if done is None:
                 done = run.run()
             else:
-                self.tracker.stage_started(run.name, run.config, run.folder, run.inputs)
                 run.reused(done)
             # Nobody removes what an event of ours names; before it did, `gc` may have.
             if done is None or not done.reused or reusable(self.storage, run.folder, run.config, digests) is not None:

@@ -21,6 +21,7 @@ from pipeline.mlflow_runs import CHARACTERS, Runs
 from pipeline.provenance import environment, read_origin
 from pipeline.record import read_record
 from pipeline.reuse import Finished
+from pipeline.shown_inputs import ShownInputs
 from pipeline.words import duration, headline
 from stages.config import StageConfig
 from stages.metrics import Point
@@ -45,6 +46,7 @@ class ShownRuns:
         self._runs, self._storage, self._id, self._workflow = runs, storage, workflow_id, workflow
         self._curves: dict[str, Curves] = {}
         self._notes: list[str] = []
+        self._inputs = ShownInputs(runs, storage.url, workflow.name)
 
     def start_workflow(self) -> None:
         """Find or make the workflow's run, which says what is run, by whom, and on what."""
@@ -56,14 +58,12 @@ class ShownRuns:
         self._runs.log_text(run, json.dumps({**environment(), "origin": origin}, indent=2), "environment.json")
 
     def start_stage(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
-        """The run of a stage, with what determines its result and the data that it reads."""
+        """The run of a stage, with what determines its result and what it reads."""
         run = self._runs.ensure(stage, WORKFLOW, stage)
         self._runs.log_tags(run, {"patchline.folder": f"{self._storage.url}/{folder}"})
         seed = self._workflow.seed_of(stage.partition(ANEW)[0])
         self._runs.log_params(run, _flat({**fields_with_role(config, "identity"), "seed": seed}))
-        for field, done in inputs.items():
-            if done.output.kind == "dataset":
-                self._log_dataset(run, done, field)
+        self._inputs.show(run, config, inputs)
         evaluated = isinstance(config, PretrainConfig) and config.fewshot is not None
         self._curves[stage] = Curves(self._storage, folder, has_updates=config.output == "model", evaluated=evaluated)
         if not self._runs.new:
@@ -119,7 +119,7 @@ class ShownRuns:
             for name, value in record.metrics.items()
             if not name.startswith(aside)
         ]
-        output = f"{self._storage.url}/{record.output_prefix}"
+        output, outside = f"{self._storage.url}/{record.output_prefix}", record.identity.get("external")
         self._runs.log_points(run, points)
         self._runs.log_tags(
             run,
@@ -127,10 +127,12 @@ class ShownRuns:
                 "patchline.outcome": outcome,
                 "patchline.output": output,
                 "patchline.output_digest": record.output_digest,
+                **({"patchline.external_digest": str(outside)} if outside else {}),
             },
         )
         if finished.output.kind == "dataset":
-            self._log_dataset(run, finished, "output")
+            self._inputs.show_dataset(run, finished, "output")
+        self._inputs.made(run, finished)
         for name, rows in record.tables.items():
             self._runs.log_table(run, rows, f"{name}.json")
         for path in _shown([file["path"] for file in finished.output.manifest["files"]]):
@@ -181,16 +183,6 @@ class ShownRuns:
     def _hand_over(self, run: str, points: list[Point]) -> None:
         self._runs.log_points(run, list(points))
         points.clear()
-
-    def _log_dataset(self, run: str, done: Finished, context: str) -> None:
-        self._runs.log_dataset(
-            run,
-            name=str(done.output.meta["name"]),
-            digest=done.output.digest,
-            source=f"{self._storage.url}/{done.output.prefix}",
-            counts={name: split["count"] for name, split in done.output.meta["splits"].items()},
-            context=context,
-        )
 
 
 def _made_by(storage: Storage, folder: str) -> int | None:

@@ -119,6 +119,7 @@ class StageRun:
     def reused(self, done: Finished) -> None:
         """Tell that the stage had been done before."""
         record = done.record
+        self.drive.tracker.stage_started(self.name, self.config, self.folder, self.inputs)
         self.drive.events.append(
             "stage_reused", self.name, folder=done.folder, metrics=record.metrics, seconds=record.seconds
         )

@@ -78,6 +78,10 @@ class StageConfig(Config):
         """Digest of what the stage reads from outside the workflow; it enters the identity."""
         return None
 
+    def addresses(self) -> dict[str, str]:
+        """Where the stage reads what is from outside the workflow, by field: addresses, and paths on its machines."""
+        return {}
+
     @property
     def begins_at(self) -> tuple[str, int] | None:
         """The reference field whose stage's checkpoint this one begins with, and the update of it; None for none."""

@@ -50,6 +50,9 @@ class ImportConfig(StageConfig):
 
         return run
 
+    def addresses(self) -> dict[str, str]:
+        return {"path": self.path}
+
     def external_digest(self) -> str | None:
         """sha256 over the names, sizes and times of the files. Raises UserError where they are not there."""
         from stages.importing.files import digest

@@ -207,6 +207,15 @@ class IngestConfig(StageConfig):
 
         return run
 
+    def addresses(self) -> dict[str, str]:
+        if isinstance(self.source, WebDatasetSource):
+            given = self.source.shards.items()
+            return {
+                f"source.shards.{split}": tars if isinstance(tars, str) else " ".join(tars) for split, tars in given
+            }
+        found = {"source.path": getattr(self.source, "path", None), "splits_file": self.splits_file}
+        return {field: address for field, address in found.items() if address is not None}
+
     def external_digest(self) -> str | None:
         """sha256 over the names, sizes and times of the source's files, and over `splits_file`. Raises UserError."""
         if isinstance(self.source, WebDatasetSource):

@@ -583,3 +583,56 @@ def test_a_driver_that_was_taken_over_is_not_listened_to(storage):
     assert listed(storage) == {"toy-1": "running"}
     mark(storage, "toy-1", "submitted")
     assert listed(storage) == {"toy-1": "submitted"}
+
+
+class Noting(Silent):
+    """A tracker that keeps what it is told of stages."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, ...]] = []
+
+    def stage_started(self, stage, config, folder, inputs):
+        self.told.append(("started", stage, *sorted(inputs)))
+
+    def stage_ended(self, stage, outcome, finished):
+        self.told.append((outcome, stage))
+
+
+def test_what_is_reused_is_shown_from_its_start_also_where_somebody_else_finished_it_meanwhile(storage):
+    """Its parameters and inputs are told at the start."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Upper):
+        @classmethod
+        def function(cls):
+            def wait(config, inputs, context):
+                begun.set()
+                assert go_on.wait(20)
+                return Upper.function()(config, inputs, context)
+
+            return wait
+
+    def runner(name: str, tracker: Silent) -> Runner:
+        flow = Workflow(name="toy", stages={"first": Source(), "second": Slow(text="first")})
+        return Runner(storage, name, flow, owner=f"test {name}", ray=False, tracker=tracker, lease_seconds=5.0)
+
+    first = threading.Thread(target=lambda: runner("toy-1", Silent()).run())
+    first.start()
+    assert begun.wait(20)
+    noting = Noting()
+    second = threading.Thread(target=lambda: runner("toy-2", noting).run())
+    second.start()
+    deadline = time.monotonic() + 20
+    while not [event for event in EventLog(storage, "toy-2").new_events() if event.type == "waiting"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    go_on.set()
+    first.join(20)
+    second.join(20)
+    assert noting.told == [
+        ("started", "first"),
+        ("reused", "first"),
+        ("started", "second", "text"),
+        ("reused", "second"),
+    ]
+    assert CALLS == ["source", "upper"]

@@ -220,6 +220,25 @@ def test_the_figures_of_a_stage_that_is_made_anew_are_the_stage_s(server, storag
     assert {"train/test/accuracy", "train/seconds"} <= server.names["toy"]
 
 
+def test_a_run_says_from_where_its_stage_has_read_and_what_was_there(server, storage, tracker):
+    class Imported(Trained):
+        def addresses(self) -> dict[str, str]:
+            return {"path": "s3://elsewhere/b16.npz"}
+
+    output = Output(prefix=f"{FOLDER}/attempts/1", manifest={"kind": "model", "files": []})
+    record = Record(
+        kind="trained", fingerprint="x", attempt=1, identity={"external": "0123"}, placement={}, inputs={},
+        output_prefix=output.prefix, output_digest=output.digest, metrics={}, tables={}, builds={}, started_ms=0,
+        ended_ms=1,
+    )  # fmt: skip
+    with tracker:
+        tracker.stage_started("train", Imported(), FOLDER, {})
+        done = Finished(fingerprint="x", output=output, record=record, folder=FOLDER, reused=True)
+        tracker.stage_ended("train", "reused", done)
+    assert server.tags["train"]["patchline.input.path"] == "s3://elsewhere/b16.npz"
+    assert server.tags["train"]["patchline.external_digest"] == "0123"
+
+
 def test_pictures_are_shown_with_tables_of_numbers(server, storage, tracker):
     names = ("compute.csv", "compute.png", "classes.csv", "model.safetensors")
     for name in names:
