@@ -32,6 +32,24 @@ def _added(model: type[BaseModel], field: str) -> bool:
     return isinstance(extra, dict) and bool(extra.get("added"))
 
 
+def without_meaning(config: BaseModel) -> set[str]:
+    """The fields of a config that say nothing as its others are: see `stages.config.only_with`."""
+    return {field for field in type(config).model_fields if not _means_something(config, field)}
+
+
+def _means_something(config: BaseModel, field: str) -> bool:
+    extra = type(config).model_fields[field].json_schema_extra
+    needed = extra.get("only_with") if isinstance(extra, dict) else None
+    if not isinstance(needed, dict):
+        return True
+    for other, values in needed.items():
+        value = getattr(config, other)
+        found = set(value if isinstance(value, tuple) else (value,))
+        if not (isinstance(values, list) and found & set(map(str, values))):
+            return False
+    return True
+
+
 def rounding_fields(model: type[BaseModel]) -> list[str]:
     """The placement fields on which the last bits of a result depend."""
     extras = {field: info.json_schema_extra for field, info in model.model_fields.items()}

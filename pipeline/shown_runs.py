@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 from cluster.storage import Storage
+from pipeline import shown_params
 from pipeline.config import Workflow
 from pipeline.curves import Curves
 from pipeline.head import read_head
-from pipeline.identity import fields_with_role
 from pipeline.mlflow_runs import CHARACTERS, Runs
 from pipeline.provenance import environment, read_origin
 from pipeline.record import read_record
@@ -62,7 +62,7 @@ class ShownRuns:
         run = self._runs.ensure(stage, WORKFLOW, stage)
         self._runs.log_tags(run, {"patchline.folder": f"{self._storage.url}/{folder}"})
         seed = self._workflow.seed_of(stage.partition(ANEW)[0])
-        self._runs.log_params(run, _flat({**fields_with_role(config, "identity"), "seed": seed}))
+        self._runs.log_params(run, shown_params.of_stage(config, seed))
         self._inputs.show(run, config, inputs)
         evaluated = isinstance(config, PretrainConfig) and config.fewshot is not None
         self._curves[stage] = Curves(self._storage, folder, has_updates=config.output == "model", evaluated=evaluated)
@@ -80,7 +80,8 @@ class ShownRuns:
 
     def start_attempt(self, stage: str, attempt: int, placement: dict[str, Any]) -> None:
         """The run of an attempt, and what the one before it lost."""
-        told, gang = _flat(placement), "workers" in placement
+        config = self._workflow.stages[stage.partition(ANEW)[0]]
+        told, gang = shown_params.of_attempt(config, placement), "workers" in placement
         # Of a stage without a gang, which may be a short one, it costs no request of its own.
         tags = {} if gang else {f"patchline.{name}": str(value)[:CHARACTERS] for name, value in told.items()}
         run = self._runs.ensure(f"{stage}/{attempt}", stage, f"{stage} attempt {attempt}", tags)
@@ -208,14 +209,3 @@ def _origin_tags(origin: Mapping[str, Any]) -> dict[str, str]:
 def _shown(paths: list[str]) -> list[str]:
     """The pictures among an output's files, and the tables of numbers."""
     return [path for path in paths if path.endswith((".png", ".csv"))]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat

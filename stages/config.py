@@ -38,12 +38,20 @@ def placement(default: Any, description: str, *, rounding: bool = False, **const
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 
-def added(default: Any, description: str, **constraints: Any) -> Any:
+def only_with(**needed: str | tuple[str, ...]) -> JsonDict:
+    """Mark a field of the identity that says something only where other fields have one of these values.
+
+    Elsewhere nobody need be shown it. It stays in the identity.
+    """
+    return {"only_with": {field: [one] if isinstance(one, str) else list(one) for field, one in needed.items()}}
+
+
+def added(default: Any, description: str, *, marks: JsonDict | None = None, **constraints: Any) -> Any:
     """A field of the identity that came when there were stages without it: with its default it is left out.
 
-    So they stay the stages that they are.
+    So they stay the stages that they are. `marks` are those of `only_with`.
     """
-    extra: JsonDict = {"added": True}
+    extra: JsonDict = {"added": True, **(marks or {})}
     return Field(default, description=description, json_schema_extra=extra, **constraints)
 
 

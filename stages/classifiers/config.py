@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.config import Config, added
+from stages.config import Config, added, only_with
 
 ClassSet = Literal["all", "seen", "held_out"]
 Classifier = Literal["least_squares", "neighbours", "linear_probe"]
@@ -21,13 +21,28 @@ class ClassifierSettings(Config):
     regularisation: float = Field(1024.0, gt=0, description="lambda; big_vision's is 2^10")
     regularisation_by: Policy = added("fixed", "how lambda is found: as it stands, or the best of `candidates`")
     candidates: tuple[float, ...] = added(
-        tuple(2.0**power for power in range(-10, 20)), "values of lambda to choose from", min_length=1
+        tuple(2.0**power for power in range(-10, 20)),
+        "values of lambda to choose from",
+        marks=only_with(regularisation_by=("validation", "leave_one_out", "global_rank")),
+        min_length=1,
     )
-    validation_images: int = added(25, "images of each class, beyond the shots, that `validation` looks at", ge=1)
+    validation_images: int = added(
+        25,
+        "images of each class, beyond the shots, that `validation` looks at",
+        marks=only_with(regularisation_by="validation"),
+        ge=1,
+    )
     classifiers: tuple[Classifier, ...] = added(("least_squares",), "what tells classes apart", min_length=1)
-    neighbours: int = added(20, "nearest images that vote", ge=1)
-    temperature: float = added(0.07, "of the votes: exp(cosine / temperature)", gt=0)
-    probe_regularisation: float = added(1.0, "lambda of the linear probe: lambda / 2 times squared weights", gt=0)
+    neighbours: int = added(20, "nearest images that vote", marks=only_with(classifiers="neighbours"), ge=1)
+    temperature: float = added(
+        0.07, "of the votes: exp(cosine / temperature)", marks=only_with(classifiers="neighbours"), gt=0
+    )
+    probe_regularisation: float = added(
+        1.0,
+        "lambda of the linear probe: lambda / 2 times squared weights",
+        marks=only_with(classifiers="linear_probe"),
+        gt=0,
+    )
 
     @model_validator(mode="after")
     def _check_classifiers(self) -> Self:

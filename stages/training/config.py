@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from cluster.errors import UserError
-from stages.config import Config, StageConfig, added, placement, reference
+from stages.config import Config, StageConfig, added, only_with, placement, reference
 from stages.data.config import DataConfig
 
 if TYPE_CHECKING:
@@ -87,9 +87,11 @@ class TrainingConfig(StageConfig):
     head_weight_decay: float | None = added(
         None, "that of the head's kernels, where it is another; big_vision's ViT-g has a hundred times as much", ge=0
     )
-    betas: tuple[DecayRate, DecayRate] = Field((0.9, 0.999), description="Adam's decay rates")
-    epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
+    betas: tuple[DecayRate, DecayRate] = Field(
+        (0.9, 0.999), description="Adam's decay rates", json_schema_extra=only_with(optimizer="adamw")
+    )
+    epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon", json_schema_extra=only_with(optimizer="adamw"))
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum", json_schema_extra=only_with(optimizer="sgd"))
     decay: Literal["cosine", "linear", "constant", "rsqrt", "steps"] = Field(
         "cosine",
         description="shape after the warm-up; rsqrt is the reciprocal square root, which knows of no end; steps is "
@@ -98,9 +100,18 @@ class TrainingConfig(StageConfig):
     decay_at: tuple[Ratio, ...] = added(
         (), "of steps: where the rate falls, as parts of the run (0.5, 30/90) or as the updates made until then"
     )
-    decay_factor: float = added(0.1, "of steps: what each of them multiplies the rate by", gt=0, lt=1)
-    timescale: int = added(10_000, "of rsqrt: updates in which the rate falls to 1/√2 of its peak", gt=0)
-    shift: int = added(0, "of rsqrt: updates that the curve is ahead, so that the peak is below lr", ge=0)
+    decay_factor: float = added(
+        0.1, "of steps: what each of them multiplies the rate by", marks=only_with(decay="steps"), gt=0, lt=1
+    )
+    timescale: int = added(
+        10_000, "of rsqrt: updates in which the rate falls to 1/√2 of its peak", marks=only_with(decay="rsqrt"), gt=0
+    )
+    shift: int = added(
+        0,
+        "of rsqrt: updates that the curve is ahead, so that the peak is below lr",
+        marks=only_with(decay="rsqrt"),
+        ge=0,
+    )
     cooldown_updates: int = added(
         0, "updates at the end in which the rate falls to end_lr in a straight line, whatever the shape", ge=0
     )
