@@ -189,6 +189,11 @@ class Registry:
         for key, value in tags.items():
             self._client.set_model_version_tag(name, str(version.number), key, value)
 
+    def drop_tag(self, name: str, version: Version, tag: str) -> None:
+        """Take a tag away, where the version has it."""
+        if tag in version.tags:
+            self._client.delete_model_version_tag(name, str(version.number), tag)
+
     def champion(self, name: str) -> int | None:
         """The version that has the alias."""
         found = self._client.get_registered_model(name).aliases.get(CHAMPION)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pipeline.lineage import Figure
 from pipeline.model_folder import FIGURES, Served
@@ -16,8 +17,9 @@ CHARACTERS = 5000
 MOST_FIGURES, MOST_ROWS, MOST_SHOWN, MOST_PICTURES = 40, 8, 3, 6
 FIRST = ("test/accuracy", "all/", "validation/accuracy")
 """Beginnings of the figures that come first, after the champion's."""
-FIGURES_TAG = "patchline.figures"
-"""The tag of a version with all its figures, as JSON: the list of versions has room for a few tags alone."""
+FIGURES_TAG, SHOWN_FIGURES_TAG = "mlflow.patchline.figures", "patchline.figures"
+"""The tag of a version with all its figures, as JSON. MLflow's pages hide tags that begin with `mlflow.`; earlier
+versions of this program had it under the other name, which the list of versions shows as a wall of text."""
 
 
 def chosen(figures: Iterable[Figure], stage: str, metric: str | None) -> list[Figure]:
@@ -37,11 +39,11 @@ def figure_tags(figures: Sequence[Figure], known: Mapping[str, str]) -> dict[str
 
     A figure that it has stays as it is.
     """
-    before = json.loads(known.get(FIGURES_TAG, "{}"))
+    before = _all_figures(known)
     found = {figure.name: {"value": figure.value, "data": figure.data} for figure in figures}
     shown = {figure.name: f"{figure.value:.6g}" for figure in figures[:MOST_SHOWN]}
     every = {**found, **before}
-    told = {FIGURES_TAG: json.dumps(every, sort_keys=True)} if every != before else {}
+    told = {FIGURES_TAG: json.dumps(every, sort_keys=True)} if every != before or SHOWN_FIGURES_TAG in known else {}
     # The list of versions shows them in this order.
     return {**{name: text for name, text in shown.items() if name not in known}, **told}
 
@@ -49,11 +51,21 @@ def figure_tags(figures: Sequence[Figure], known: Mapping[str, str]) -> dict[str
 def measured(tags: Mapping[str, str], metric: str) -> tuple[float | None, str | None]:
     """A figure of a version with these tags, and the digest of the data set that it was measured on."""
     try:
-        found = json.loads(tags.get(FIGURES_TAG, "{}")).get(metric)
-        return (float(found["value"]), str(found["data"])) if found is not None else (None, None)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        # Somebody's own tag of that name.
+        found = _all_figures(tags)[metric]
+        return float(found["value"]), str(found["data"])
+    except (ValueError, TypeError, KeyError):
         return None, None
+
+
+def _all_figures(tags: Mapping[str, str]) -> dict[str, Any]:
+    """What the tags say of all figures, by both names. Somebody's own tag of such a name says nothing."""
+    found: dict[str, Any] = {}
+    for name in (SHOWN_FIGURES_TAG, FIGURES_TAG):
+        try:
+            found |= json.loads(tags.get(name, "{}"))
+        except (ValueError, TypeError):
+            continue
+    return found
 
 
 def origin(workflow_id: str, root: str, stage: str, done: Finished, commit: str | None) -> dict[str, str]:

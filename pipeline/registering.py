@@ -95,6 +95,7 @@ class Registration:
             version, new = self._version(registry, find, busy), True
         else:
             registry.set_tags(name, version, model_page.figure_tags(self._figures, version.tags))
+            registry.drop_tag(name, version, model_page.SHOWN_FIGURES_TAG)
         decision = None
         if self._wanted.champion is not None:
             decision = choose_champion(registry, name, version.number, self._wanted.champion)

@@ -18,7 +18,7 @@ from cluster.errors import UserError
 from pipeline import tracking
 from pipeline.mlflow_models import DIGEST, Registry
 from pipeline.mlflow_runs import Runs
-from pipeline.model_page import FIGURES_TAG
+from pipeline.model_page import FIGURES_TAG, SHOWN_FIGURES_TAG
 from pipeline.provenance import read_origin
 from pipeline.register import register
 from pipeline.registering import Registered
@@ -193,6 +193,37 @@ def test_the_champion_is_the_best_of_what_was_measured_alike(trained: Trained, t
     assert [found.version for found in same_file] == [1, 1, 1, 1]
     assert [found.decision.version for found in same_file if found.decision] == [1, 1, 4, 4]
     assert registry.champion("small") == 4
+
+
+def test_versions_of_an_earlier_program_take_part_and_lose_their_wall_of_text(trained: Trained, tmp_path: Path):
+    """It had all figures in a tag that the list of versions shows."""
+    uri = trained.database(tmp_path)
+    trained.register(uri)
+    runs = trained.runs(uri)
+    client, registry = runs.client, Registry(runs.client, runs.experiment)
+    data = trained.done["ingest"].output.digest
+
+    def as_before(number: int, figures: str) -> None:
+        client.set_model_version_tag("small", str(number), SHOWN_FIGURES_TAG, figures)
+        client.delete_model_version_tag("small", str(number), FIGURES_TAG)
+
+    own = client.get_model_version("small", "1").tags[FIGURES_TAG]
+    as_before(1, own)
+    better = {**json.loads(own), METRIC: {"value": 0.999, "data": data}}
+    tags = {DIGEST: "another", FIGURES_TAG: "{}"}
+    client.create_model_version("small", client.get_model_version("small", "1").source, tags=tags)
+    as_before(2, json.dumps(better))
+    found = trained.register(uri)
+    assert (found.version, found.new) == (1, False)
+    assert registry.champion("small") == 2, "by the figures of both, which stand in the earlier tag"
+    mine, other = client.get_model_version("small", "1").tags, client.get_model_version("small", "2").tags
+    assert json.loads(mine[FIGURES_TAG]) == json.loads(own)
+    assert SHOWN_FIGURES_TAG not in mine
+    # What is somebody else's is left as it is, and nothing is changed a second time.
+    assert FIGURES_TAG not in other
+    again = Faulty(client, "none", after=False)
+    trained.registration().run(Registry(again, runs.experiment), runs.find)
+    assert again.made == []
 
 
 def test_a_better_one_that_comes_meanwhile_is_champion_in_the_end(trained: Trained, tmp_path: Path):
