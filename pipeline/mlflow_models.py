@@ -6,7 +6,8 @@ digest of the stage's output in a tag: by that they are found again, after a los
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,12 @@ from cluster.environment import in_force
 from pipeline.lineage import Figure
 
 DIGEST = "patchline.output_digest"
+FIGURES = "mlflow.patchline.figures"
+"""The tag of a logged model with all its figures, as JSON: as a version's, lists would show it as a wall of text."""
 ELSEWHERE = "patchline.files_elsewhere"
 """The tag of a logged model that has no files of its own: where they lie."""
+NOTE = "mlflow.note.content"
+"""The tag that a page shows as the description."""
 CHAMPION = "champion"
 SLOWEST_BYTES_PER_SECOND = 5e6
 """That a server takes in: how long an upload may last follows from it."""
@@ -46,6 +51,8 @@ class LoggedModel:
     """Whether nobody has said yet that nothing more comes."""
     elsewhere: bool
     """Whether it names files in storage alone: see `Registry.name_model`."""
+    figures: str
+    """What is known of its figures, as JSON."""
 
 
 class NotYet(Exception):
@@ -72,7 +79,7 @@ class Registry:
         """The logged model of an output, made where there is none."""
         found = self.model_of(digest) or self._make(digest, name=name, run=run, params=params, tags=tags)
         if found.elsewhere:
-            self._client.set_logged_model_tags(found.id, dict(tags))
+            self._client.set_logged_model_tags(found.id, {**tags, NOTE: ""})
             known = self._client.get_logged_model(found.id).params or {}
             if missing := {key: value for key, value in params.items() if key not in known}:
                 self._client.log_model_params(found.id, missing)
@@ -80,7 +87,8 @@ class Registry:
 
     def name_model(self, digest: str, *, name: str, run: str | None, address: str) -> LoggedModel:
         """The logged model of an output; where there is none, one without files, which lie at this address."""
-        found = self.model_of(digest) or self._make(digest, name=name, run=run, params={}, tags={ELSEWHERE: address})
+        about = {ELSEWHERE: address, NOTE: f"Not in MLflow's files, but in storage: `{address}`"}
+        found = self.model_of(digest) or self._make(digest, name=name, run=run, params={}, tags=about)
         if found.elsewhere and found.pending:
             # Nothing more comes of it, unless somebody registers it.
             self._client.finalize_logged_model(found.id, "READY")
@@ -171,19 +179,37 @@ class Registry:
         if found is not None:
             return found
         self._make_name(name)
-        self._client.create_model_version(
-            name,
-            f"models:/{model.id}",
-            run,
-            tags={**tags, DIGEST: digest},
-            description=description,
-            await_creation_for=0,
-            model_id=model.id,
-        )
+        with at_hand(self._client.tracking_uri):
+            self._client.create_model_version(
+                name,
+                f"models:/{model.id}",
+                run,
+                tags={**tags, DIGEST: digest},
+                description=description,
+                await_creation_for=0,
+                model_id=model.id,
+            )
         made = self.version_of(name, digest)
         if made is None:
             raise NotYet(f"the version of {name} that was just made is not there yet")
         return made
+
+    def known_figures(self, versions: Iterable[Version]) -> dict[str, str]:
+        """Of the logged models behind these versions what is known of their figures, as JSON by the models' ids."""
+        wanted = {version.model_id for version in versions if version.model_id is not None}
+        found: dict[str, str] = {}
+        token = None
+        while wanted:
+            page = self._client.search_logged_models([self._experiment], max_results=100, page_token=token)
+            found |= {model.model_id: model.tags.get(FIGURES, "{}") for model in page if model.model_id in wanted}
+            token = page.token
+            if not token or wanted <= found.keys():
+                break
+        return found
+
+    def set_figures(self, model_id: str, figures: str) -> None:
+        """Say of a logged model what is known of its figures."""
+        self._client.set_logged_model_tags(model_id, {FIGURES: figures})
 
     def set_tags(self, name: str, version: Version, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
@@ -209,6 +235,22 @@ class Registry:
         except Exception as error:
             if error_code(error) not in EXISTS:
                 raise
+
+
+@contextmanager
+def at_hand(uri: str) -> Iterator[None]:
+    """Within it a database at this address is the process's own MLflow; a server needs no such thing.
+
+    A registry in a database looks for the logged model behind a version there, whatever its client's address.
+    """
+    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
+
+    if uri.startswith("http"):
+        yield
+        return
+    # What it puts into the environment it would take away afterwards, a user's own address too.
+    with in_force({"MLFLOW_TRACKING_URI": uri}), _use_tracking_uri(uri):
+        yield
 
 
 def error_code(error: Exception) -> str:
@@ -250,4 +292,5 @@ def _model(found: Any) -> LoggedModel:
         ready=ended and not elsewhere,
         pending=not ended,
         elsewhere=elsewhere,
+        figures=found.tags.get(FIGURES, "{}"),
     )

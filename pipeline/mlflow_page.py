@@ -13,6 +13,8 @@ EXPERIMENT = "patchline"
 EXPERIMENT_PATH = f"/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
 ANSWER_SECONDS = 5.0
 VIEW = "patchline"
+CLASSICAL = "workflowType=machine_learning"
+"""In an address: without it MLflow opens a page among those for language models, whose side bar has no models."""
 COLUMNS = (
     "attributes.`Duration`",
     "metrics.`pretrain/exaflops`",
@@ -47,4 +49,4 @@ def address(server: str) -> str:
         number = json.loads(ask(server, EXPERIMENT_PATH, ANSWER_SECONDS))["experiment"]["experiment_id"]
     except (OSError, ValueError, KeyError):
         return server
-    return f"{server}/#/experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+    return f"{server}/#/experiments/{number}/runs?{CLASSICAL}&viewStateShareKey={VIEW}"

@@ -8,8 +8,6 @@ would otherwise wait for thousands of answers. A run that ends has been sent eve
 from __future__ import annotations
 
 import json
-import logging
-import os
 import tempfile
 import warnings
 from collections import deque
@@ -19,8 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from cluster.storage import NotFound
-from pipeline.mlflow_page import EXPERIMENT, tags
+from pipeline import mlflow_experiment
+from pipeline.mlflow_errors import refused, tell_refused
 from stages.metrics import Point
 
 BATCH, OTHERS = 1000, 100
@@ -65,9 +63,23 @@ class Runs:
         self._doubted = False
 
     def connect(self) -> None:
-        """Find the server and our experiment there."""
+        """Find the server and our experiment there, which is restored where it has been deleted.
+
+        Raises UserError where that is for somebody else to do.
+        """
         self._client = _client(self._uri)
-        self._experiment = _experiment(self._client, EXPERIMENT)
+        self._experiment = mlflow_experiment.ensure(self._client)
+
+    def restore(self) -> bool:
+        """Bring our experiment back where somebody has deleted it meanwhile; whether that was so. See `connect`."""
+        if not self.deleted():
+            return False
+        mlflow_experiment.restore(self._client, self._experiment)
+        return True
+
+    def deleted(self) -> bool:
+        """Whether our experiment has been deleted: then the server refuses whatever is said of its runs."""
+        return bool(self._experiment) and mlflow_experiment.is_deleted(self._client, self._experiment)
 
     @property
     def new(self) -> bool:
@@ -173,6 +185,10 @@ class Runs:
         ends = sum(held.status is not None for held in self._held.values())
         return ends >= ENDS or self.points > POINTS
 
+    def heard(self) -> None:
+        """Tell that the server answers."""
+        self._sent()
+
     def _of(self, run: str) -> _Held:
         return self._held.setdefault(run, _Held())
 
@@ -206,7 +222,7 @@ class Runs:
         try:
             self._client.log_batch(run, **parts)
         except Exception as error:
-            if not refused(error):
+            if not refused(error) or self.deleted():
                 raise
             # A single one that MLflow does not take is no reason to lose the others.
             for name, part in parts.items():
@@ -280,65 +296,11 @@ class Runs:
         return any(item.path == path for item in self._client.list_artifacts(run))
 
 
-def refused(error: Exception) -> bool:
-    """Whether the same call would fail for ever: MLflow found it wrong, or it follows one that was."""
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        return error.error_code == "INVALID_PARAMETER_VALUE"
-    return isinstance(error, KeyError | TypeError | AttributeError) and not isinstance(error, NotFound)
-
-
-def denied(error: Exception) -> bool:
-    """Whether MLflow does not let us in: by a name or token that is wrong or missing."""
-    return getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED")
-
-
-def tell_refused(error: Exception) -> None:
-    print(f"MLflow does not take this: {type(error).__name__}: {error}", flush=True)
-
-
-def cause(error: BaseException) -> str:
-    """What is at the bottom of an error: MLflow wraps what the system said of a connection several times."""
-    while (inner := error.__cause__ or error.__context__ or getattr(error, "reason", None)) is not None:
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
 def _client(uri: str) -> Any:
-    # A run that the user's shell names is not ours, and MLflow would greet the log with every run's address.
-    os.environ.pop("MLFLOW_RUN_ID", None)
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    # Trying again is ours: MLflow's own retries would keep quiet about an absent server for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    # A new database's tables, and progress bars that a notebook cannot show, are nobody's business.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    # Progress bars that a notebook cannot show are nobody's business.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")
         import mlflow
 
-    mlflow.set_tracking_uri(uri)
+    # Its address is this client's alone: a user's own process may have another server, and a run under way there.
     return mlflow.MlflowClient(uri)
-
-
-def _experiment(client: Any, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return client.create_experiment(name, artifact_location=_artifacts(client.tracking_uri), tags=tags())
-        except MlflowException:
-            # Another driver made it in the same moment.
-            found = client.get_experiment_by_name(name)
-    return found.experiment_id
-
-
-def _artifacts(uri: str) -> str | None:
-    """Where a new experiment's files go: beside a local database, whatever the working directory; else as the server
-    likes it."""
-    path = uri.removeprefix("sqlite:///")
-    return None if path == uri else (Path(path).absolute().parent / "mlflow-artifacts").as_uri()

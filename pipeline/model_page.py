@@ -17,9 +17,8 @@ CHARACTERS = 5000
 MOST_FIGURES, MOST_ROWS, MOST_SHOWN, MOST_PICTURES = 40, 8, 3, 6
 FIRST = ("test/accuracy", "all/", "validation/accuracy")
 """Beginnings of the figures that come first, after the champion's."""
-FIGURES_TAG, SHOWN_FIGURES_TAG = "mlflow.patchline.figures", "patchline.figures"
-"""The tag of a version with all its figures, as JSON. MLflow's pages hide tags that begin with `mlflow.`; earlier
-versions of this program had it under the other name, which the list of versions shows as a wall of text."""
+FIGURES_TAG = "patchline.figures"
+"""The tag of a version in which earlier versions of this program had what `mlflow_models.FIGURES` has now."""
 
 
 def chosen(figures: Iterable[Figure], stage: str, metric: str | None) -> list[Figure]:
@@ -35,37 +34,37 @@ def chosen(figures: Iterable[Figure], stage: str, metric: str | None) -> list[Fi
 
 
 def figure_tags(figures: Sequence[Figure], known: Mapping[str, str]) -> dict[str, str]:
-    """Tags that a version with these tags is to be given: all figures in one, and the first ones for people.
-
-    A figure that it has stays as it is.
-    """
-    before = _all_figures(known)
-    found = {figure.name: {"value": figure.value, "data": figure.data} for figure in figures}
-    shown = {figure.name: f"{figure.value:.6g}" for figure in figures[:MOST_SHOWN]}
-    every = {**found, **before}
-    told = {FIGURES_TAG: json.dumps(every, sort_keys=True)} if every != before or SHOWN_FIGURES_TAG in known else {}
+    """Tags that a version with these tags is to be given: the first figures, for people. What it has stays as it is."""
     # The list of versions shows them in this order.
-    return {**{name: text for name, text in shown.items() if name not in known}, **told}
+    return {figure.name: f"{figure.value:.6g}" for figure in figures[:MOST_SHOWN] if figure.name not in known}
 
 
-def measured(tags: Mapping[str, str], metric: str) -> tuple[float | None, str | None]:
-    """A figure of a version with these tags, and the digest of the data set that it was measured on."""
-    try:
-        found = _all_figures(tags)[metric]
-        return float(found["value"]), str(found["data"])
-    except (ValueError, TypeError, KeyError):
-        return None, None
+def all_figures(figures: Sequence[Figure], *known: str) -> str:
+    """These figures as JSON, and those of such texts, which go before them."""
+    own = {figure.name: {"value": figure.value, "data": figure.data} for figure in figures}
+    for text in known:
+        own |= _read(text)
+    return json.dumps(own, sort_keys=True)
 
 
-def _all_figures(tags: Mapping[str, str]) -> dict[str, Any]:
-    """What the tags say of all figures, by both names. Somebody's own tag of such a name says nothing."""
-    found: dict[str, Any] = {}
-    for name in (SHOWN_FIGURES_TAG, FIGURES_TAG):
+def measured(metric: str, *known: str) -> tuple[float | None, str | None]:
+    """A figure of such texts, the first one that has it, and the digest of the data set that it was measured on."""
+    for text in known:
         try:
-            found |= json.loads(tags.get(name, "{}"))
-        except (ValueError, TypeError):
+            found = _read(text)[metric]
+            return float(found["value"]), str(found["data"])
+        except (ValueError, TypeError, KeyError):
             continue
-    return found
+    return None, None
+
+
+def _read(text: str) -> dict[str, Any]:
+    """Somebody's own tag of such a name says nothing."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def origin(workflow_id: str, root: str, stage: str, done: Finished, commit: str | None) -> dict[str, str]:

@@ -11,6 +11,8 @@ from pipeline.config import Workflow
 from pipeline.consistency_register import check_registration
 from pipeline.driver import read_workflow
 from pipeline.head import read_head
+from pipeline.mlflow_page import CLASSICAL
+from pipeline.mlflow_settings import client_settings
 from pipeline.outputs import read_recorded
 from pipeline.record import listed, read_record, recorded_output
 from pipeline.register_config import ChampionConfig, RegisterConfig
@@ -58,7 +60,8 @@ def register(
     wanted = _wanted(workflow, name, stage, champion)
     check_registration(workflow.stages, wanted)
     done = finished_stages(storage, workflow_id, workflow, wanted.stage)
-    found = _register(storage, workflow_id, workflow, wanted, done, settings.mlflow)
+    with client_settings():
+        found = _register(storage, workflow_id, workflow, wanted, done, settings.mlflow)
     holder = found.decision.version if found.decision is not None else None
     return RegisteredModel(
         workflow=workflow_id,
@@ -122,8 +125,9 @@ def _wanted(workflow: Workflow, name: str | None, stage: str | None, champion: C
 def _register(
     storage: Storage, workflow_id: str, workflow: Workflow, wanted: RegisterConfig, done: dict[str, Finished], uri: str
 ) -> Registered:
+    from pipeline.mlflow_errors import cause
     from pipeline.mlflow_models import Registry, from_outside, unregistrable
-    from pipeline.mlflow_runs import Runs, cause
+    from pipeline.mlflow_runs import Runs
 
     runs = Runs(uri, workflow_id, lambda: True, storage.url)
     try:
@@ -143,7 +147,7 @@ def _register(
 
 def _page(uri: str, found: Registered) -> str | None:
     return (
-        f"{uri.rstrip('/')}/#/models/{found.name}/versions/{found.version}"
+        f"{uri.rstrip('/')}/#/models/{found.name}/versions/{found.version}?{CLASSICAL}"
         if "://" in uri and uri.startswith("http")
         else None
     )

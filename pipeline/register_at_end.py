@@ -46,7 +46,7 @@ class RegisterAtEnd:
             told = f"the model is not registered as '{wanted.name}': {error}"
         except Exception as error:
             reason = unregistrable(error)
-            if reason is None:
+            if reason is None or runs.deleted():
                 raise
             told = f"the model is not registered as '{wanted.name}': {reason}"
         self._registration = None

@@ -17,7 +17,7 @@ from pipeline import model_page
 from pipeline.champion import Candidate, Decision, decide
 from pipeline.config import Workflow
 from pipeline.lineage import evaluations, figures
-from pipeline.mlflow_models import CHAMPION, LoggedModel, NotYet, Registry, Version, upload_seconds
+from pipeline.mlflow_models import CHAMPION, FIGURES, LoggedModel, NotYet, Registry, Version, upload_seconds
 from pipeline.model_folder import Served, write_folder
 from pipeline.pictures import small_picture
 from pipeline.provenance import read_origin
@@ -94,12 +94,22 @@ class Registration:
         if version is None:
             version, new = self._version(registry, find, busy), True
         else:
-            registry.set_tags(name, version, model_page.figure_tags(self._figures, version.tags))
-            registry.drop_tag(name, version, model_page.SHOWN_FIGURES_TAG)
+            self._add_figures(registry, name, version)
         decision = None
         if self._wanted.champion is not None:
             decision = choose_champion(registry, name, version.number, self._wanted.champion)
         return Registered(name=name, version=version.number, new=new, decision=decision, model_id=version.model_id)
+
+    def _add_figures(self, registry: Registry, name: str, version: Version) -> None:
+        """What has been measured since a version was made, or is not where it belongs."""
+        registry.set_tags(name, version, model_page.figure_tags(self._figures, version.tags))
+        if version.model_id is None:
+            return
+        known = registry.known_figures([version]).get(version.model_id, "{}")
+        every = model_page.all_figures(self._figures, version.tags.get(model_page.FIGURES_TAG, "{}"), known)
+        if every != known:
+            registry.set_figures(version.model_id, every)
+        registry.drop_tag(name, version, model_page.FIGURES_TAG)
 
     def _version(self, registry: Registry, find: FindRun, busy: Callable[[float], None]) -> Version:
         stage, digest, name = self._wanted.stage, self._model.output.digest, self._wanted.name
@@ -108,7 +118,13 @@ class Registration:
         about = model_page.params(served)
         commit = (read_origin(self._storage, self._id).get("git") or {}).get("commit")
         source = model_page.origin(self._id, self._storage.url, stage, self._model, commit)
-        model = registry.make_model(digest, name=f"{self._workflow.name}-{stage}", run=run, params=about, tags=source)
+        every = model_page.all_figures(self._figures)
+        model = registry.make_model(
+            digest, name=f"{self._workflow.name}-{stage}", run=run, params=about, tags={**source, FIGURES: every}
+        )
+        if (more := model_page.all_figures(self._figures, model.figures)) != model.figures:
+            # Of one that stages have read, or that is registered under another name.
+            registry.set_figures(model.id, more)
         if not model.ready:
             folder, size = self._files(served, model, run)
             busy(upload_seconds(size))
@@ -171,7 +187,9 @@ def choose_champion(registry: Registry, name: str, own: int, rule: ChampionConfi
     """Move the alias by its rule, and look again after each move: whoever moves it last has seen all versions."""
     moved: Decision | None = None
     for _ in range(ROUNDS):
-        candidates = [_candidate(version, rule) for version in registry.versions(name)]
+        versions = registry.versions(name)
+        figures = registry.known_figures(versions)
+        candidates = [_candidate(version, figures, rule) for version in versions]
         holder = registry.champion(name)
         decision = decide(candidates, holder=holder, own=own, metric=rule.metric, higher=rule.higher)
         if decision.version is None or decision.version == holder:
@@ -181,6 +199,7 @@ def choose_champion(registry: Registry, name: str, own: int, rule: ChampionConfi
     raise NotYet(f"the alias {CHAMPION} of {name} is moved by others all the time")
 
 
-def _candidate(version: Version, rule: ChampionConfig) -> Candidate:
-    figure, data = model_page.measured(version.tags, rule.metric)
+def _candidate(version: Version, figures: Mapping[str, str], rule: ChampionConfig) -> Candidate:
+    known = (version.tags.get(model_page.FIGURES_TAG, "{}"), figures.get(version.model_id or "", "{}"))
+    figure, data = model_page.measured(rule.metric, *known)
     return Candidate(version=version.number, figure=figure, data=data)

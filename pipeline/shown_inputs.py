@@ -68,8 +68,10 @@ class ShownInputs:
         try:
             model = self._known.get(done.output.digest) or self._model(registry, stage, done)
             registry.show_read(model, run)
+            # Each is several requests.
+            self._runs.heard()
         except Exception as error:
-            if (why := unregistrable(error)) is None:
+            if (why := unregistrable(error)) is None or self._runs.deleted():
                 raise
             # Of an older server, for example. The tags say it too.
             self._supported = False

@@ -59,7 +59,7 @@ class ShownRuns:
 
     def start_stage(self, stage: str, config: StageConfig, folder: str, inputs: dict[str, Finished]) -> None:
         """The run of a stage, with what determines its result and what it reads."""
-        run = self._runs.ensure(stage, WORKFLOW, stage)
+        run = self._runs.ensure(stage, WORKFLOW, stage_name(stage, self._workflow.name))
         self._runs.log_tags(run, {"patchline.folder": f"{self._storage.url}/{folder}"})
         seed = self._workflow.seed_of(stage.partition(ANEW)[0])
         self._runs.log_params(run, shown_params.of_stage(config, seed))
@@ -99,7 +99,7 @@ class ShownRuns:
 
     def end_stage(self, stage: str, outcome: str, finished: Finished | None) -> None:
         """What came of it, if anything did."""
-        run = self._runs.ensure(stage, WORKFLOW, stage)
+        run = self._runs.ensure(stage, WORKFLOW, stage_name(stage, self._workflow.name))
         if stage in self._curves:
             self._send_curve(stage)
         if finished is not None:
@@ -191,6 +191,11 @@ def _made_by(storage: Storage, folder: str) -> int | None:
     found = read_head(storage, folder)
     key = found[0].record if found is not None else None
     return read_record(storage, key).attempt if key is not None else None
+
+
+def stage_name(stage: str, workflow: str) -> str:
+    """What a stage's run is called: where runs of several workflows are compared, MLflow shows these names alone."""
+    return f"{stage} · {workflow}"
 
 
 def _origin_tags(origin: Mapping[str, Any]) -> dict[str, str]:

@@ -15,12 +15,14 @@ from typing import Any
 
 from cluster.storage import Storage
 from pipeline.config import Workflow
-from pipeline.mlflow_runs import Runs, cause, denied, refused, tell_refused
-from pipeline.provenance import plan_text
+from pipeline.mlflow_errors import cause, denied, refused, tell_refused
+from pipeline.mlflow_runs import Runs
+from pipeline.mlflow_settings import client_settings
 from pipeline.register_at_end import RegisterAtEnd
 from pipeline.reporting import page_or_word
 from pipeline.retries import times_anew
 from pipeline.reuse import Finished
+from pipeline.shown_plan import ShownPlan
 from pipeline.shown_runs import ANEW, WORKFLOW, ShownRuns
 from pipeline.tracking_told import away, given_up, lacking
 from stages.config import StageConfig
@@ -48,7 +50,7 @@ class MlflowTracker:
         on_a_cluster: bool = False,
     ) -> None:
         """`owner` is who holds the workflow, and so what a plan of it leaves out of account."""
-        self._uri, self._storage, self._id, self._workflow, self._owner = uri, storage, workflow_id, workflow, owner
+        self._uri, self._storage, self._id = uri, storage, workflow_id
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._runs = Runs(uri, workflow_id, self._batch_sent, storage.url)
         self._shown = ShownRuns(self._runs, storage, workflow_id, workflow)
@@ -62,17 +64,19 @@ class MlflowTracker:
         self._busy_until = self._files_again = 0.0
         self._files_problem: str | None = None
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+        self._plan = ShownPlan(storage, workflow, owner, self._plan_made)
         self._giving_up = threading.Event()
         self._patience = PATIENCE_ON_A_CLUSTER_SECONDS if on_a_cluster else PATIENCE_SECONDS
         self._moved = time.monotonic()
+        self._client_settings = client_settings()
         self.problem: str | None = None
         """What keeps MLflow from being fed, if anything does."""
 
     def __enter__(self) -> MlflowTracker:
+        self._client_settings.__enter__()
         self._thread.start()
         self._calls.put(self._shown.start_workflow)
-        # Apart: a source of a million images takes a while to list.
-        threading.Thread(target=self._make_plan, name="plan", daemon=True).start()
+        self._plan.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -80,12 +84,16 @@ class MlflowTracker:
         if kind is not None:
             # Others may wait for the room of what this process has started.
             hurry.set()
-        self._close(hurry)
+        try:
+            self._close(hurry)
+        finally:
+            self._client_settings.__exit__(None, None, None)
 
     def _close(self, hurry: threading.Event) -> None:
         """Wait until all is sent, or the server takes nothing for too long: shortly, once `hurry` is set."""
-        if self._giving_up.is_set():
+        if self._giving_up.is_set() or not self._thread.is_alive():
             return
+        self._plan.wait(hurry)
         self._calls.put(None)
         self._moved = time.monotonic()
         while self._thread.is_alive():
@@ -168,21 +176,28 @@ class MlflowTracker:
             except Exception as error:
                 self._busy_until = 0.0
                 if refused(error):
+                    if self._restored():
+                        continue
                     tell_refused(error)
                     return
                 # Whatever the server or the network did, the truth is in storage: try again, calmly.
                 if self.problem is None:
-                    self._tell_away(error)
+                    print(away(error, self._uri, self._storage.url), flush=True)
+                if denied(error):
+                    # Nobody mends that while the workflow's end waits for it.
+                    self._patience = PATIENCE_SECONDS
                 self.problem = cause(error)
                 self._runs.in_doubt()
                 time.sleep(wait)
                 wait = min(wait * 2, 10.0)
 
-    def _tell_away(self, error: Exception) -> None:
-        if denied(error):
-            # Nobody mends that while the workflow's end waits for it.
-            self._patience = PATIENCE_SECONDS
-        print(away(error, self._uri, self._storage.url), flush=True)
+    def _restored(self) -> bool:
+        """Whether what was refused may be said again: our experiment had been deleted, and is back."""
+        try:
+            return self._runs.restore()
+        except Exception as error:
+            print(f"MLflow at {self._uri}: {cause(error)}", flush=True)
+            return False
 
     def _send_files(self, patience: float = 0.0) -> None:
         """Send files as long as nothing else is to be sent, or for so many seconds.
@@ -214,12 +229,7 @@ class MlflowTracker:
                 return
             time.sleep(min(0.5, patience))
 
-    def _make_plan(self) -> None:
-        try:
-            text = plan_text(self._storage, self._workflow, self._owner)
-        except Exception as error:
-            # What is wrong with the workflow, or with storage, the stages themselves tell.
-            text = f"no plan could be made: {error}\n"
+    def _plan_made(self, text: str) -> None:
         self._calls.put(lambda: self._runs.log_text(self._runs[WORKFLOW], text, "plan.txt"))
 
     def _log_report(self) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Set
 
+from cluster.errors import UserError
 from pipeline.mlflow_ask import SETTINGS
-from pipeline.mlflow_runs import Runs, cause, denied
+from pipeline.mlflow_errors import cause, denied
+from pipeline.mlflow_runs import Runs
 
 
 def away(error: Exception, uri: str, root: str) -> str:
     """Of a server, or of the root in storage, when it first does not answer."""
     later = "; the work goes on, and what it is to show is sent when it does"
+    if isinstance(error, UserError):
+        return f"{error}{later}"
     if denied(error):
         return f"MLflow at {uri} does not let us in: set {SETTINGS}, where its driver runs{later} ({cause(error)})"
     # Those of the storage are Python's own; MLflow's client has others.

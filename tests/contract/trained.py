@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.register import finished_stages
 from pipeline.register_config import RegisterConfig
 from pipeline.registering import Registered, Registration
 from pipeline.reuse import Finished
-from tests.unit.pipeline.finished import run_to_its_end
+from tests.unit.pipeline.finished import copied, run_to_its_end
 
 TRAINING = """
     global_batch: 64
@@ -78,6 +78,10 @@ class Trained:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(self.empty, folder / "mlflow.db")
         return f"sqlite:///{folder}/mlflow.db"
+
+    def apart(self, folder: Path) -> Trained:
+        """The same in a root of a test's own, for workflows that others are not to find."""
+        return replace(self, storage=copied(self.folder / "root", folder / "root"))
 
     def runs(self, uri: str) -> Runs:
         found = Runs(uri, self.workflow_id, lambda: True, self.storage.url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import open_storage
-from pipeline import mlflow_runs, tracking
+from pipeline import mlflow_runs, shown_plan, tracking
 from pipeline.config import Workflow
 from pipeline.head import Head, commit_checkpoint
 from pipeline.record import Record
@@ -35,6 +36,7 @@ class Server:
 
     def __init__(self) -> None:
         self.tags: dict[str, dict[str, str]] = {}
+        self.called: dict[str, str] = {}
         self.status: dict[str, str] = {}
         self.batches: list[list[int]] = []
         self.names: dict[str, set[str]] = {}
@@ -42,14 +44,18 @@ class Server:
         self.seconds, self.failures = 0.0, 0
 
     def get_experiment_by_name(self, name: str) -> Any:
-        return SimpleNamespace(experiment_id="1")
+        return SimpleNamespace(experiment_id="1", lifecycle_stage="active")
+
+    get_experiment = get_experiment_by_name
 
     def search_runs(self, *_: Any, **__: Any) -> list[Any]:
         return []
 
     def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
-        self.tags[run_name] = dict(tags)
-        return SimpleNamespace(info=SimpleNamespace(run_id=run_name))
+        run = run_name.removesuffix(" · toy")
+        self.called[run] = run_name
+        self.tags[run] = dict(tags)
+        return SimpleNamespace(info=SimpleNamespace(run_id=run))
 
     def set_tag(self, run: str, key: str, value: str) -> None:
         self.tags[run][key] = value
@@ -199,6 +205,9 @@ def test_a_stage_that_is_made_anew_has_runs_of_its_own(server, storage, tracker)
         tracker.attempt_started("train", f"{FOLDER}.0123abcd-2", 1, {})
         tracker.attempt_ended("train", 1, "failed")
         tracker.stage_ended("train", "failed", None)
+    assert server.called["train"] == "train · toy"
+    assert server.called["train anew 2"] == "train anew 2 · toy"
+    assert server.called["train anew 2 attempt 1"] == "train anew 2 attempt 1"
     assert server.status["train"] == "KILLED"
     assert server.status["train anew 2"] == "FAILED"
     assert server.tags["train anew 2"]["patchline.key"] == "toy-1:train anew 2"
@@ -289,6 +298,51 @@ def test_files_follow_when_their_store_is_back(server, storage, tracker, monkeyp
         begin(tracker)
         wait_for(lambda: {"workflow.yaml", "environment.json", "plan.txt"} <= set(taken))
     assert len(taken) == len(set(taken))
+
+
+def plan_that_takes(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: Any) -> str:
+        time.sleep(seconds)
+        return "the plan\n"
+
+    monkeypatch.setattr(shown_plan, "plan_text", slow)
+
+
+def taken_files(server: Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    taken: dict[str, str] = {}
+    monkeypatch.setattr(server, "log_text", lambda run, text, name: taken.update({name: text}))
+    return taken
+
+
+def test_a_workflow_that_is_over_before_its_plan_is_made_has_a_plan(server, storage, tracker, monkeypatch):
+    plan_that_takes(1.5, monkeypatch)
+    taken = taken_files(server, monkeypatch)
+    with tracker:
+        tracker.workflow_ended("done")
+    assert taken["plan.txt"] == "the plan\n"
+    assert server.status["toy"] == "FINISHED"
+
+
+def test_a_plan_that_takes_too_long_is_not_waited_for_for_ever(server, storage, tracker, monkeypatch, capsys):
+    plan_that_takes(6.0, monkeypatch)
+    monkeypatch.setattr(shown_plan, "PLAN_SECONDS", 0.5)
+    taken, began = taken_files(server, monkeypatch), time.monotonic()
+    with tracker:
+        tracker.workflow_ended("done")
+    assert time.monotonic() - began < 5
+    assert "plan.txt" not in taken
+    assert "MLflow is given no plan.txt: it took more than" in capsys.readouterr().out
+
+
+def test_who_is_in_a_hurry_does_not_wait_for_a_plan(server, storage, tracker, monkeypatch, capsys):
+    plan_that_takes(6.0, monkeypatch)
+    taken_files(server, monkeypatch)
+    began, hurry = time.monotonic(), threading.Event()
+    hurry.set()
+    with tracker:
+        tracker.workflow_ended("stopped", hurry)
+    assert time.monotonic() - began < 5
+    assert "plan.txt" not in capsys.readouterr().out
 
 
 def test_one_who_is_not_let_in_is_told_what_to_set_and_not_waited_for(server, storage, capsys, monkeypatch):
