@@ -25,6 +25,7 @@ from tests.integration.flows import tracked
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 SEEN = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
 KEPT = "SCREENSHOTS"
+OTHER = "digits-lower-rate"
 SHORTER = ("pretrain.epochs=8", "finetune.epochs=2", "fewshot.draws=5")
 WORKFLOW = Path(__file__).parents[2] / "pipeline/recipes/digits.yaml"
 FIGURES = """
@@ -34,13 +35,22 @@ FIGURES = """
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of Debian's Chromium, which is installed where it is not there and may be."""
-    if shutil.which("chromium") is None and shutil.which("apt-get") and os.geteuid() == 0:
-        subprocess.run(["apt-get", "update", "-q"], check=False, capture_output=True)
-        subprocess.run(["apt-get", "install", "-q", "-y", "chromium"], check=False, capture_output=True)
+    """Path of Debian's Chromium. Root installs it, or fails; nobody else can, and has the tests skipped."""
+    if (found := shutil.which("chromium")) is not None:
+        return found
+    if os.geteuid() != 0:
+        pytest.skip("no Chromium on the path: `apt-get install chromium` as root brings it")
+    return installed_chromium()
+
+
+def installed_chromium() -> str:
+    said = "there is no apt-get"
+    for words in (["update"], ["install", "-y", "chromium"]) if shutil.which("apt-get") else ():
+        done = subprocess.run(["apt-get", "-q", *words], check=False, capture_output=True, text=True, timeout=600)
+        said = f"apt-get {' '.join(words)}: {(done.stdout + done.stderr)[-500:]}"
     found = shutil.which("chromium")
     if found is None:
-        pytest.skip("no Chromium: apt-get install chromium")
+        pytest.fail(f"no Chromium, and it cannot be installed: {said}")
     return found
 
 
@@ -86,21 +96,36 @@ class Shown:
 
 @pytest.fixture(scope="session")
 def shown(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Shown:
-    path = tmp_path_factory.mktemp("browser") / "digits.yaml"
-    path.write_text(WORKFLOW.read_text() + FIGURES)
+    """The workflow that most tests look at."""
+    text = WORKFLOW.read_text() + FIGURES
+    return ran(stack, tmp_path_factory.mktemp("browser") / "digits.yaml", text, () if os.environ.get(KEPT) else SHORTER)
+
+
+@pytest.fixture(scope="session")
+def other(stack: Stack, shown: Shown, tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    """Another one to compare it with, which pretrains with another rate and no more."""
+    text = "".join(line for line in WORKFLOW.read_text().splitlines(True) if not line.startswith("register:"))
+    overrides = (f"name={OTHER}", "pretrain.lr=0.001", *(() if os.environ.get(KEPT) else SHORTER[:1]))
+    path = tmp_path_factory.mktemp("other") / "other.yaml"
+    return ran(stack, path, text.partition("  finetune:")[0], overrides)
+
+
+def ran(stack: Stack, path: Path, text: str, overrides: tuple[str, ...]) -> Shown:
+    """A workflow of this text, run to its end in the root of these tests."""
+    path.write_text(text)
     settings = of_stack(stack)
-    overrides = () if os.environ.get(KEPT) else SHORTER
+    settings = Settings(root=f"{settings.root}/browser", mlflow=settings.mlflow)
     words = [word for override in overrides for word in ("-o", override)]
-    places = ["--root", f"{settings.root}/browser", "--mlflow", settings.mlflow]
+    places = ["--root", settings.root, "--mlflow", settings.mlflow]
     environment = {**os.environ, **stack.environment(), "PATCHLINE_HOME": stack.home}
     command = [sys.executable, "-m", "pipeline.cli", "run", str(path), *words, *places]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=550)
-    assert done.returncode == 0, done.stdout + done.stderr
-    settings = Settings(root=f"{settings.root}/browser", mlflow=settings.mlflow)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in stack.environment().items():
             patch.setenv(name, value)
-        (workflow_id,) = settings.storage().list_folders("workflows/")
+        before = set(settings.storage().list_folders("workflows/"))
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=550)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (workflow_id,) = set(settings.storage().list_folders("workflows/")) - before
         return Shown(id=workflow_id, settings=settings, runs=tracked(settings, workflow_id))
 
 

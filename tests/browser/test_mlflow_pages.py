@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import socket
+import urllib.parse
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from pipeline.mlflow_page import address
-from tests.browser.conftest import Shown
+from cluster.local.stack import Stack
+from pipeline.mlflow_page import CLASSICAL, address
+from pipeline.register import register
+from pipeline.shown_runs import stage_name
+from tests.browser.conftest import OTHER, Shown
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 CURVE = ".js-plotly-plot .scatterlayer path.js-line"
-STAGES = ("ingest", "pretrain", "finetune", "fewshot", "analyze")
+STAGES = [stage_name(stage, "digits") for stage in ("ingest", "pretrain", "finetune", "fewshot", "analyze")]
 
 
 def opened(page: Page, url: str) -> None:
@@ -30,7 +34,7 @@ def test_the_list_has_the_workflow_with_its_figures_and_its_stages_below_it(page
     row.get_by_role("button").first.click()
     for stage in STAGES:
         expect(page.get_by_role("link", name=stage, exact=True).first).to_be_attached()
-    trained = page.locator("[role=row]", has=page.get_by_role("link", name="pretrain", exact=True)).first
+    trained = page.locator("[role=row]", has=page.get_by_role("link", name=STAGES[1], exact=True)).first
     trained.get_by_role("button").first.click()
     expect(page.get_by_role("link", name="pretrain attempt 1", exact=True).first).to_be_attached()
     keep("mlflow-runs")
@@ -54,7 +58,7 @@ def test_a_stage_s_curves_are_drawn(page: Page, shown: Shown, keep):
         "line => [...document.querySelectorAll(line)].some(path => path.getAttribute('d').split(/[LCHV]/).length > 5)",
         arg=CURVE,
     )
-    expect(page.get_by_text("train (", exact=False).first).to_be_attached()
+    expect(page.get_by_text(f"{STAGES[1]} (train/loss)", exact=True).first).to_be_attached()
     keep("mlflow-curves")
 
 
@@ -87,14 +91,60 @@ def test_the_report_is_among_the_workflow_s_files(page: Page, shown: Shown, keep
 
 
 def test_the_registered_model_has_its_version_its_figures_and_its_alias(page: Page, shown: Shown, keep):
-    opened(page, f"{shown.settings.mlflow}/#/models/digits")
+    opened(page, f"{shown.settings.mlflow}/#/models/digits?{CLASSICAL}")
     expect(page.get_by_text("Version 1", exact=False).first).to_be_attached()
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="Version 1"))
     expect(row.get_by_text("@ champion")).to_be_attached()
+    expect(row.get_by_text("finetune/test/accuracy")).to_be_attached()
+    # The list has room for a few short tags.
+    assert len(row.inner_text()) < 700
     keep("mlflow-model")
-    opened(page, f"{shown.settings.mlflow}/#/models/digits/versions/1")
+
+
+def test_the_printed_address_of_a_version_opens_its_page_among_those_of_models(
+    page: Page, shown: Shown, stack_environment: Stack, keep
+):
+    registered = register(shown.id, shown.settings)
+    assert registered.page is not None
+    opened(page, registered.page)
     for said in ("finetune/test/accuracy", "patchline.output_digest", "champion", "Inputs (1)", "Outputs (5)"):
         expect(page.get_by_text(said, exact=False).first).to_be_attached()
+    # The side bar of the pages for language models has no such entry.
+    if page.viewport_size and page.viewport_size["width"] > 600:
+        expect(page.get_by_role("link", name="Model registry")).to_be_visible()
     # The few-shot figure and the attention.
     page.wait_for_function("() => [...document.images].filter(each => each.naturalWidth > 300).length >= 2")
     keep("mlflow-model-version")
+
+
+def test_from_an_evaluation_one_comes_to_the_model_that_it_has_read(page: Page, shown: Shown):
+    opened(page, shown.run_page("fewshot"))
+    page.get_by_role("link", name="digits-pretrain", exact=True).first.click()
+    expect(page.get_by_role("link", name=STAGES[1], exact=True).first).to_be_attached()
+    expect(page.get_by_text(shown.settings.root, exact=False).first).to_be_attached()
+
+
+def test_curves_of_two_workflows_are_in_one_chart_with_their_names(page: Page, shown: Shown, other: Shown, keep):
+    """As a person does it: the list's charts, the rows opened, the charts searched."""
+    names = [stage_name("pretrain", workflow) for workflow in ("digits", OTHER)]
+    chosen = urllib.parse.quote("attributes.run_name LIKE 'pretrain ·%'")
+    experiment = shown.runs["workflow"].info.experiment_id
+    address = f"{shown.settings.mlflow}/#/experiments/{experiment}/runs?{CLASSICAL}"
+    opened(page, f"{address}&compareRunsMode=CHART&searchFilter={chosen}")
+    for workflow in ("digits", OTHER):
+        row = page.locator("[role=row]", has=page.get_by_role("link", name=workflow, exact=True)).first
+        row.get_by_role("button").last.click()
+    for name in names:
+        expect(page.get_by_role("link", name=name, exact=True).first).to_be_attached()
+    page.get_by_placeholder("Search metric charts").fill("train/loss")
+    page.wait_for_function(
+        """line => [...document.querySelectorAll('.js-plotly-plot')].some(chart => {
+            // Each line is there twice: as it is, and smoothed.
+            const lines = new Set([...chart.querySelectorAll(line)].map(path => path.getAttribute('d')));
+            return [...lines].filter(path => path.split(/[LCHV]/).length > 3).length === 2;
+        })""",
+        arg=".scatterlayer path.js-line",
+    )
+    for name in names:
+        expect(page.get_by_text(f"{name} (train/loss)", exact=True).first).to_be_attached()
+    keep("mlflow-two-workflows")
