@@ -136,14 +136,23 @@ def follow(workflow_id: str | None, settings: Settings) -> WorkflowStatus:
         return show(storage, found, stages, Console(), died=DriverWatch(storage, found, settings).died, driver=driver)
     except KeyboardInterrupt:
         # Whatever would come after it is not to begin as if the workflow had ended.
-        print(_left(found), flush=True)
+        print(_left(found, settings), flush=True)
         raise
 
 
-def _left(workflow_id: str) -> str:
-    ways = (("follow", "shows it again"), ("cancel", "stops it"))
-    lines = [f"  pipeline.api.{verb}({workflow_id!r}, settings)  # {meaning}" for verb, meaning in ways]
-    return "\n".join([f"{workflow_id} goes on without this process", *lines])
+def _left(workflow_id: str, settings: Settings) -> str:
+    places = {"root": settings.root, "mlflow": settings.mlflow, "address": settings.jobs}
+    named = ", ".join(f"{name}={value!r}" for name, value in places.items() if value)
+    return "\n  ".join(
+        (
+            f"{workflow_id} goes on without this process",
+            "from pipeline import api",
+            "from pipeline.settings import resolve",
+            f"settings = resolve({named})",
+            f"api.follow({workflow_id!r}, settings)  # shows it again",
+            f"api.cancel({workflow_id!r}, settings)  # stops it",
+        )
+    )
 
 
 def cancel(workflow_id: str | None, settings: Settings) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import configparser
+import http.client
 import ipaddress
 import os
 import ssl
@@ -23,6 +24,14 @@ NAMES = ("username", "password", "token")
 
 def ask(server: str, path: str, seconds: float) -> bytes:
     """The answer to GET `path`. Raises `urllib.error.HTTPError` for one that is no success, other OSErrors for none."""
+    try:
+        return _asked(server, path, seconds)
+    except (http.client.HTTPException, ValueError) as error:
+        # What answers there is no HTTP server, or the address is none.
+        raise OSError(f"{type(error).__name__}: {error}".strip()) from error
+
+
+def _asked(server: str, path: str, seconds: float) -> bytes:
     request = urllib.request.Request(f"{server.rstrip('/')}{path}")
     if said := _authorization():
         # Not for whoever the server may send us on to.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ CHARACTERS = 5000
 MOST_FIGURES, MOST_ROWS, MOST_SHOWN, MOST_PICTURES = 40, 8, 3, 6
 FIRST = ("test/accuracy", "all/", "validation/accuracy")
 """Beginnings of the figures that come first, after the champion's."""
+PICTURES_FIRST = ("fewshot.png", "rollout.png", "attention_distance.png")
 FIGURES_TAG = "patchline.figures"
 """The tag of a version in which earlier versions of this program had what `mlflow_models.FIGURES` has now."""
 
@@ -119,17 +121,22 @@ def description(
         "```",
         f'model = mlflow.pyfunc.load_model("{address}")',
         'model.predict(pandas.DataFrame({"image": [encoded]}))',
-        f"$ mlflow models serve -m {address} --env-manager local",
+        f"$ mlflow models serve -m {shlex.quote(address)} --env-manager local",
         "```",
     ]
     place = f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files?artifact_file_path={FIGURES}/"
-    images = [f"![{name}]({place}{name})" for name in list(pictures)[:MOST_PICTURES]]
+    images = [f"![{name}]({place}{name})" for name in sorted(pictures, key=_place)[:MOST_PICTURES]]
     text = ""
     for block in (head, "\n".join(table), "\n".join(usage), *images):
         # What does not fit is left out whole.
         if block and len(text) + len(block) + 2 <= CHARACTERS:
             text += f"{block}\n\n"
     return text.strip()
+
+
+def _place(picture: str) -> int:
+    """Those that say most come first: not all of them have room."""
+    return next((place for place, name in enumerate(PICTURES_FIRST) if picture.endswith(name)), len(PICTURES_FIRST))
 
 
 def _shown(figure: Figure) -> str:

@@ -118,7 +118,7 @@ def conditions(storage: Storage, folder: str) -> Finding:
 def tracking(address: str) -> Finding:
     """Whether an MLflow server answers there, and lets us in."""
     try:
-        version = mlflow_ask.ask(address, "/version", ANSWER_SECONDS)[:100].decode().strip()
+        version = mlflow_ask.ask(address, "/version", ANSWER_SECONDS)[:100].decode(errors="replace").strip()
         _find_experiment(address)
     except HTTPError as error:
         if error.code in mlflow_ask.DENIED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from cluster.errors import UserError
 from cluster.storage import NotFound, Storage
@@ -147,7 +148,7 @@ def _register(
 
 def _page(uri: str, found: Registered) -> str | None:
     return (
-        f"{uri.rstrip('/')}/#/models/{found.name}/versions/{found.version}?{CLASSICAL}"
+        f"{uri.rstrip('/')}/#/models/{quote(found.name)}/versions/{found.version}?{CLASSICAL}"
         if "://" in uri and uri.startswith("http")
         else None
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import islice
 
 from pipeline.identity import references
-from pipeline.mlflow_models import LoggedModel, Registry, unregistrable
+from pipeline.mlflow_models import REFUSED, LoggedModel, Registry, error_code, unregistrable
 from pipeline.mlflow_runs import CHARACTERS, Runs
 from pipeline.reuse import Finished
 from stages.config import StageConfig
@@ -73,7 +73,11 @@ class ShownInputs:
         except Exception as error:
             if (why := unregistrable(error)) is None or self._runs.deleted():
                 raise
-            # Of an older server, for example. The tags say it too.
+            # The tags say it too.
+            if error_code(error) in REFUSED:
+                print(f"{stage}: the model that it has made is shown as a tag alone: {why}", flush=True)
+                return
+            # Of an older server, for example.
             self._supported = False
             print(f"models that stages read are shown as tags alone: {why}", flush=True)
 

@@ -6,7 +6,8 @@ One rule, by the part that a field plays:
 - what the last bits of the result depend on (workers, ZeRO stage, …) is shown of each attempt, likewise;
 - everything else (retries, caches, intervals, …) is shown of each attempt where it is not the default: a stored
   workflow has every field, so what its file gave as it is by default cannot be told from what it did not give;
-- a field without a value is not shown, nor one that says nothing as the others are (`momentum` beside Adam).
+- a field without a value is not shown, nor one that says nothing as the others are (`momentum` beside Adam), or to this
+  stage (random crops where nobody trains).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def of_stage(config: StageConfig, seed: int) -> dict[str, Any]:
         if role(type(owner), field) == "identity"
         and field not in without_meaning(owner)
         and name.partition(".")[0] not in aside
+        and not any(_within(name, one) for one in config.says_nothing)
     }
     return _flat({**found, "seed": seed})
 

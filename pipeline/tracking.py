@@ -176,10 +176,13 @@ class MlflowTracker:
             except Exception as error:
                 self._busy_until = 0.0
                 if refused(error):
-                    if self._restored():
+                    left = self._after_refusal(error)
+                    if left is None:
                         continue
-                    tell_refused(error)
-                    return
+                    if left is error:
+                        tell_refused(error)
+                        return
+                    error = left
                 # Whatever the server or the network did, the truth is in storage: try again, calmly.
                 if self.problem is None:
                     print(away(error, self._uri, self._storage.url), flush=True)
@@ -191,13 +194,13 @@ class MlflowTracker:
                 time.sleep(wait)
                 wait = min(wait * 2, 10.0)
 
-    def _restored(self) -> bool:
-        """Whether what was refused may be said again: our experiment had been deleted, and is back."""
+    def _after_refusal(self, error: Exception) -> Exception | None:
+        """What still keeps the server from taking what it has refused: nothing, where our experiment had been deleted
+        and is back; that it is not back yet; else the refusal itself."""
         try:
-            return self._runs.restore()
-        except Exception as error:
-            print(f"MLflow at {self._uri}: {cause(error)}", flush=True)
-            return False
+            return None if self._runs.restore() else error
+        except Exception as other:
+            return other
 
     def _send_files(self, patience: float = 0.0) -> None:
         """Send files as long as nothing else is to be sent, or for so many seconds.
@@ -214,11 +217,14 @@ class MlflowTracker:
                 self._files_problem, self._moved = None, time.monotonic()
                 continue
             except Exception as error:
-                if refused(error):
+                left = self._after_refusal(error) if refused(error) else error
+                if left is None:
+                    continue
+                if left is error and refused(error):
                     tell_refused(error)
                     self._runs.drop_file()
                     continue
-                problem = cause(error)
+                problem = cause(left)
             if self._files_problem is None:
                 print(f"MLflow at {self._uri} takes no files; all else is shown ({problem})", flush=True)
             self._files_problem, self._files_again = problem, now + FILES_PAUSE_SECONDS

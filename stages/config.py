@@ -71,6 +71,9 @@ class StageConfig(Config):
     kind: ClassVar[str]
     version: ClassVar[int]
     output: ClassVar[str]
+    says_nothing: ClassVar[frozenset[str]] = frozenset()
+    """Dotted names of fields that the stage never looks at, of a config that it shares with others. They stay in the
+    identity, and nobody need be shown them."""
 
     seed: int | None = Field(None, ge=0, description="seed of all randomness; the workflow's where absent")
     retries: int = placement(3, "how often a stage is tried again after a machine's failure", ge=0)

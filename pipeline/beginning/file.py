@@ -90,6 +90,7 @@ def _pretrain(proposal: Proposal) -> list[str | None]:
         "    lr: 0.001  # peak of the learning rate, after the warm-up; then it falls as a cosine",
         "    warmup_fraction: 0.05",
         f"    weight_decay: {0.05 if not proposal.gpus else 0.1}",
+        _loss(proposal),
         "    input: {crop_area: [0.25, 1.0]}  # random crops of at least a quarter; the paper's are 0.05",
         *_placement(proposal),
         f"    save_every: {proposal.save_every}  # updates between checkpoints: as much is lost where a machine dies",
@@ -134,6 +135,7 @@ def _finetune(proposal: Proposal) -> list[str | None]:
         f"    epochs: {proposal.finetune_epochs}",
         f"    global_batch: {proposal.global_batch}",
         "    lr: 0.03  # of SGD; the paper tries 0.003, 0.01, 0.03, 0.06: sweep: {lr: [0.003, 0.01, 0.03, 0.06]}",
+        _loss(proposal),
         "    input: {crop_area: [0.6, 1.0]}",
         *_placement(proposal),
         f"    save_every: {proposal.save_every}",
@@ -147,9 +149,25 @@ def _fewshot(proposal: Proposal) -> list[str | None]:
         "    from: pretrain",
         f"    shots: {flow(list(proposal.shots))}  # images of each class",
     ]
-    if proposal.tested is False:
-        return ["  # Classes of fewer than three images leave none for a test; with more of them:", *map(_aside, lines)]
+    if (why := _no_fewshot(proposal)) is not None:
+        return [f"  # {why}:", *map(_aside, lines)]
     return [*lines]
+
+
+def _no_fewshot(proposal: Proposal) -> str | None:
+    """Why there can be none, and when there can."""
+    if proposal.seen.multi_label:
+        return "Shots are of images of one class each; with such ones"
+    if proposal.tested:
+        return None
+    if proposal.seen.source["kind"] == "webdataset":
+        return "These tars are for training alone; with tars of a split `test` in source.shards"
+    return "Classes of fewer than three images leave none for a test; with more of them"
+
+
+def _loss(proposal: Proposal) -> str | None:
+    several = "    loss: sigmoid  # each class by itself: images have several"
+    return several if proposal.seen.multi_label else None
 
 
 def _analyze(proposal: Proposal) -> list[str | None]:

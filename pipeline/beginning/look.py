@@ -45,6 +45,8 @@ class Seen:
     classes: int | None = None
     per_class: tuple[int, ...] = ()
     """Training images of each class that was counted, in no order; empty where images have several labels."""
+    multi_label: bool = False
+    """Whether images have several labels."""
     side: int | None = None
     """Median of the images' shorter sides in pixels."""
     unreadable: int = 0
@@ -95,6 +97,7 @@ def _look_at_listing(source: dict[str, Any]) -> Seen:
         others=dict(counts),
         classes=len(listing.classes),
         per_class=tuple(per_class.values()),
+        multi_label=listing.starts is not None,
         side=side,
         unreadable=unreadable,
     )

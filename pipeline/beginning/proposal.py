@@ -62,8 +62,8 @@ class Proposal:
     """Images that pretraining has, about."""
     held_out: int
     test_fraction: float
-    tested: bool | None
-    """Whether there will be test images; None for tars from elsewhere, which have the splits that they have."""
+    tested: bool
+    """Whether there will be test images."""
     model: str | dict[str, Any]
     resolution: int
     finetune_resolution: int
@@ -158,9 +158,12 @@ def _left(seen: Seen, test_fraction: float) -> float:
     return sum(max(1, count - sum(int(part * count + 0.5) for part in drawn)) for count in seen.per_class)
 
 
-def _tested(seen: Seen, held_out: int, test_fraction: float) -> bool | None:
-    if "test" in seen.others or seen.source["kind"] == "webdataset":
-        return "test" in seen.others or None
+def _tested(seen: Seen, held_out: int, test_fraction: float) -> bool:
+    if seen.source["kind"] == "webdataset":
+        # Nothing is drawn from tars that stay as they are.
+        return "test" in seen.source["shards"]
+    if "test" in seen.others:
+        return True
     drawn = sum(int(test_fraction * count + 0.5) > 0 for count in seen.per_class)
     return not seen.per_class or drawn > held_out
 

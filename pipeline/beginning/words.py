@@ -12,7 +12,9 @@ from pipeline.beginning.proposal import UNCOUNTED, Proposal
 
 def seen_in_words(seen: Seen, below: Path | None = None) -> str:
     """One line: where the images are, as seen from the folder `below`, how many, how large."""
-    place = str(seen.source.get("path") or seen.source.get("shards") or "The digits of scikit-learn")
+    shards = seen.source.get("shards", {})
+    tars = ", ".join(f"{split}: {pattern}" for split, pattern in shards.items())
+    place = str(seen.source.get("path") or tars or "The digits of scikit-learn")
     if below is not None and Path(place).is_relative_to(below):
         place = str(Path(place).relative_to(below))
     if seen.train is None:

@@ -105,7 +105,8 @@ class _Life:
         self._tag, self._since = "", time.monotonic()
 
     def ended(self) -> str | None:
-        """Why it runs no more, or None. Where its cluster does not answer, the driver's own silence counts."""
+        """Why it runs no more, or None. Whatever its cluster says, one that has not renewed its lease for twice its
+        length counts as ended: another driver may take the workflow over."""
         from pipeline.status import holder
 
         try:

@@ -26,7 +26,7 @@ def print_left(workflow_id: str, settings: Settings, *, beside: bool = False) ->
 def command(verb: str, workflow_id: str, settings: Settings, *options: str) -> str:
     """A command about a workflow as it has to be typed here: with its places, where they are not the usual ones."""
     elsewhere = _places(settings, started=verb == "resume", here="--foreground" in options)
-    return shlex.join([*f"{program()} {verb}".split(), workflow_id, *options, *elsewhere])
+    return f"{program()} {verb} {shlex.join([workflow_id, *options, *elsewhere])}"
 
 
 def _places(settings: Settings, *, started: bool, here: bool) -> list[str]:

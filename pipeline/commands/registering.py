@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import Annotated
 
@@ -58,9 +59,10 @@ def register(
     if found.reason:
         console.print(f"champion {found.reason}", soft_wrap=True, markup=False)
     address = f"models:/{found.name}@champion" if found.champion == found.version else found.address
+    quoted = shlex.quote(address)
     lines = {
         "load": f'mlflow.pyfunc.load_model("{address}")',
-        "serve": f"MLFLOW_TRACKING_URI={settings.mlflow} mlflow models serve -m {address} --env-manager local",
+        "serve": f"MLFLOW_TRACKING_URI={settings.mlflow} mlflow models serve -m {quoted} --env-manager local",
         "page": found.page,
     }
     for what, line in lines.items():

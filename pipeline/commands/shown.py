@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -102,12 +103,12 @@ def of_workflow(workflow_id: str | None, root: str | None) -> tuple[Storage, str
 
 
 def program() -> str:
-    """How the user calls this command: by its name where the shell finds it, else by its path."""
+    """How the user calls this command, as it is typed: by its name where the shell finds it, else by its path."""
     own = Path(sys.argv[0])
     found = shutil.which(own.name)
     if found is not None and Path(found).resolve() == own.resolve():
         return own.name
-    return os.path.relpath(own) if own.name == "patchline" else "patchline"
+    return shlex.quote(os.path.relpath(own)) if own.name == "patchline" else "patchline"
 
 
 def print_addresses(stack: Any) -> None:

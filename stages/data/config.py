@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -47,6 +47,11 @@ class RandAugment(Config):
 
 class DataConfig(Config):
     """Order, augmentation (paper's code: `input_pipeline.py`) and how images are fetched."""
+
+    of_training: ClassVar[tuple[str, ...]] = (
+        *("streams", "window", "crop_area", "crop_ratio", "crop_sampling", "flip", "randaugment", "mixup"),
+    )
+    """Fields that say nothing where nobody trains."""
 
     streams: int = Field(default=16, ge=1, description="ranges of an epoch that are read side by side")
     window: int = Field(default=16384, ge=1, description="samples of a stream that are shuffled together")

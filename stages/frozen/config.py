@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ Baseline = Literal["untrained", "pixels"]
 
 class ForwardConfig(StageConfig):
     """How a frozen network is shown all images of a data set."""
+
+    says_nothing: ClassVar[frozenset[str]] = frozenset(f"input.{field}" for field in DataConfig.of_training)
 
     batch: int = placement(256, "images per forward pass", ge=1)
     threads: int = placement(2, "torch threads on a CPU", ge=1)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
 
 from cluster.local.stack import Stack
 from pipeline.settings import Settings, of_stack
@@ -74,8 +74,18 @@ def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
         context.add_init_script(f"localStorage.setItem({name!r}, {value!r})")
     page = context.new_page()
     page.set_default_timeout(60_000)
+    errors = list[Error]()
+    page.on("pageerror", errors.append)
     yield page
     context.close()
+    assert errors == []
+
+
+def see(found: Locator) -> None:
+    """Scroll to the first of these that is shown at all: at this width too it can be read."""
+    first = found.filter(visible=True).first
+    first.scroll_into_view_if_needed()
+    expect(first).to_be_in_viewport()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from cluster.local.stack import Stack
 from pipeline.mlflow_page import CLASSICAL, address
 from pipeline.register import register
 from pipeline.shown_runs import stage_name
-from tests.browser.conftest import OTHER, Shown
+from tests.browser.conftest import OTHER, Shown, see
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 CURVE = ".js-plotly-plot .scatterlayer path.js-line"
@@ -33,20 +33,20 @@ def test_the_list_has_the_workflow_with_its_figures_and_its_stages_below_it(page
     row = page.locator("[role=row]", has=page.get_by_role("link", name="digits", exact=True)).first
     row.get_by_role("button").first.click()
     for stage in STAGES:
-        expect(page.get_by_role("link", name=stage, exact=True).first).to_be_attached()
+        see(page.get_by_role("link", name=stage, exact=True))
     trained = page.locator("[role=row]", has=page.get_by_role("link", name=STAGES[1], exact=True)).first
     trained.get_by_role("button").first.click()
-    expect(page.get_by_role("link", name="pretrain attempt 1", exact=True).first).to_be_attached()
+    see(page.get_by_role("link", name="pretrain attempt 1", exact=True))
     keep("mlflow-runs")
 
 
 def test_a_workflow_s_page_says_what_it_is_who_made_it_and_what_came_out(page: Page, shown: Shown, keep):
     opened(page, shown.run_page("workflow"))
     expect(page.get_by_role("heading", name="digits")).to_be_visible()
-    expect(page.get_by_text("Handwritten digits, from PNG shards").first).to_be_attached()
+    see(page.get_by_text("Handwritten digits, from PNG shards"))
     for stage in STAGES:
-        expect(page.get_by_role("link", name=stage, exact=True).first).to_be_attached()
-    expect(page.get_by_text("images 1,797").first).to_be_attached()
+        see(page.get_by_role("link", name=stage, exact=True))
+    see(page.get_by_text("images 1,797"))
     keep("mlflow-workflow")
 
 
@@ -58,14 +58,14 @@ def test_a_stage_s_curves_are_drawn(page: Page, shown: Shown, keep):
         "line => [...document.querySelectorAll(line)].some(path => path.getAttribute('d').split(/[LCHV]/).length > 5)",
         arg=CURVE,
     )
-    expect(page.get_by_text(f"{STAGES[1]} (train/loss)", exact=True).first).to_be_attached()
+    see(page.get_by_text(f"{STAGES[1]} (train/loss)", exact=True))
     keep("mlflow-curves")
 
 
 def test_how_busy_the_machine_was_is_among_the_system_metrics(page: Page, shown: Shown, keep):
     opened(page, shown.run_page("pretrain", "system-metrics"))
-    expect(page.get_by_text(f"system/{socket.gethostname()}", exact=False).first).to_be_attached()
-    expect(page.get_by_text("cpu_utilization_percentage", exact=False).first).to_be_attached()
+    see(page.get_by_text(f"system/{socket.gethostname()}", exact=False))
+    see(page.get_by_text("cpu_utilization_percentage", exact=False))
     page.wait_for_function("() => document.querySelector('.js-plotly-plot .scatterlayer .trace') !== null")
     keep("mlflow-system")
 
@@ -73,7 +73,7 @@ def test_how_busy_the_machine_was_is_among_the_system_metrics(page: Page, shown:
 @pytest.mark.parametrize(("name", "said"), [("plan.txt", "plan of digits"), ("workflow.yaml", "held_out_classes")])
 def test_a_workflow_s_files_can_be_read_in_the_page(page: Page, shown: Shown, name: str, said: str):
     opened(page, shown.run_page("workflow", f"artifacts/{name}"))
-    expect(page.get_by_text(said, exact=False).first).to_be_attached()
+    see(page.get_by_text(said, exact=False))
 
 
 def test_the_few_shot_figure_is_among_its_stage_s_files(page: Page, shown: Shown, keep):
@@ -92,10 +92,10 @@ def test_the_report_is_among_the_workflow_s_files(page: Page, shown: Shown, keep
 
 def test_the_registered_model_has_its_version_its_figures_and_its_alias(page: Page, shown: Shown, keep):
     opened(page, f"{shown.settings.mlflow}/#/models/digits?{CLASSICAL}")
-    expect(page.get_by_text("Version 1", exact=False).first).to_be_attached()
+    see(page.get_by_text("Version 1", exact=False))
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="Version 1"))
-    expect(row.get_by_text("@ champion")).to_be_attached()
-    expect(row.get_by_text("finetune/test/accuracy")).to_be_attached()
+    see(row.get_by_text("@ champion"))
+    see(row.get_by_text("finetune/test/accuracy"))
     # The list has room for a few short tags.
     assert len(row.inner_text()) < 700
     keep("mlflow-model")
@@ -108,7 +108,7 @@ def test_the_printed_address_of_a_version_opens_its_page_among_those_of_models(
     assert registered.page is not None
     opened(page, registered.page)
     for said in ("finetune/test/accuracy", "patchline.output_digest", "champion", "Inputs (1)", "Outputs (5)"):
-        expect(page.get_by_text(said, exact=False).first).to_be_attached()
+        see(page.get_by_text(said, exact=False))
     # The side bar of the pages for language models has no such entry.
     if page.viewport_size and page.viewport_size["width"] > 600:
         expect(page.get_by_role("link", name="Model registry")).to_be_visible()
@@ -120,8 +120,8 @@ def test_the_printed_address_of_a_version_opens_its_page_among_those_of_models(
 def test_from_an_evaluation_one_comes_to_the_model_that_it_has_read(page: Page, shown: Shown):
     opened(page, shown.run_page("fewshot"))
     page.get_by_role("link", name="digits-pretrain", exact=True).first.click()
-    expect(page.get_by_role("link", name=STAGES[1], exact=True).first).to_be_attached()
-    expect(page.get_by_text(shown.settings.root, exact=False).first).to_be_attached()
+    see(page.get_by_role("link", name=STAGES[1], exact=True))
+    see(page.get_by_text(shown.settings.root, exact=False))
 
 
 def test_curves_of_two_workflows_are_in_one_chart_with_their_names(page: Page, shown: Shown, other: Shown, keep):
@@ -135,7 +135,7 @@ def test_curves_of_two_workflows_are_in_one_chart_with_their_names(page: Page, s
         row = page.locator("[role=row]", has=page.get_by_role("link", name=workflow, exact=True)).first
         row.get_by_role("button").last.click()
     for name in names:
-        expect(page.get_by_role("link", name=name, exact=True).first).to_be_attached()
+        see(page.get_by_role("link", name=name, exact=True))
     page.get_by_placeholder("Search metric charts").fill("train/loss")
     page.wait_for_function(
         """line => [...document.querySelectorAll('.js-plotly-plot')].some(chart => {
@@ -146,5 +146,5 @@ def test_curves_of_two_workflows_are_in_one_chart_with_their_names(page: Page, s
         arg=".scatterlayer path.js-line",
     )
     for name in names:
-        expect(page.get_by_text(f"{name} (train/loss)", exact=True).first).to_be_attached()
+        see(page.get_by_text(f"{name} (train/loss)", exact=True))
     keep("mlflow-two-workflows")

@@ -37,7 +37,7 @@ from pipeline.settings import Settings
 from pipeline.supervise import Supervisor
 from stages.metrics import MetricReader
 from tests.chaos import late
-from tests.chaos.machines import Machines, missing
+from tests.chaos.machines import ENDLESS, Machines, missing
 from tests.chaos.scenarios import END_SECONDS, SCENARIOS, Run, Scenario
 from tests.integration.flows import (
     head,
@@ -77,13 +77,6 @@ def late_commits() -> dict[str, str]:
     return {**late.HOOK, "PYTHONPATH": os.pathsep.join(path)}
 
 
-def machines_for(stack: Stack, count: int, scenario: Scenario | None) -> Machines:
-    """Those that a scenario needs; where nothing happens, any."""
-    if scenario is None:
-        return Machines(stack, count, late_commits())
-    return Machines(stack, count, late_commits(), megabits=scenario.megabits, with_redis=scenario.with_redis)
-
-
 def workflow(ranks: int) -> Workflow:
     """Ingestion and pretraining."""
     return small_workflow(*OVERRIDES, f"pretrain.workers={ranks}")
@@ -92,6 +85,7 @@ def workflow(ranks: int) -> Workflow:
 def run_on(machines: Machines, root: str, scenario: Scenario | None, *, ranks: int = RANKS) -> Outcome:
     """The workflow in a root of its own, to which something happens once it has committed a checkpoint, or nothing."""
     settings, stop = machines.settings(root), threading.Event()
+    machines.narrow(ENDLESS if scenario is None else scenario.megabits)
     with in_force({**settings.environment, "PATCHLINE_LEASE_SECONDS": "5"}):
         run, began = _submitted(machines, settings, scenario, ranks), time.monotonic()
         storage = run.storage
@@ -224,7 +218,8 @@ def _disturb(stack: Stack, name: str, undisturbed: Outcome) -> list[str]:
 
 
 def _on_new_machines(stack: Stack, name: str, scenario: Scenario | None) -> Outcome:
-    with machines_for(stack, COUNT, scenario) as machines:
+    with_redis = scenario is not None and scenario.with_redis
+    with Machines(stack, COUNT, late_commits(), with_redis=with_redis) as machines:
         found = run_on(machines, f"{stack.root}/{name}", scenario)
     print(f"{name}: {found.seconds:.0f} s, {found.attempts} attempts", flush=True)
     return found

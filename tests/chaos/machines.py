@@ -57,8 +57,8 @@ def missing() -> str:
 class Machines:
     """A head, which has no room for workers, and machines with one CPU each. A context manager.
 
-    `environment` is all machines' own, beside what they need to reach the servers; each one's link carries `megabits`,
-    10^6 bits/s, of what the others send it. `with_redis`, the head's tables are in a Redis that is on none of them.
+    `environment` is all machines' own, beside what they need to reach the servers. `with_redis`, the head's tables are
+    in a Redis that is on none of them.
     """
 
     def __init__(
@@ -67,11 +67,10 @@ class Machines:
         count: int,
         environment: Mapping[str, str] | None = None,
         *,
-        megabits: float = ENDLESS,
         with_redis: bool = False,
     ) -> None:
         self._stack, self.count, self._environment = stack, count, dict(environment or {})
-        self._megabits, self._with_redis = megabits, with_redis
+        self._megabits, self._with_redis = ENDLESS, with_redis
         self._redis: subprocess.Popen[bytes] | None = None
         self._redis_port = 0
         self._id = secrets.token_hex(2)
@@ -225,6 +224,19 @@ class Machines:
             if other != number:
                 way = ("route", "add", "blackhole", f"{self.address(other)}/32")
                 _ip("netns", "exec", self._name(number), "ip", *way)
+
+    def uncut(self, number: int) -> None:
+        """Let a machine that was cut off reach the others again."""
+        for other in range(self.count + 1):
+            if other != number:
+                way = ("route", "del", "blackhole", f"{self.address(other)}/32")
+                _ip("netns", "exec", self._name(number), "ip", *way)
+
+    def narrow(self, megabits: float) -> None:
+        """Give all links a rate of their own, in 10^6 bits/s for what the other machines send."""
+        self._megabits = megabits
+        for number in range(self.count + 1):
+            self.mend(number)
 
     def slow(self, number: int, megabits: float) -> None:
         """Give a machine's link a rate, in 10^6 bits/s for what the other machines send it."""

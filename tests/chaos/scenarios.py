@@ -106,7 +106,19 @@ def cut(run: Run) -> str:
     names = [item.prefix for item in head(run.storage, run.folder).checkpoints]
     assert outcome.read_text() == "LeaseLost", outcome.read_text()
     assert held not in names, f"{held}, of a rank that was cut off, became visible after {before}"
+    _back(run.machines, number)
     return f"machine {number}, of rank 0, reached storage alone, and was refused there"
+
+
+def _back(machines: Machines, number: int) -> None:
+    """A machine that was cut off comes back empty, and no commit is held back any more."""
+    machines.lose(number)
+    machines.uncut(number)
+    for each in range(1, machines.count + 1):
+        for name in (late.HOLD, late.HELD, late.GO_ON, late.OUTCOME):
+            (machines.own_folder(each) / name).unlink(missing_ok=True)
+    machines.start(number)
+    machines.wait()
 
 
 def driver(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,36 @@ def test_one_that_is_deleted_while_a_workflow_runs_comes_back_and_nothing_is_los
     said = capsys.readouterr().out
     assert deleted
     assert said.count("it is restored, with its runs") == 1
+    assert "does not take this" not in said
+    check_whole(client, workflow_id, trained)
+
+
+def test_where_we_may_not_restore_it_all_is_sent_once_somebody_else_has(
+    trained: Trained, server: str, capsys, monkeypatch
+):
+    client = MlflowClient(server)
+    drive(trained, server)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    capsys.readouterr()
+    real, restore, deleted = MlflowClient.log_batch, client.restore_experiment, list[bool]()
+
+    def log_batch(self: Any, run: str, *arguments: Any, **options: Any) -> Any:
+        if not deleted:
+            deleted.append(True)
+            client.delete_experiment(experiment.experiment_id)
+            threading.Timer(2.0, restore, [experiment.experiment_id]).start()
+        return real(self, run, *arguments, **options)
+
+    def refuse(*_: Any) -> None:
+        raise MlflowException("not yours", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    monkeypatch.setattr(MlflowClient, "restore_experiment", refuse)
+    workflow_id = drive(trained, server)
+    said = capsys.readouterr().out
+    assert deleted
+    assert said.count(f"restore it by `mlflow experiments restore -x {experiment.experiment_id}`") == 1
     assert "does not take this" not in said
     check_whole(client, workflow_id, trained)
 

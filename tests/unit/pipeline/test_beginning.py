@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from pipeline.beginning.file import workflow_text
 from pipeline.beginning.here import Here, here
 from pipeline.beginning.look import Seen, look
 from pipeline.beginning.proposal import Answers, propose
+from pipeline.beginning.words import seen_in_words
 from pipeline.beginning.writing import init
 from pipeline.config import load_workflow, parse_workflow
 from pipeline.plan import plan
@@ -204,6 +208,38 @@ def test_images_too_few_for_a_test_split_have_a_file_that_runs_too(tmp_path, mon
     assert not init(str(folder), tmp_path / "mine.yaml", machine=TWO_CORES).tested
     short = ["pretrain.epochs=1", "finetune.epochs=1", "analyze.examples=2", "analyze.images=2"]
     workflow = load_workflow(str(tmp_path / "mine.yaml"), short)
+    assert api.run(workflow, resolve(root=f"file://{tmp_path}/root"))[1] == "done"
+
+
+def tars(folder: Path) -> str:
+    """Shards for training alone, as WebDataset has them."""
+    paths = photos(folder / "photos", {"0": 8, "1": 8}, size=(12, 12)).glob("*/*.png")
+    with tarfile.open(folder / "shard-000.tar", "w") as tar:
+        for number, path in enumerate(sorted(paths)):
+            tar.add(path, f"{number:03d}.png")
+            label = tarfile.TarInfo(f"{number:03d}.cls")
+            label.size = 1
+            tar.addfile(label, io.BytesIO(path.parent.name.encode()))
+    return f"{folder}/shard-{{000..000}}.tar"
+
+
+def table_of_several_labels(folder: Path) -> str:
+    paths = sorted(photos(folder / "photos", {"cat": 8, "dog": 8}, size=(12, 12)).glob("*/*.png"))
+    rows = [{"image": str(path), "label": [path.parent.name, "animal"]} for path in paths]
+    (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "labels.jsonl")
+
+
+@pytest.mark.parametrize("made", [tars, table_of_several_labels], ids=["tars", "labels"])
+def test_what_fewshot_cannot_do_is_left_out_of_a_file_that_runs(tmp_path, monkeypatch, made):
+    monkeypatch.setenv("PATCHLINE_HOME", str(tmp_path / "home"))
+    proposal = init(made(tmp_path), tmp_path / "mine.yaml", machine=TWO_CORES)
+    assert "{" not in seen_in_words(proposal.seen).replace("{000..000}", "")
+    short = ["pretrain.epochs=1", "pretrain.global_batch=4", "finetune.epochs=1", "finetune.global_batch=4"]
+    small = ["pretrain.save_every=2", "finetune.save_every=2", "analyze.examples=2", "analyze.images=2"]
+    workflow = load_workflow(str(tmp_path / "mine.yaml"), short + small)
+    assert list(workflow.stages) == ["ingest", "pretrain", "finetune", "analyze"]
+    assert workflow.registration is not None
     assert api.run(workflow, resolve(root=f"file://{tmp_path}/root"))[1] == "done"
 
 

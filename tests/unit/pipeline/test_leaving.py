@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+
 import pytest
 
 from pipeline.commands.leaving import command
@@ -33,3 +36,14 @@ def test_of_others_all_that_the_command_takes_is_said(monkeypatch):
 def test_it_can_be_typed_as_it_stands():
     settings = Settings(root="file:///tmp/my results", mlflow="")
     assert command("logs -f", "a-1", settings) == "patchline logs -f a-1 --root 'file:///tmp/my results'"
+
+
+def test_a_program_with_a_blank_in_its_path_can_be_typed_too(monkeypatch, tmp_path):
+    own = tmp_path / "my tools" / "patchline"
+    own.parent.mkdir()
+    own.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(own)])
+    monkeypatch.setenv("PATH", "/nowhere")
+    said = command("logs -f", "a-1", Settings(root="file:///tmp/results", mlflow=""))
+    assert shlex.split(said)[:4] == ["my tools/patchline", "logs", "-f", "a-1"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import socket
+import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from mlflow.utils.rest_utils import MlflowHostCreds, http_request
 
 from pipeline import mlflow_ask
+from pipeline.mlflow_page import address
 from pipeline.preflight import tracking
 from tests.contract.guard import Guard
 from tests.contract.servers import Server
@@ -101,3 +104,18 @@ def test_a_server_that_has_nothing_of_ours_yet_is_in_order(server, status):
     guard = Guard("", refuse=lambda method, path: status if path.startswith("/api/") else 200)
     with guard.running():
         assert tracking(guard.url).level == "ok"
+
+
+def test_what_speaks_no_http_and_what_is_no_address_are_as_good_as_away():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        found = tracking(f"http://127.0.0.1:{other.getsockname()[1]}")
+    assert (found.level, "does not answer (BadStatusLine" in found.told) == ("warning", True), found
+    assert tracking("http://[bad").level == "warning"
+    assert address("http://[bad") == "http://[bad"

@@ -34,6 +34,12 @@ def test_a_stage_shows_its_recipe_with_defaults_too():
     assert shown["input.flip"] is False
 
 
+def test_what_only_training_looks_at_is_no_parameter_of_an_evaluation():
+    evaluated, trained = of_stage(stage("fewshot"), 0), of_stage(stage(), 0)
+    assert {name for name in evaluated if name.startswith("input.")} == {"input.evaluation.method"}
+    assert {"input.crop_area", "input.window", "input.mixup", "input.evaluation.method"} <= trained.keys()
+
+
 def test_nothing_is_shown_that_has_no_value():
     for name in ("ingest", "pretrain", "finetune", "fewshot"):
         config = stage(name)
