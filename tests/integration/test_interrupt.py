@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pexpect
@@ -66,6 +68,8 @@ def typed(command: str, folder: Path, environment: dict[str, str]) -> pexpect.sp
         # The terminal writes ^C into the midst of a character.
         codec_errors="replace",
         timeout=SECONDS,
+        # In a terminal nobody ignores it, as what a script has put into the background does.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
