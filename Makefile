@@ -58,6 +58,7 @@ chaos-cluster: install
 # The pictures of the README: what the browser tests see of a whole `digits`.
 screenshots: install
 	SCREENSHOTS=build/screenshots $(BIN)/python -m pytest tests/browser
+	cp $(addprefix build/screenshots/,mlflow-curves.png report-light.png report-dark-phone.png) docs/images
 	cp build/screenshots/mlflow-curves.png build/screenshots/report-light.png build/screenshots/report-dark-phone.png docs/images
 
 clean:
