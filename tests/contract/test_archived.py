@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,27 +107,38 @@ def test_one_that_was_deleted_is_restored_with_its_runs_and_told(trained: Traine
         check_whole(client, workflow_id, trained)
 
 
-def test_one_that_is_deleted_while_a_workflow_runs_comes_back_and_nothing_is_lost(
-    trained: Trained, server: str, capsys, monkeypatch
-):
-    client = MlflowClient(server)
-    drive(trained, server)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    capsys.readouterr()
-
+def deleted_meanwhile(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, then: Callable[[str], None] = lambda experiment: None
+) -> str:
+    """Delete our experiment when the next workflow first sends points, and then do this; returns its number."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    assert found is not None
     real, deleted = MlflowClient.log_batch, list[bool]()
 
     def log_batch(self: Any, run: str, *arguments: Any, **options: Any) -> Any:
         if not deleted:
             deleted.append(True)
-            client.delete_experiment(experiment.experiment_id)
+            client.delete_experiment(found.experiment_id)
+            then(found.experiment_id)
         return real(self, run, *arguments, **options)
 
     monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    return found.experiment_id
+
+
+def refuse(*_: Any) -> None:
+    raise MlflowException("not yours", error_code=PERMISSION_DENIED)
+
+
+def test_one_that_is_deleted_while_a_workflow_runs_comes_back_and_nothing_is_lost(
+    trained: Trained, server: str, capsys, monkeypatch
+):
+    client = MlflowClient(server)
+    drive(trained, server)
+    deleted_meanwhile(client, monkeypatch)
+    capsys.readouterr()
     workflow_id = drive(trained, server)
     said = capsys.readouterr().out
-    assert deleted
     assert said.count("it is restored, with its runs") == 1
     assert "does not take this" not in said
     check_whole(client, workflow_id, trained)
@@ -137,27 +149,16 @@ def test_where_we_may_not_restore_it_all_is_sent_once_somebody_else_has(
 ):
     client = MlflowClient(server)
     drive(trained, server)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    capsys.readouterr()
-    real, restore, deleted = MlflowClient.log_batch, client.restore_experiment, list[bool]()
-
-    def log_batch(self: Any, run: str, *arguments: Any, **options: Any) -> Any:
-        if not deleted:
-            deleted.append(True)
-            client.delete_experiment(experiment.experiment_id)
-            threading.Timer(2.0, restore, [experiment.experiment_id]).start()
-        return real(self, run, *arguments, **options)
-
-    def refuse(*_: Any) -> None:
-        raise MlflowException("not yours", error_code=PERMISSION_DENIED)
-
-    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    # Before it is replaced.
+    restore = client.restore_experiment
     monkeypatch.setattr(MlflowClient, "restore_experiment", refuse)
+    experiment = deleted_meanwhile(
+        client, monkeypatch, lambda experiment: threading.Timer(2.0, restore, [experiment]).start()
+    )
+    capsys.readouterr()
     workflow_id = drive(trained, server)
     said = capsys.readouterr().out
-    assert deleted
-    assert said.count(f"restore it by `mlflow experiments restore -x {experiment.experiment_id}`") == 1
+    assert said.count(f"restore it by `mlflow experiments restore -x {experiment}`") == 1
     assert "does not take this" not in said
     check_whole(client, workflow_id, trained)
 
@@ -170,9 +171,6 @@ def test_where_we_may_not_restore_it_the_next_move_is_told_and_the_next_driver_s
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     client.delete_experiment(experiment.experiment_id)
-
-    def refuse(*_: Any) -> None:
-        raise MlflowException("not yours", error_code=PERMISSION_DENIED)
 
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "restore_experiment", refuse)
