@@ -50,13 +50,35 @@ def create(storage: Storage, workflow: Workflow, workflow_id: str | None = None)
     if workflow_id is not None:
         drivers = sum(1 for _ in storage.list(f"workflows/{check_id(workflow_id)}/drivers/"))
         note_named(storage, workflow_id, drivers)
-    found = workflow_id or generate(workflow.name)
-    try:
-        storage.write_if_absent(f"workflows/{found}/workflow.yaml", workflow.to_yaml().encode())
-    except Conflict:
-        _check_same(found, read_workflow(storage, found), workflow)
+    text = workflow.to_yaml().encode()
+    if workflow_id is None:
+        found = _store_as_new(storage, workflow.name, text)
+    else:
+        found = workflow_id
+        try:
+            storage.write_if_absent(_key(found), text)
+        except Conflict:
+            _check_same(found, read_workflow(storage, found), workflow)
     note_origin(storage, found)
     return found
+
+
+def _key(workflow_id: str) -> str:
+    return f"workflows/{workflow_id}/workflow.yaml"
+
+
+def _store_as_new(storage: Storage, name: str, text: bytes) -> str:
+    """Store a workflow under an id that no other one has, whoever stores one of its name in the same second."""
+    while True:
+        found = generate(name)
+        # An equal text counts as this write's own, whose response was lost; so it is looked for before.
+        if storage.stat(_key(found)) is not None:
+            continue
+        try:
+            storage.write_if_absent(_key(found), text)
+        except Conflict:
+            continue
+        return found
 
 
 def _check_same(workflow_id: str, stored: Workflow, workflow: Workflow) -> None:
@@ -75,7 +97,7 @@ def read_workflow(storage: Storage, workflow_id: str) -> Workflow:
 
     It can be looked at also where stages of somebody's own cannot be imported: see `Workflow.check_imported`.
     """
-    key = f"workflows/{workflow_id}/workflow.yaml"
+    key = _key(workflow_id)
     try:
         text = storage.read(key).decode()
     except NotFound:

@@ -223,6 +223,7 @@ class StageRun:
             folder=self.folder,
             checkpoint=state.checkpoint.model_dump() if state.checkpoint else None,
             **({"branch_at": self.config.begins_at[1]} if self.config.begins_at else {}),
+            **self._alone(),
             differs=self._compare(state, note),
         )
         self.drive.tracker.attempt_started(self.name, self.folder, state.attempt, note.placement)
@@ -287,6 +288,12 @@ class StageRun:
         """The placement as it is: without a cluster every gang is one process, whatever the config asks for."""
         asked = fields_with_role(self.config, "placement")
         return {**asked, "workers": 0} if "workers" in asked and not self.drive.ray else asked
+
+    def _alone(self) -> dict[str, Any]:
+        """How many workers were asked for, where one process does the work of several."""
+        asked = fields_with_role(self.config, "placement").get("workers", 0)
+        most = asked if isinstance(asked, int) else asked[1]
+        return {"alone_for": most} if most > 1 and not self.drive.ray else {}
 
     def _compare(self, state: HeadDocument, note: AttemptNote) -> list[str]:
         """What keeps this attempt from giving the bits that the attempt before would have given."""

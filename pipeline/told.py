@@ -60,6 +60,11 @@ def waiting(data: Mapping[str, Any]) -> str:
 
 def origin(data: Mapping[str, Any]) -> str:
     """Where an attempt starts from, given the data of its event, and what keeps it from the same bits."""
+    alone = f"in one process, not {data['alone_for']} workers, which rounds otherwise" if "alone_for" in data else ""
+    return ", ".join(part for part in (_start(data), alone) if part)
+
+
+def _start(data: Mapping[str, Any]) -> str:
     if not data["checkpoint"]:
         return f"from update {data['branch_at']} of its trunk" if "branch_at" in data else ""
     differs = data.get("differs")

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from stages.data.table import Shards
 from stages.data.training_images import TrainingImages
 from stages.data.workers import Fill, Workers
 
-PREFIX, LOCK = "patchline-feed-", "lock"
+PREFIX = "patchline-feed-"
 MOST_BYTES = 8 * 10**9
 """That are fetched, however fast storage is."""
 MOST_ROWS = 512
@@ -150,13 +150,31 @@ def _own(shards: Shards, rank: int, ranks_here: int) -> list[int]:
 def _folder(parent: Path) -> Iterator[Path]:
     """A folder on the disk that the cache is on, which goes at the end; and those of processes that were killed go."""
     parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-    for left in parent.glob(f"{PREFIX}*"):
-        with suppress(OSError), open(left / LOCK, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) as name, open(Path(name) / LOCK, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        # One at a time: between its folder and its lock, another one's would look like that of a killed process.
+        with _locked(parent):
+            _sweep(parent)
+            name = stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent))
+            stack.enter_context(_locked(Path(name)))
         yield Path(name)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what processes left that were killed."""
+    for left in parent.glob(f"{PREFIX}*"):
+        with suppress(OSError), _locked(left, fcntl.LOCK_NB):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, how: int = 0) -> Iterator[None]:
+    """A lock on a folder itself, which goes with this process. Raises OSError where it is another's, with LOCK_NB."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | how)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _fetch(

@@ -1,7 +1,8 @@
 """A finished workflow on a stack of its own, and a headless Chromium that looks at its pages.
 
 Screenshots are kept in the folder that SCREENSHOTS names, `build/screenshots` if it names none. Where it does
-(`make screenshots`), the workflow is the whole `digits`; else one that is as large and trains for less time.
+(`make screenshots`), the workflow is the whole `digits` on the cluster; else one that is as large, trains for less
+time, and runs in one process.
 """
 
 from __future__ import annotations
@@ -129,11 +130,13 @@ def ran(stack: Stack, path: Path, text: str, overrides: tuple[str, ...]) -> Show
     """A workflow of this text, run to its end in the root of these tests."""
     path.write_text(text)
     settings = of_stack(stack)
-    settings = Settings(root=f"{settings.root}/browser", mlflow=settings.mlflow)
+    settings = Settings(root=f"{settings.root}/browser", mlflow=settings.mlflow, jobs=settings.jobs)
     words = [word for override in overrides for word in ("-o", override)]
     places = ["--root", settings.root, "--mlflow", settings.mlflow]
     environment = {**os.environ, **stack.environment(), "PATCHLINE_HOME": stack.home}
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(path), *words, *places]
+    # A picture's figures are those of the two workers whose table the README has; a process alone starts sooner.
+    way = ["submit", "--follow", "--address", settings.jobs] if os.environ.get(KEPT) else ["run"]
+    command = [sys.executable, "-m", "pipeline.cli", *way, str(path), *words, *places]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in stack.environment().items():
             patch.setenv(name, value)

@@ -332,6 +332,17 @@ def test_an_attempt_elsewhere_says_that_its_bits_may_differ(storage):
     assert describe(started[1]) == "second: attempt 2 started from update 7, not bit-exact: threads: 1 → 4"
 
 
+@pytest.mark.parametrize(("workers", "most"), [(1, None), (4, 4), ((1, 8), 8)])
+def test_one_process_says_that_it_does_the_work_of_several(storage, workers, most):
+    class Wide(Upper):
+        workers: int | tuple[int, int] = placement(1, "processes", rounding=True)
+
+    assert run(storage, Workflow(name="toy", stages={"first": Source(), "second": Wide(text="first", workers=workers)}))
+    told = [describe(e) for e in EventLog(storage, "toy-1").new_events() if e.type == "attempt_started"]
+    more = f" in one process, not {most} workers, which rounds otherwise" if most else ""
+    assert told == ["first: attempt 1 started", f"second: attempt 1 started{more}"]
+
+
 def failing_in_turn(*acts) -> type[Upper]:
     """A stage whose n-th attempt does the n-th act, and whose last attempts succeed."""
 

@@ -15,7 +15,7 @@ from cluster import jobs
 from cluster.deploy.rendering import job as render_job
 from cluster.errors import UserError
 from cluster.storage import Storage
-from pipeline import api, failures
+from pipeline import api, driver, failures
 from pipeline.again import dependents, resume_all, retry
 from pipeline.cancelling import cancel_now
 from pipeline.cli import app
@@ -156,6 +156,16 @@ def test_the_id_of_another_workflow_is_refused_with_the_fields_that_differ(clust
     for bad in ("", "a/b", "../x", "-x", "x y"):
         with pytest.raises(UserError, match="expected a letter or digit"):
             api.submit(flow(), settings, workflow_id=bad)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ids_made_in_the_same_second_are_never_shared(storage, monkeypatch, times):
+    """Not even by workflows that say the same: each of them is run."""
+    drawn = iter(["toy-20260131-101500-1a2b", "toy-20260131-101500-1a2b", "toy-20260131-101500-3c4d"])
+    monkeypatch.setattr(driver, "generate", lambda name: next(drawn))
+    found = [create(storage, flow()), create(storage, flow(times=times))]
+    assert found == ["toy-20260131-101500-1a2b", "toy-20260131-101500-3c4d"]
+    assert [read_workflow(storage, name) for name in found] == [flow(), flow(times=times)]
 
 
 def test_submitted_twice_in_the_same_moment_it_has_one_driver(cluster, settings, storage, monkeypatch):

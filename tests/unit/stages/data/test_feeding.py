@@ -1,8 +1,11 @@
 """What a machine can feed is measured with the training loop's own parts, and nothing is left of it."""
 
 import fcntl
+import itertools
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -91,12 +94,29 @@ def test_what_a_killed_process_has_fetched_goes_and_what_another_fetches_stays(d
     for folder in (left, used):
         folder.mkdir(parents=True)
         (folder / "cache").write_bytes(b"x")
-    with open(used / feeding_module.LOCK, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        measure(feeding(digits, tmp_path))
-        assert (left.exists(), used.exists()) == (False, True)
+    lock = os.open(used, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    measure(feeding(digits, tmp_path))
+    assert (left.exists(), used.exists()) == (False, True)
+    os.close(lock)
     measure(feeding(digits, tmp_path))
     assert not used.exists()
+
+
+def test_folders_of_ranks_that_begin_at_once_are_left_alone(tmp_path):
+    """Each looks for what killed ones left while the others make theirs."""
+
+    def made(_) -> list[bool]:
+        found = []
+        for _ in range(100):
+            with feeding_module._folder(tmp_path) as folder:
+                time.sleep(0.0005)
+                found.append(folder.is_dir())
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(itertools.chain.from_iterable(pool.map(made, range(4))))
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_more_is_fetched_than_the_cache_may_hold(digits, tmp_path, monkeypatch):
