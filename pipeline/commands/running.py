@@ -46,7 +46,7 @@ def resume(
     with shown_here(known, settings, as_json=as_json) if foreground else told_beside(as_json):
         found, state = resume_workflow(known, settings, foreground=foreground)
     if as_json:
-        print_json({"id": found, "state": state})
+        print_json({"id": found, "state": state}, line=follow)
     else:
         console.print(found)
     if foreground and as_json:
@@ -156,7 +156,7 @@ def retry(
     with shown_here(known, settings, as_json=as_json) if foreground else told_beside(as_json):
         found = retry_stage(known, stage, settings, foreground=foreground)
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(found), line=follow)
     else:
         console.print(f"{found.id}: made anew: {', '.join(found.stages)}", soft_wrap=True)
     if foreground and not as_json:

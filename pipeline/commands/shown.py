@@ -130,5 +130,9 @@ def told_beside(as_json: bool) -> AbstractContextManager[object]:
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
-def print_json(document: Any) -> None:
-    console.out(json.dumps(document, indent=2, default=lambda value: str(value) if isinstance(value, Path) else value))
+def print_json(document: Any, *, line: bool = False) -> None:
+    """A document for a program; `line` where it is one of several, each on a line of its own."""
+    text = json.dumps(
+        document, indent=None if line else 2, default=lambda value: str(value) if isinstance(value, Path) else value
+    )
+    console.out(text, highlight=False)

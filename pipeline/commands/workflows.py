@@ -154,7 +154,7 @@ def submit(
     print_note(_told_withheld(settings))
     found = submit_once(loaded, settings, workflow_id=workflow_id, supervised=not unsupervised)
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(found), line=follow)
     else:
         console.print(found.id)
         print_note(_found_as(found))

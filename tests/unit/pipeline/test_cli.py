@@ -392,6 +392,12 @@ def test_a_workflow_is_submitted_and_retried_by_its_id(patchline, home: Path, mo
         "--id nightly is another workflow's, which differs in stages.pretrain.epochs: 80.0 → 3.0",
     )
     assert sent == ["nightly-d0"]
+    monkeypatch.setattr(jobs, "status", lambda address, job: "FAILED")
+    monkeypatch.setattr(jobs, "logs", lambda address, job: "no room")
+    followed = patchline("submit", "digits", "--id", "followed", "--follow", *places, "--json")
+    lines = [json.loads(line) for line in followed.out.splitlines()]
+    assert lines[0] == {"id": "followed", "state": "new", "driver": 0}
+    assert lines[-1]["id"] == "followed"
     warned = patchline("submit", "digits", "-o", "pretrain.global_batch=256", *places)
     assert warned.error == (
         "! pretrain: global_batch=256, and lr=0.003 is for 128: "
