@@ -83,14 +83,14 @@ def run_gang(
     os.environ.update(QUIET)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from cluster.rendezvous import Rendezvous
+    from cluster.trainer import Trainer
 
     with tempfile.TemporaryDirectory(prefix="patchline-gang-") as folder:
         ranks = Ranks(folder)
-        trainer = DataParallelTrainer(
+        trainer = Trainer(
             _on_worker,
             backend_config=Rendezvous(ranks),
             train_loop_config={"function": function, "argument": argument},

@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline import mlflow_experiment
 from pipeline.mlflow_errors import refused, tell_refused
+from pipeline.mlflow_search import drop_doubles, filled, own_runs
 from stages.metrics import Point
 
 BATCH, OTHERS = 1000, 100
@@ -134,10 +135,14 @@ class Runs:
         """The run with this key in this workflow, as it is; None where there is none."""
         if key in self._runs:
             return self._runs[key]
-        found = self._client.search_runs([self._experiment], f"tags.`patchline.key` = '{self._id}:{key}'")
-        # Earlier versions did not say the root.
-        own = [run for run in found if run.data.tags.get("patchline.root", self._root) == self._root]
-        return own[0].info.run_id if own else None
+        query = f"tags.`patchline.key` = '{self._id}:{key}'"
+        own = list(own_runs(self._client, self._experiment, query, self._root))
+        return max(own, key=filled).info.run_id if own else None
+
+    def drop_doubles(self) -> None:
+        """Delete the runs of this workflow that nobody feeds, see `mlflow_search.py`."""
+        query = f"tags.`patchline.workflow` = '{self._id}'"
+        drop_doubles(self._client, own_runs(self._client, self._experiment, query, self._root), self._runs)
 
     def running_below(self, run: str) -> list[str]:
         """Keys of the runs below this one that have not ended, as an earlier driver left them."""

@@ -164,6 +164,7 @@ class ShownRuns:
         run = self._runs[WORKFLOW]
         self._runs.log_tags(run, {"patchline.state": state})
         self._runs.end(run, STATUS[state])
+        self._runs.drop_doubles()
 
     def send_curves(self) -> None:
         """What is new of all stages under way."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from cluster.local.stack import Stack
 from pipeline import api, tracking
 from pipeline.mlflow_page import address
+from pipeline.mlflow_search import own_runs
 from pipeline.preflight import tracking as asked
 from pipeline.settings import Settings
 from tests.contract.guard import Guard
@@ -139,3 +141,27 @@ def test_a_server_that_takes_nothing_any_more_loses_nothing_once_it_does(guard, 
     guard.refuse = lambda method, path: None
     assert api.resume(workflow_id, settings, foreground=True)[1] == "done"
     check_whole(settings, workflow_id)
+
+
+def test_a_server_that_lets_everybody_wait_holds_nothing_up_and_has_everything_later(guard, settings, capsys):
+    """It takes every request and answers none of them until training is over."""
+    awake = threading.Event()
+
+    def wait(method: str, path: str) -> int | None:
+        awake.wait(timeout=300)
+        return None
+
+    guard.refuse = wait
+    workflow_id, state = api.run(WORKFLOW, settings)
+    assert state == "done"
+    assert not awake.is_set()
+    assert "are not there; all is kept in storage, and `patchline" in capsys.readouterr().out
+    awake.set()
+    assert api.resume(workflow_id, settings, foreground=True)[1] == "done"
+    check_whole(settings, workflow_id)
+    # What it made late, and what it was asked for again, are not both there.
+    client = mlflow.MlflowClient(settings.mlflow)
+    experiment = client.get_experiment_by_name("patchline").experiment_id
+    runs = own_runs(client, experiment, f"tags.`patchline.workflow` = '{workflow_id}'", settings.root)
+    keys = [run.data.tags["patchline.key"] for run in runs]
+    assert len(keys) == len(set(keys)) == 5

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.store.entities import PagedList
 
 from cluster.storage import open_storage
 from pipeline import mlflow_runs, shown_plan, tracking
@@ -48,8 +49,8 @@ class Server:
 
     get_experiment = get_experiment_by_name
 
-    def search_runs(self, *_: Any, **__: Any) -> list[Any]:
-        return []
+    def search_runs(self, *_: Any, **__: Any) -> PagedList[Any]:
+        return PagedList([], token=None)
 
     def create_run(self, experiment: str, run_name: str, tags: dict[str, str]) -> Any:
         run = run_name.removesuffix(" · toy")
