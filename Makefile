@@ -14,9 +14,12 @@ install: .venv/installed
 demo: install
 	$(BIN)/patchline demo
 
+# Side by side, each with a cluster of its own: about two cores and 6 GB for each process.
+PROCESSES ?= 2
+
 # The long files first, so that the short ones fill the gaps between them.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests/integration tests/chaos tests/browser tests/unit tests/contract
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder tests/integration tests/chaos tests/browser tests/unit tests/contract
 
 unit: install
 	$(BIN)/python -m pytest tests/unit

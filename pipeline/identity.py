@@ -33,16 +33,18 @@ def _added(model: type[BaseModel], field: str) -> bool:
 
 
 def without_meaning(config: BaseModel) -> set[str]:
-    """The fields of a config that say nothing as its others are: see `stages.config.only_with`."""
+    """The fields of a config that say nothing as its others are: see `only_with`, `only_beside` in `stages.config`."""
     return {field for field in type(config).model_fields if not _means_something(config, field)}
 
 
 def _means_something(config: BaseModel, field: str) -> bool:
     extra = type(config).model_fields[field].json_schema_extra
-    needed = extra.get("only_with") if isinstance(extra, dict) else None
-    if not isinstance(needed, dict):
+    if not isinstance(extra, dict):
         return True
-    for other, values in needed.items():
+    if (beside := extra.get("only_beside")) and not getattr(config, str(beside)):
+        return False
+    needed = extra.get("only_with")
+    for other, values in needed.items() if isinstance(needed, dict) else ():
         value = getattr(config, other)
         found = set(value if isinstance(value, tuple) else (value,))
         if not (isinstance(values, list) and found & set(map(str, values))):

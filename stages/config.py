@@ -46,10 +46,15 @@ def only_with(**needed: str | tuple[str, ...]) -> JsonDict:
     return {"only_with": {field: [one] if isinstance(one, str) else list(one) for field, one in needed.items()}}
 
 
+def only_beside(field: str) -> JsonDict:
+    """Mark a field of the identity that says something only where another one is given and not 0, likewise."""
+    return {"only_beside": field}
+
+
 def added(default: Any, description: str, *, marks: JsonDict | None = None, **constraints: Any) -> Any:
     """A field of the identity that came when there were stages without it: with its default it is left out.
 
-    So they stay the stages that they are. `marks` are those of `only_with`.
+    So they stay the stages that they are. `marks` are those of `only_with` and `only_beside`.
     """
     extra: JsonDict = {"added": True, **(marks or {})}
     return Field(default, description=description, json_schema_extra=extra, **constraints)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from cluster.errors import UserError
-from stages.config import Config, StageConfig, added, only_with, placement, reference
+from stages.config import Config, StageConfig, added, only_beside, only_with, placement, reference
 from stages.data.config import DataConfig
 
 if TYPE_CHECKING:
@@ -61,7 +61,12 @@ class GuardConfig(Config):
     spike: float = Field(
         default=0.0, ge=0, description="a loss this many times the recent ones' median is a spike; 0 looks for none"
     )
-    recent: int = Field(default=100, ge=2, description="updates whose losses are recent; none is a spike before")
+    recent: int = Field(
+        default=100,
+        ge=2,
+        description="updates whose losses are recent; none is a spike before",
+        json_schema_extra=only_beside("spike"),
+    )
     skip_batches: int = Field(default=1, ge=1, description="global batches to leave out, from the offending one on")
 
 

@@ -12,6 +12,7 @@ from pipeline.kinds import KINDS
 from pipeline.shown_params import of_attempt, of_stage
 from stages.config import StageConfig
 from stages.pretrain.config import PretrainConfig
+from stages.training.config import GuardConfig
 from tests.unit.pipeline.toys import Source
 
 NOISE = ("retries", "priority", "preemptions", "hang_seconds", "keep_last", "input.cache_gigabytes", "input.max_bad")
@@ -95,6 +96,8 @@ def test_somebody_s_own_stage_follows_the_same_rule():
         (["pretrain.optimizer=sgd"], {"momentum"}, {"betas", "epsilon"}),
         (["pretrain.decay=cosine"], set(), {"timescale", "shift", "decay_factor", "decay_at"}),
         (["pretrain.decay=rsqrt"], {"timescale", "shift"}, {"decay_factor"}),
+        ([], {"guards.spike"}, {"guards.recent"}),
+        (["pretrain.guards.spike=3"], {"guards.spike", "guards.recent"}, set()),
         (["pretrain.decay=steps", "pretrain.decay_at=[0.5]"], {"decay_factor", "decay_at"}, {"timescale", "shift"}),
     ],
 )
@@ -130,10 +133,13 @@ def choices(annotation: Any) -> set[Any]:
 def test_every_mark_names_a_field_and_values_that_there_are():
     """A mark with a slip of the pen would hide its field for ever."""
     marked = 0
-    for config in KINDS.values():
+    for config in (*KINDS.values(), GuardConfig):
         for info in config.model_fields.values():
             extra = info.json_schema_extra
+            if isinstance(extra, dict) and "only_beside" in extra:
+                marked += 1
+                assert config.model_fields[str(extra["only_beside"])].default == 0
             for other, values in (extra.get("only_with", {}) if isinstance(extra, dict) else {}).items():
                 marked += 1
-                assert set(values) < choices(config.model_fields[other].annotation), (config.kind, other)
-    assert marked >= 10
+                assert set(values) < choices(config.model_fields[other].annotation), (config, other)
+    assert marked >= 11
