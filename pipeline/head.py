@@ -187,14 +187,20 @@ class Head:
 
     def leave_out(self, left_out: LeftOut) -> None:
         """Have every attempt from now on leave these samples out."""
-        self._change(lambda document: document.changed(left_out=(*document.left_out, left_out)))
+
+        def change(document: HeadDocument) -> HeadDocument:
+            # It stands there where the answer was lost and the lease was renewed before it was said again.
+            return document.changed(left_out=(*(item for item in document.left_out if item != left_out), left_out))
+
+        self._change(change)
 
     def forget_checkpoint(self, prefix: str) -> HeadDocument:
         """Go on from the checkpoint before this one, which cannot be used here. Its bytes stay, for whoever looks."""
 
         def change(document: HeadDocument) -> HeadDocument:
             left = [item for item in document.checkpoints if item.prefix != prefix]
-            return document.changed(checkpoints=left, refused=(*document.refused, prefix))
+            refused = [item for item in document.refused if item != prefix]
+            return document.changed(checkpoints=left, refused=(*refused, prefix))
 
         return self._change(change)
 

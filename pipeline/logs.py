@@ -90,13 +90,14 @@ class LogReader:
 
     def __init__(self, storage: Storage, prefix: str) -> None:
         self._storage, self._prefix, self._number = storage, prefix, 0
+        self._unseen = ""
 
     def new_text(self) -> str:
-        """What was stored since the last call."""
-        text = ""
+        """What was stored since the last call that came through."""
         while True:
             try:
-                text += self._storage.read(f"{self._prefix}/{self._number:06d}.log").decode(errors="replace")
+                self._unseen += self._storage.read(f"{self._prefix}/{self._number:06d}.log").decode(errors="replace")
             except NotFound:
-                return text
+                found, self._unseen = self._unseen, ""
+                return found
             self._number += 1

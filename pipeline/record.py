@@ -159,6 +159,8 @@ class EventLog:
         self._storage, self._prefix = storage, f"workflows/{workflow}/events/"
         self._lock = threading.Lock()
         self._next = self._newest_epoch = 0
+        self._unseen: list[Event] = []
+        """Read, and not yet returned."""
         self.epoch: int | None = None
         """Of the driver that appends; whoever is none says nothing of what a driver does."""
 
@@ -182,22 +184,26 @@ class EventLog:
     def new_events(self) -> list[Event]:
         """The events stored since the last call, in order. Raises UserError for a newer format.
 
-        Those of a driver are left out where another one had taken over before: they are not what has happened.
+        Those of a driver are left out where another one had taken over before: they are not what has happened. What
+        was read before storage failed is returned by the next call that comes through.
         """
-        events = []
-        while True:
-            try:
-                body = self._storage.read(self._key(self._next))
-            except NotFound:
-                return events
-            document = json.loads(body)
-            # The first events had no number of a format.
-            check_format(document.get("format", FORMAT), FORMAT, self._key(self._next))
-            event = Event.model_validate(document)
+        while (event := self._following()) is not None:
             self._next += 1
             if event.epoch is None or event.epoch >= self._newest_epoch:
                 self._newest_epoch = event.epoch or self._newest_epoch
-                events.append(event)
+                self._unseen.append(event)
+        found, self._unseen = self._unseen, []
+        return found
+
+    def _following(self) -> Event | None:
+        key = self._key(self._next)
+        try:
+            document = json.loads(self._storage.read(key))
+        except NotFound:
+            return None
+        # The first events had no number of a format.
+        check_format(document.get("format", FORMAT), FORMAT, key)
+        return Event.model_validate(document)
 
     def _key(self, number: int) -> str:
         return f"{self._prefix}{number:06d}.json"

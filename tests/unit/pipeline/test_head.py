@@ -4,8 +4,9 @@ import threading
 import pytest
 
 from cluster.errors import UserError
-from cluster.storage import Storage, open_storage
-from pipeline.head import Head, LeaseLost, commit_checkpoint, read_head
+from cluster.storage import Conflict, Storage, open_storage
+from cluster.storage.file import FileStorage
+from pipeline.head import Head, LeaseLost, LeftOut, commit_checkpoint, read_head
 
 FOLDER = "stages/pretrain/0123456789abcdef0123"
 
@@ -191,6 +192,32 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_the_curve_stays_wh
     assert [item.prefix[-5:] for item in state.checkpoints] == ["ts/10", "20-a2", "30-a2"]
     # Updates 11 to 20 have their points already.
     assert [(segment.attempt, segment.start, segment.end) for segment in state.history] == [(1, 0, 20), (2, 20, 30)]
+
+
+class Forgetful(FileStorage):
+    """The answer to a swap is lost, and the lease renewed before it is said again."""
+
+    forgetting = False
+
+    def compare_and_swap(self, key: str, data: bytes, tag: str) -> str:
+        found = super().compare_and_swap(key, data, tag)
+        if self.forgetting:
+            self.forgetting = False
+            self.head.renew()
+            raise Conflict(key)
+        return found
+
+
+def test_what_is_said_again_after_a_lost_answer_stands_there_once(tmp_path):
+    storage = Forgetful(f"file://{tmp_path}")
+    storage.head = head = acquire(storage, "driver")
+    left_out = LeftOut(attempt=1, update=7, start=0, stop=8, reason="the loss is nan")
+    for act in (lambda: head.leave_out(left_out), lambda: head.forget_checkpoint("checkpoints/7")):
+        storage.forgetting = True
+        act()
+    found = document(storage)
+    assert list(found.left_out) == [left_out]
+    assert list(found.refused) == ["checkpoints/7"]
 
 
 def test_a_head_of_the_first_format_is_read(storage):
