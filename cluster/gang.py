@@ -16,6 +16,8 @@ GB = 10**9
 """Bytes."""
 NEVER = 10.0**9
 """Seconds."""
+LISTENING = "PATCHLINE_MASTER_LISTEN_FD"
+"""Variable of rank 0's process alone: the descriptor of the socket that listens on the gang's MASTER_PORT."""
 QUIET = {
     # Ray Train prints every line of every worker a second time otherwise.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

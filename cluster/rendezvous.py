@@ -13,13 +13,17 @@ from typing import Any
 
 from ray.train.backend import Backend, BackendConfig
 
+from cluster.gang import LISTENING
 from cluster.gang_failure import Ranks
 from cluster.machine import interface_of
 from cluster.signals import note_termination
 
+BACKLOG = 4096
+"""Ranks that may be waiting to be let in; the kernel has a limit of its own."""
+
 
 class Rendezvous(BackendConfig):
-    """Tells each worker the address and a free port of rank 0, and notes which machines they are on."""
+    """Tells each worker where rank 0 listens, and notes which machines they are on."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
@@ -36,7 +40,7 @@ class _RendezvousBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         # This runs on the driver's machine, where the driver finds the note.
         backend_config.ranks.note(worker_group.execute(_node))
-        address, port = worker_group.execute_single(0, _free_address)
+        address, port = worker_group.execute_single(0, _listen)
         worker_group.execute(_set, {"MASTER_ADDR": address, "MASTER_PORT": str(port)})
         worker_group.execute(_name_interface)
         # Here and not in the function that they run, which is in another thread.
@@ -60,14 +64,20 @@ def _node() -> str:
     return get_runtime_context().get_node_id()
 
 
-def _free_address() -> tuple[str, int]:
+def _listen() -> tuple[str, int]:
+    """Listen in rank 0's process, for the process group that is made there later; returns the address and the port.
+
+    A port that was only looked for would be free for everybody until then, for the seconds that torch takes to load.
+    """
     from ray.util import get_node_ip_address
 
     address = get_node_ip_address()
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind(("", 0))
-        return address, probe.getsockname()[1]
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind(("", 0))
+    listener.listen(BACKLOG)
+    port = listener.getsockname()[1]
+    os.environ[LISTENING] = str(listener.detach())
+    return address, port
 
 
 def _name_interface() -> None:

@@ -11,9 +11,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import HashStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from cluster.errors import UserError
+from cluster.gang import LISTENING
 from cluster.machine import cpu_name, memory_bytes
 from stages.training.config import TrainingConfig
 from stages.training.memory import RESERVED
@@ -56,18 +57,33 @@ hangs is the watchdog's to find."""
 
 
 def initialize_distributed(device: torch.device) -> None:
-    """A process group for this process: of the gang that its variables name (`env://`), or a group of one."""
+    """A process group for this process: of the gang that its variables name, as torchrun's do, or a group of one."""
     if device.type == "cuda":
         # Before the first collective: object collectives use the current GPU, which is the first one for all else.
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend, patience = "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=COLLECTIVE_SECONDS)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group(backend, init_method="env://", timeout=patience)
+            rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            store = _store(rank, ranks, patience)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=patience)
         else:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     for name, value in (("RANK", dist.get_rank()), ("WORLD_SIZE", dist.get_world_size()), ("LOCAL_RANK", 0)):
         os.environ.setdefault(name, str(value))
+
+
+def _store(rank: int, ranks: int, patience: timedelta) -> TCPStore:
+    """What the ranks of a gang find each other by. Where rank 0 listens already, it goes on with that socket."""
+    address, listening = os.environ["MASTER_ADDR"], os.environ.pop(LISTENING, None)
+    return TCPStore(
+        address,
+        int(os.environ["MASTER_PORT"]),
+        ranks,
+        is_master=rank == 0,
+        timeout=patience,
+        master_listen_fd=int(listening) if listening is not None else None,
+    )
 
 
 def leave_distributed() -> None:

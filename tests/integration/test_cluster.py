@@ -9,6 +9,7 @@ import platform
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,9 @@ def stumble(task: tuple[str, str], place: Place) -> None:
     busy for longer than any test."""
     how, folder = task
     note = {"world_size": place.world_size, "local_rank": place.local_rank, "job": os.environ.get("OF_THE_JOB")}
+    # Long before anybody makes a process group: nobody else can take the port meanwhile.
+    with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=60):
+        pass
     (Path(folder) / f"{how}-{place.rank}").write_text(json.dumps(note))
     if place.rank < place.world_size - 1:
         time.sleep(3600)
