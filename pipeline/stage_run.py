@@ -287,7 +287,12 @@ class StageRun:
     def _placement(self) -> dict[str, Any]:
         """The placement as it is: without a cluster every gang is one process, whatever the config asks for."""
         asked = fields_with_role(self.config, "placement")
-        return {**asked, "workers": 0} if "workers" in asked and not self.drive.ray else asked
+        return {**asked, "workers": self._workers(asked["workers"])} if "workers" in asked else asked
+
+    def _workers(self, asked: Any) -> Any:
+        # On a cluster nobody trains in the driver's process, which has other stages beside: they would draw from the
+        # same random numbers.
+        return (asked or 1) if self.drive.ray else 0
 
     def _alone(self) -> dict[str, Any]:
         """How many workers were asked for, where one process does the work of several."""
@@ -304,6 +309,10 @@ class StageRun:
             return []
         names = rounding_fields(type(self.config))
         old, new = ({name: item.placement.get(name) for name in names} | item.builds for item in (before, note))
+        for found in (old, new):
+            # The runner's own process and a gang of one compute the same.
+            if found.get("workers") == 0:
+                found["workers"] = 1
         return differences(old, new)
 
     # How an attempt may end
@@ -405,7 +414,7 @@ class StageRun:
         size: dict[str, Any] = {"cpus": cpus, "gpus": gpus, "memory": memory, "labels": labels}
         try:
             if not drive.ray or isinstance(workers, int):
-                return run_gang(enter, assignment, workers=workers if drive.ray else 0, **size, name=name)
+                return run_gang(enter, assignment, workers=self._workers(workers), **size, name=name)
             with GrowthWatch(drive, self.name, assignment.prefix, workers, **size, usable=usable) as watch:
                 return run_gang(enter, assignment, workers=(workers[0], watch.workers), **size, name=name)
         finally:

@@ -202,9 +202,9 @@ class RunGang(Protocol):
     ) -> Any:
         """`function(argument, rank)` on `workers` ranks at once; returns rank 0's value.
 
-        `workers=0` runs in this process as a gang of one. A pair is the fewest and the most: as many as the
-        cluster has room for. Each reserves `cpus`, `gpus` and `memory` (in GB) on a machine that has the `labels`.
-        `usable` says how many of a number of ranks have work; the others idle.
+        Without a cluster it runs in this process as a gang of one, whatever `workers` says. A pair is the fewest and
+        the most: as many as the cluster has room for; 0 is 1. Each reserves `cpus`, `gpus` and `memory` (in GB) on a
+        machine that has the `labels`. `usable` says how many of a number of ranks have work; the others idle.
         """
         ...
 

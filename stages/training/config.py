@@ -137,7 +137,7 @@ class TrainingConfig(StageConfig):
 
     workers: int | tuple[int, int] = placement(
         1,
-        "processes that train together, or the fewest and the most; 0 trains in the runner's own process",
+        "processes that train together, or the fewest and the most; without a cluster it is one, whatever this says",
         rounding=True,
     )
     cpus_per_worker: float = placement(1, "CPU cores that each worker reserves", gt=0)

@@ -8,7 +8,7 @@ from cluster.errors import UserError
 from cluster.gang import GangError, NoRoom
 from cluster.gang_failure import MachineLost
 from cluster.storage import open_storage
-from pipeline import failures
+from pipeline import failures, stage_run
 from pipeline.config import Workflow
 from pipeline.display import describe
 from pipeline.head import Head, commit_checkpoint, read_head
@@ -330,6 +330,29 @@ def test_an_attempt_elsewhere_says_that_its_bits_may_differ(storage):
     ]
     assert [event.data["differs"] for event in started] == [[], ["threads: 1 → 4"]]
     assert describe(started[1]) == "second: attempt 2 started from update 7, not bit-exact: threads: 1 → 4"
+
+
+@pytest.mark.parametrize("ray", [False, True])
+def test_on_a_cluster_nobody_trains_in_the_driver_s_process(storage, monkeypatch, ray):
+    """Where other stages are beside it, which would draw from the same random numbers."""
+    asked = []
+    monkeypatch.setattr(stage_run, "run_gang", lambda function, argument, *, workers, **_: asked.append(workers))
+    monkeypatch.setattr(stage_run, "wait_for_room", lambda *_: True)
+
+    class Trained(Upper):
+        workers: int = placement(0, "processes", rounding=True)
+
+        @classmethod
+        def function(cls):
+            def train(config, inputs, context):
+                context.gang(Source.function(), None, workers=config.workers, cpus=1, gpus=0)
+                return Upper.function()(config, inputs, context)
+
+            return train
+
+    assert run(storage, Workflow(name="toy", stages={"first": Source(), "second": Trained(text="first")}), ray=ray)
+    record = read_record(storage, read_head(storage, status(storage).stages["second"].folder)[0].record)
+    assert asked == [record.placement["workers"]] == [1 if ray else 0]
 
 
 @pytest.mark.parametrize(("workers", "most"), [(1, None), (4, 4), ((1, 8), 8)])
