@@ -87,9 +87,7 @@ class FeatureSet:
 
     def is_there(self) -> bool:
         """Whether every file is in storage, and has its size."""
-        files = [file for part in self.meta["parts"] for file in Part.from_json(part).files.values()]
-        found = [self.storage.stat(f"{self.folder}/{file.address}") for file in files]
-        return all(stat is not None and stat.bytes == file.bytes for stat, file in zip(found, files, strict=True))
+        return all(Part.from_json(part).is_there(self.storage, self.folder) for part in self.meta["parts"])
 
     def _read(self, file: File) -> dict[str, NDArray[Any]]:
         body = self.storage.read(f"{self.folder}/{file.address}")

@@ -1,4 +1,8 @@
-"""One task of the extraction: the features of a range of images, stored once whoever asks."""
+"""One task of the extraction: the features of a range of images, stored once whoever asks.
+
+Two may do the same task, since one that was given up may go on, and another processor may round otherwise. So a file's
+name tells its content, and of the notes that say which files are meant the first one counts.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.errors import check_format
+from cluster.storage import Conflict, NotFound, Storage
 from stages.context import canonical_json, sha256
 from stages.data.pixels import normalise
 from stages.data.table import File
@@ -41,6 +46,11 @@ class Part:
     def from_json(cls, document: dict[str, Any]) -> Part:
         return cls(files={k: File(**file) for k, file in document["files"].items()}, count=document["count"])
 
+    def is_there(self, storage: Storage, folder: str) -> bool:
+        """Whether every file is in storage, and has its size. `folder` is the stage's."""
+        found = [(file, storage.stat(f"{folder}/{file.address}")) for file in self.files.values()]
+        return all(stat is not None and stat.bytes == file.bytes for file, stat in found)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractTask(Span):
@@ -62,18 +72,35 @@ class ExtractTask(Span):
 
 
 def extract_part(task: ExtractTask) -> Part:
-    """Compute and store the features of the range, or find those that an earlier attempt has stored."""
+    """Compute and store the features of the range, or find those that somebody else has stored."""
     note = f"{task.folder}/{task.prefix}.json"
-    if task.storage.stat(note) is not None:
-        document = json.loads(task.storage.read(note))
-        check_format(document["format"], FORMAT, note)
-        return Part.from_json(document)
+    try:
+        found, tag = _noted(task.storage, note)
+    except NotFound:
+        found, tag = None, ""
+    if found is not None and found.is_there(task.storage, task.folder):
+        return found
     arrays = _compute(task)
     files = {name: _write(task, name, own) for name, own in arrays.items()}
     part = Part(files=files, count=len(arrays[LABELS]["labels"]))
-    # Last of all: it alone says that the others are there.
-    task.storage.write(note, canonical_json({"format": FORMAT, **part.to_json()}))
+    body = canonical_json({"format": FORMAT, **part.to_json()})
+    try:
+        # Last of all: it alone says that the others are there. One whose files were lost is replaced.
+        if found is None:
+            task.storage.write_if_absent(note, body)
+        else:
+            task.storage.compare_and_swap(note, body, tag)
+    except Conflict:
+        return _noted(task.storage, note)[0]
     return part
+
+
+def _noted(storage: Storage, note: str) -> tuple[Part, str]:
+    """What a note says, and its tag. Raises NotFound."""
+    body, tag = storage.read_tagged(note)
+    document = json.loads(body)
+    check_format(document["format"], FORMAT, note)
+    return Part.from_json(document), tag
 
 
 def _compute(task: ExtractTask) -> dict[str, dict[str, NDArray[Any]]]:
@@ -101,6 +128,7 @@ def _narrowed(features: NDArray[np.float32], stored_as: str) -> NDArray[Any]:
 
 def _write(task: ExtractTask, name: str, arrays: dict[str, NDArray[Any]]) -> File:
     body = safetensors.numpy.save(arrays)
-    address = f"{task.prefix}-{name}.safetensors"
+    content = sha256(body)
+    address = f"{task.prefix}-{content[:20]}-{name}.safetensors"
     task.storage.write(f"{task.folder}/{address}", body)
-    return File(address=address, bytes=len(body), sha256=sha256(body))
+    return File(address=address, bytes=len(body), sha256=content)

@@ -1,5 +1,7 @@
 """Features as an output of their own, and few-shot stages that share them."""
 
+import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +10,13 @@ import torch
 from pydantic import ValidationError
 
 from cluster.errors import UserError
-from stages.context import read_output
+from stages.context import canonical_json, read_output
 from stages.features.config import FeaturesConfig
 from stages.features.run import run
 from stages.fewshot.config import FewshotConfig
 from stages.fewshot.run import run as run_fewshot
 from stages.frozen.store import read_features
+from tests.unit.pipeline.interposed import interposed
 from tests.unit.stages.fewshot.conftest import Evaluation
 from tests.unit.stages.models.outputs import random_model, stage_context
 
@@ -100,6 +103,69 @@ def test_what_a_killed_attempt_has_stored_is_used(evaluation, model):
     assert [evaluation.storage.read_tagged(key)[1] for key in keys] == before
     assert len(again.meta["parts"]) == 5
     assert again.digest == extracted(evaluation, model, "parts-again", images_per_task=400).digest
+
+
+@contextmanager
+def another_processor():
+    """Within it, sums are rounded otherwise, as by another machine's processor."""
+
+    def rounded_up(module, _, output):
+        return torch.nextafter(output, torch.tensor(torch.inf)) if isinstance(module, torch.nn.LayerNorm) else output
+
+    handle = torch.nn.modules.module.register_module_forward_hook(rounded_up)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("call", ["write", "write_if_absent"])
+def test_a_task_that_was_given_up_harms_none_of_what_the_next_one_stores(evaluation, model, call):
+    name, found = f"given-up-{call}", []
+
+    def overtaken(_, method, key):
+        if method == call and key.startswith(f"stages/features/{name}/features/") and not found:
+            found.append(None)
+            with another_processor():
+                found[0] = extracted(evaluation, model, name, attempt=2)
+
+    given_up = stage_context(interposed(evaluation.storage, overtaken)[0], f"stages/features/{name}")
+    late = run(config(evaluation), {"data": evaluation.dataset, "model": model}, given_up).output
+    # Whoever stored the note has made them all, for both.
+    assert late.meta == found[0].meta
+    features = read_features(evaluation.storage, found[0]).load("features")[0].features
+    alone = read_features(evaluation.storage, extracted(evaluation, model, f"{name}-alone")).load("features")[0]
+    assert not np.array_equal(features, alone.features)
+    np.testing.assert_allclose(features, alone.features, rtol=0, atol=1e-3)
+
+
+def test_a_file_that_was_lost_is_made_anew(evaluation, model):
+    output = extracted(evaluation, model, "lost")
+    lost = output.meta["parts"][0]["files"]["features"]
+    evaluation.storage.delete(f"stages/features/lost/{lost['address']}")
+    with another_processor():
+        again = extracted(evaluation, model, "lost", attempt=2)
+    assert again.meta["parts"][0]["files"]["features"]["sha256"] != lost["sha256"]
+    assert config(evaluation).is_in_place(evaluation.storage, again)
+    read_features(evaluation.storage, again).load("features")
+    assert extracted(evaluation, model, "lost", attempt=3).meta == again.meta
+
+
+def test_what_an_earlier_version_has_stored_is_used(evaluation, model):
+    """Its files' names do not tell their content."""
+    output = extracted(evaluation, model, "earlier")
+    (note,) = (key for key in evaluation.storage.list("stages/features/earlier/features/") if key.endswith(".json"))
+    document = json.loads(evaluation.storage.read(note))
+    prefix = note.removeprefix("stages/features/earlier/").removesuffix(".json")
+    for kind, file in document["files"].items():
+        body = evaluation.storage.read(f"stages/features/earlier/{file['address']}")
+        evaluation.storage.delete(f"stages/features/earlier/{file['address']}")
+        file["address"] = f"{prefix}-{kind}.safetensors"
+        evaluation.storage.write(f"stages/features/earlier/{file['address']}", body)
+    evaluation.storage.write(note, canonical_json(document))
+    again = extracted(evaluation, model, "earlier", attempt=2)
+    assert again.meta["parts"] == [{name: document[name] for name in ("files", "count")}] != output.meta["parts"]
+    read_features(evaluation.storage, again).load("pixels")
 
 
 def test_another_model_in_the_same_folder_takes_nothing_over(evaluation, whole):
