@@ -162,7 +162,6 @@ def _start_missing(home: Path, stack: Stack, report: Report, *, elsewhere: bool)
     for name in SERVICES:
         if name in absent:
             process, ports = _start(home, stack, name, {} if elsewhere else before)
-            report(f"{name}: started")
             processes = {**stack.processes, name: process}
             stack = replace(stack, ports={**stack.ports, **ports}, processes=processes)
             _write(home, stack)
@@ -173,6 +172,9 @@ def _start_missing(home: Path, stack: Stack, report: Report, *, elsewhere: bool)
     if stack.ports != before:
         # They were given the addresses of before.
         stop(*(process for name, process in stack.processes.items() if name not in SERVICES))
+    # Nobody may be there to hear it: so after everything that the next call could not tell.
+    for name in absent:
+        report(f"{name}: started")
     return stack
 
 

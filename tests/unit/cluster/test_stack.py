@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import stat
 import sys
 from dataclasses import replace
@@ -9,8 +10,8 @@ import pytest
 
 from cluster import local
 from cluster.errors import UserError
-from cluster.local.processes import Process
-from cluster.local.servers import Secrets, write_private
+from cluster.local.processes import Process, stop
+from cluster.local.servers import HOST, Secrets, write_private
 from cluster.local.stack import FORMAT, SERVICES, Stack, _read, _start_companions, _write
 
 SECRETS = Secrets(access_key="access", secret_key="secret", ray_token="token")
@@ -90,6 +91,40 @@ def test_a_companion_is_started_once_and_stopped_with_the_stack(tmp_path: Path):
     assert said == ["watcher: started"]
     assert local.down(tmp_path) == ["watcher"]
     assert not first.processes["watcher"].alive
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the servers' programs, one that only runs."""
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "weed"):
+        write_private(tmp_path / "bin" / name, "#!/bin/sh\nexec sleep 600\n")
+        (tmp_path / "bin" / name).chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+
+
+def closed(line: str) -> None:
+    """Tells what somebody does who reads no further, as `head -1` does."""
+    raise BrokenPipeError(line)
+
+
+def test_servers_of_which_nobody_hears_are_known_all_the_same(tmp_path: Path, programs: None):
+    with pytest.raises(BrokenPipeError, match="s3: started"):
+        local.up(tmp_path / "home", closed)
+    first = local.load(tmp_path / "home")
+    assert first is not None
+    stop(first.processes["s3"])
+    with socket.socket() as other:
+        other.bind((HOST, first.ports["s3"]))
+        with pytest.raises(BrokenPipeError, match="s3: started"):
+            local.up(tmp_path / "home", closed)
+    second = local.load(tmp_path / "home")
+    assert second is not None
+    # It was given the address of before.
+    assert not first.processes["mlflow"].alive
+    assert first.processes["ray"] == second.processes["ray"]
+    assert local.down(tmp_path / "home") == [*SERVICES]
+    assert not any(process.alive for process in second.processes.values())
 
 
 def test_a_private_file_is_private_from_its_first_byte(tmp_path: Path):
