@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +67,10 @@ def stop(*processes: Process) -> list[Process]:
         members = _family(members)
         time.sleep(0.1)
     for pid, began in members.items():
-        if _started(pid) == began:
-            os.kill(pid, signal.SIGKILL)
+        # It may end, and be collected, between the two.
+        with suppress(ProcessLookupError):
+            if _started(pid) == began:
+                os.kill(pid, signal.SIGKILL)
     for process in running:
         _reap(process.pid)
     return running

@@ -94,6 +94,22 @@ def test_a_server_gets_sigterm_before_anything_worse(tmp_path: Path, monkeypatch
     assert (tmp_path / "log").read_text().split()[-1] == "saved"
 
 
+def test_a_deaf_server_that_is_gone_when_it_is_to_be_killed_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    server = start([sys.executable, "-c", code], environment={}, log=tmp_path / "log", folder=tmp_path)
+    written(tmp_path / "log")
+    kill = os.kill
+
+    def late(pid: int, number: int) -> None:
+        kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        kill(pid, number)
+
+    monkeypatch.setattr(os, "kill", late)
+    assert stop(server) == [server]
+    assert not runs(server.pid)
+
+
 def test_a_later_process_with_the_same_id_is_left_alone(sleeper: Process):
     """The id in the file is that of a process of long ago; now somebody else has it."""
     stale = replace(sleeper, started=str(int(sleeper.started) - 1))
