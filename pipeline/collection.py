@@ -20,6 +20,7 @@ from pipeline.garbage import unreached
 from pipeline.head import HeadDocument, read_head
 from pipeline.record import listed, read_record
 from pipeline.removal import Leases, Removed, give_back, is_empty, planned, quiet, remove_stages, take
+from pipeline.unfinished import remove_unfinished
 from pipeline.usage import AT_ONCE, References, stage_folders
 from stages.metrics import now_ms
 
@@ -48,6 +49,7 @@ def collect_root(storage: Storage, *, older_than: float, dry_run: bool = False) 
             found = _clean(storage, folder, in_use, everybody, old, dry_run=dry_run)
             removed += [found] if found is not None else []
     removed += _remains(storage, unnamed, old, dry_run=dry_run)
+    removed += remove_unfinished(storage, dry_run=dry_run)
     return removed + _scratch(storage, older_than, dry_run=dry_run)
 
 

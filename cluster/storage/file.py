@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,10 @@ from cluster.storage.base import Conflict, Digest, NotFound, ObjectWriter, Stat,
 from cluster.storage.keys import HIDDEN, check_key, check_prefix
 
 ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+TEMPORARY = f"{HIDDEN}/tmp"
+"""Where bodies lie until they have their names."""
+UNFINISHED_SECONDS = 86400.0
+"""What nobody has written to for so long, there, is what a killed process has left."""
 VERSIONS_KEPT = 64
 """Of a key that is swapped. A process that was paused for more swaps than that cannot tell whether it won."""
 
@@ -146,6 +151,30 @@ class FileStorage:
             self._path(key).unlink()
         shutil.rmtree(self._versions(key), ignore_errors=True)
 
+    def remove_unfinished(self, *, dry_run: bool = False) -> list[int]:
+        """Remove what killed processes have left of bodies that never got their names; returns the sizes in bytes.
+
+        With `dry_run` nothing changes. Who writes to a body once a day at least is not disturbed.
+        """
+        entries, sizes = list(self._entries(TEMPORARY)), []
+        oldest = self._now(dry_run=dry_run) - UNFINISHED_SECONDS if entries else 0.0
+        for entry in entries:
+            # Somebody may be done with it meanwhile.
+            with suppress(FileNotFoundError), _explained(self.url):
+                found = entry.stat(follow_symlinks=False)
+                if found.st_mtime <= oldest:
+                    if not dry_run:
+                        os.unlink(entry.path)
+                    sizes.append(found.st_size)
+        return sizes
+
+    def _now(self, *, dry_run: bool) -> float:
+        """By the file system's clock, which may be that of another machine; not where nothing may be written."""
+        if dry_run:
+            return time.time()
+        with _explained(self.url), tempfile.TemporaryFile(dir=self._temporaries()) as file:
+            return os.fstat(file.fileno()).st_mtime
+
     def _keys(self, folder: str, beginning: str = "") -> Iterator[str]:
         """All keys below a folder whose next part begins so, in no order, as they are found."""
         # With strings alone: an index of 10,000 folders is read in a fraction of the time that paths would take.
@@ -184,8 +213,8 @@ class FileStorage:
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _hidden(self, name: str) -> Path:
-        folder = self._root / HIDDEN / name
+    def _temporaries(self) -> Path:
+        folder = self._root / TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -204,7 +233,7 @@ class FileStorage:
     def _temporary(self, data: bytes = b"") -> Iterator[Path]:
         """A file with this body, on disk before it gets its name."""
         with _explained(self.url):
-            path = self._hidden("tmp") / secrets.token_hex(16)
+            path = self._temporaries() / secrets.token_hex(16)
         try:
             with _explained(self.url):
                 path.write_bytes(data)
@@ -267,7 +296,7 @@ class FileStorage:
 
     def _show(self, version: Path, key: str) -> None:
         """Put a copy at the key's own place. A late one may show an older body there, which nobody acts on."""
-        copy = self._hidden("tmp") / secrets.token_hex(16)
+        copy = self._temporaries() / secrets.token_hex(16)
         with suppress(FileNotFoundError):
             os.link(version, copy)
             os.replace(copy, self._made(key))
