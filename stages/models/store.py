@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import safetensors.torch
 from torch import Tensor
@@ -17,6 +15,7 @@ from stages.models.config import AnyModel, ModelConfig, model_config
 from stages.models.download import download_weights
 from stages.models.masked import ARRAYS
 from stages.models.resampling import Mode, is_resampled, resample
+from stages.temporary import temporary_folder
 
 
 def model_bytes(state: dict[str, Tensor]) -> bytes:
@@ -26,8 +25,8 @@ def model_bytes(state: dict[str, Tensor]) -> bytes:
 
 def read_state(storage: Storage, output: Output) -> dict[str, Tensor]:
     """The weights of a model output. Raises UserError where it is none, too new, or not as its manifest says."""
-    with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
-        return safetensors.torch.load_file(download_weights(storage, output, Path(folder)))
+    with temporary_folder() as folder:
+        return safetensors.torch.load_file(download_weights(storage, output, folder))
 
 
 def load_model(storage: Storage, output: Output) -> Network:

@@ -24,7 +24,7 @@ from stages.frozen.threads import torch_threads
 from stages.models.build import Network, build
 from stages.models.masked import ARRAYS
 from stages.pretrain.fewshot_task import CheckpointTask, published_before, store
-from stages.training.fetch import new_folder
+from stages.temporary import new_folder
 from stages.training.manifest import Damaged
 from stages.training.restore import CheckpointFiles
 

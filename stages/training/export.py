@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from stages.context import Rank
+from stages.temporary import temporary_folder
 from stages.training.engine import Engine
 
 
@@ -24,8 +23,8 @@ def export_weights(engine: Engine, rank: Rank, key: str, name: str) -> dict[str,
             state[parameter] = whole.to("cpu", copy=True).contiguous()
     if rank.rank:
         return None
-    with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
-        path = Path(folder) / name
+    with temporary_folder() as folder:
+        path = folder / name
         save_file({parameter: state[parameter] for parameter in sorted(state)}, path)
         digest = rank.storage.upload(f"{rank.folder}/attempts/{rank.attempt}/{name}", path)
     return {"path": name, "bytes": digest.bytes, "sha256": digest.sha256}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.training import fetch
+from stages.temporary import PREFIX, _processes
 from stages.training.loop import train
 from stages.training.manifest import read_manifest
 
@@ -22,21 +22,38 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_nothing_stays_of_what_a_run_or_a_killed_process_has_brought(make_stage, temporary):
+def left(temporary: Path) -> set[str]:
+    """Make what a killed process has left, and what is to stay; returns the names of the latter."""
     dead = subprocess.Popen(["true"])
     dead.wait()
-    own = fetch._processes()
-    names = {name: f"{fetch.PREFIX}-{own}-{pid}-x" for name, pid in (("left", dead.pid), ("used", os.getppid()))}
-    for name in names.values():
+    killed, used = (f"{PREFIX}-{_processes()}-{pid}-x" for pid in (dead.pid, os.getppid()))
+    # Of another machine that shares the folder.
+    foreign = f"{PREFIX}-0123456789ab-{dead.pid}-x"
+    for name in (killed, used, foreign):
         (temporary / name).mkdir()
         (temporary / name / "rank-0000.safetensors").write_bytes(b"0" * 100)
-    # Of another machine that shares the folder.
-    foreign = temporary / f"{fetch.PREFIX}-0123456789ab-{dead.pid}-x"
-    foreign.mkdir()
+    return {used, foreign}
+
+
+def folders(temporary: Path) -> set[str]:
+    return {path.name for path in temporary.glob(f"{PREFIX}-*")}
+
+
+def test_nothing_stays_of_a_checkpoint_that_a_run_or_a_killed_process_has_brought(make_stage, temporary):
     stage = make_stage("temporary")
     train(stage.job(updates=3), stage.rank())
-    train(stage.job(updates=5), stage.rank())
-    assert {path.name for path in temporary.glob(f"{fetch.PREFIX}-*")} == {names["used"], foreign.name}
+    assert folders(temporary) == set()
+    staying = left(temporary)
+    # It goes on from the checkpoint, and has no weights to store.
+    assert train(stage.job(updates=5), stage.rank(stop=lambda: True))["outcome"] == "stopped"
+    assert folders(temporary) == staying
+
+
+def test_nothing_stays_of_finished_weights_that_a_run_or_a_killed_process_has_stored(make_stage, temporary):
+    stage = make_stage("finished")
+    staying = left(temporary)
+    train(stage.job(updates=3), stage.rank())
+    assert folders(temporary) == staying
 
 
 def test_a_checkpoint_of_another_stage_or_of_other_data_is_refused(make_stage):
