@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from pipeline.checkpoints import checkpoints, export
 from pipeline.config import Workflow
 from pipeline.outputs import read_recorded
 from stages.models.formats.known import FOLDERS, FORMATS, SUFFIXES, Format
+from stages.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from stages.models.formats.network import Network
@@ -53,8 +53,7 @@ def export_model(
     from stages.models.formats.parity import check
     from stages.models.formats.places import fitted
 
-    with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
-        place = Path(folder)
+    with temporary_folder() as place:
         if source is None:
             file = str(place / "model.safetensors")
             about = export(storage, workflow_id, workflow, file, stage=stage, update=update, raw=raw, fast=fast)

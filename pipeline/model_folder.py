@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from cluster.storage import Storage
 from stages.context import Output
 from stages.models.download import download_weights
 from stages.serving.carried import NEEDED, carry
+from stages.temporary import temporary_folder
 
 FORMAT = 1
 """Of config.json; see `stages.serving.predictor`, which is not imported here, since it brings torch."""
@@ -93,8 +93,7 @@ def write_folder(
     from mlflow.models import Model
 
     model = Model(artifact_path=address, run_id=run, model_id=model_id)
-    with tempfile.TemporaryDirectory(prefix="patchline-") as place, _quiet():
-        parts = Path(place)
+    with temporary_folder() as parts, _quiet():
         package = carry(parts / "code")
         (parts / "classifier.py").write_text(SCRIPT.format(package=package, network=NETWORK), encoding="utf-8")
         (parts / NETWORK).mkdir()

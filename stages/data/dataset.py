@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +15,7 @@ from stages.data.manifest import Part, base_folder, dataset_meta
 from stages.data.mixed_order import MixedOrder, mixed_order
 from stages.data.order import Order
 from stages.data.table import ClassCounts, File, Shard, Shards, ShardTable
+from stages.temporary import temporary_folder
 
 T = TypeVar("T")
 
@@ -42,8 +42,8 @@ def open_class_counts(cache: ShardCache, output: Output, split: str) -> ClassCou
 
 def stored_shards(storage: Storage, output: Output, split: str) -> Sequence[Shard]:
     """The shards of one split, past any cache. Raises NotFound; UserError for a split that there is not."""
-    with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
-        path = Path(folder) / "table"
+    with temporary_folder() as folder:
+        path = folder / "table"
         storage.download(output.key(dataset_meta(output).split(split).table), path)
         # Read whole, since the file goes.
         return ShardTable(path)[:]

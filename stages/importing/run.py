@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from stages.context import Context, Inputs, Result
@@ -17,6 +15,7 @@ from stages.models.formats.beside import Overrides
 from stages.models.formats.files import read_network, recognise
 from stages.models.resnet_config import BitConfig, StemConfig
 from stages.models.store import model_bytes
+from stages.temporary import temporary_folder
 
 
 def run(config: ImportConfig, inputs: Inputs, context: Context) -> Result:
@@ -30,8 +29,8 @@ def run(config: ImportConfig, inputs: Inputs, context: Context) -> Result:
         class_names=config.class_names,
         drop=config.drop,
     )
-    with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
-        path = fetch(config.path, Path(folder))
+    with temporary_folder() as folder:
+        path = fetch(config.path, folder)
         found = read_network(path, overrides)
         digest = weights_digest(recognise(path)[1])
         name = path.name

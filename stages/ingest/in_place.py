@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from stages.ingest.prepare import check
 from stages.ingest.sources.base import RawImage
 from stages.ingest.sources.labels import MOST_CLASSES
 from stages.ingest.sources.tar_members import check_end, refusal
+from stages.temporary import temporary_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ def _local_copy(storage: Storage, address: str) -> Iterator[Path]:
         yield Path(address.removeprefix("file://"))
         return
     place, key = locate(storage, "", address)
-    with tempfile.TemporaryDirectory(prefix="patchline-") as folder:
-        place.download(key, Path(folder) / "shard.tar")
-        yield Path(folder) / "shard.tar"
+    with temporary_folder() as folder:
+        place.download(key, folder / "shard.tar")
+        yield folder / "shard.tar"
 
 
 def _index(task: IndexTask, path: Path) -> Part:
