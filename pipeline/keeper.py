@@ -115,7 +115,9 @@ class LeaseKeeper:
                     request_stop(self._storage, prefix)
                     told.add(prefix)
             except LeaseLost as error:
-                self._on_lost(str(error))
+                # Once it is closed, the driver ends the lease itself, and finds out by that if it is lost.
+                if not self._closed.is_set():
+                    self._on_lost(str(error))
                 return
             except Exception as error:
                 # Storage may be away for a moment. Until the lease runs out nothing is lost.
