@@ -85,11 +85,12 @@ def _clean(
         return None
     if head[0].state == "running" and not quiet(head[0]):
         return None
-    if not unreached(storage, folder, head[0], in_use):
+    document = head[0]
+    if not unreached(storage, folder, lambda: document, in_use):
         return None
     if dry_run:
         recorded = everybody.named(running=True).has(folder)
-        doomed = unreached(storage, folder, head[0], in_use, recorded_stay=recorded)
+        doomed = unreached(storage, folder, lambda: document, in_use, recorded_stay=recorded)
         return _removed(storage, folder, doomed) if doomed else None
     held = take(storage, folder)
     if held is None:
@@ -97,7 +98,7 @@ def _clean(
     with Leases([held]) as leases:
         # Once more: somebody may have had the lease since.
         recorded = everybody.named(running=True).has(folder)
-        doomed = unreached(storage, folder, held.read(), in_use, recorded_stay=recorded)
+        doomed = unreached(storage, folder, held.read, in_use, recorded_stay=recorded)
         found = _removed(storage, folder, doomed)
         for key in doomed:
             leases.check()

@@ -209,7 +209,9 @@ class StageRun:
             return None
         state = head.new_attempt()
         try:
-            collect(self.drive.storage, head.folder, state)
+            collect(self.drive.storage, head)
+        except LeaseLost:
+            raise
         except Exception as error:
             # It is there to save room; the next attempt tries again.
             print(f"what dead attempts have left stays for now: {error}", flush=True)

@@ -382,7 +382,7 @@ def test_the_inputs_that_records_in_use_speak_of_stay(storage):
 def test_an_output_that_was_made_since_it_was_looked_up_what_is_in_use_stays(storage):
     run(storage, flow(), "mine")
     second = folders(storage, "mine")["second"]
-    assert unreached(storage, second, read_head(storage, second)[0], set()) == []
+    assert unreached(storage, second, lambda: read_head(storage, second)[0], set()) == []
 
 
 def test_a_workflow_file_that_cannot_be_read_keeps_everything(storage):

@@ -1,0 +1,113 @@
+"""What lost its lease and does not know it yet removes nothing of the next holder's, and tells nothing in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.storage import Storage, open_storage
+from pipeline.collection import collect_root
+from pipeline.driver import create, read_workflow
+from pipeline.head import Head, LeaseLost, commit_checkpoint, read_head, seize
+from pipeline.runner import Runner
+from tests.unit.pipeline.interposed import interposed
+from tests.unit.pipeline.test_collection_races import flow, folder_of, run, toys  # noqa: F401
+from tests.unit.pipeline.test_runner import Silent
+
+TTL = 600.0
+"""No lease runs out by itself, however slow the machine is."""
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(f"file://{tmp_path}/root")
+
+
+def once(match: Callable[[str, str], bool], act: Callable[[str], None]) -> Callable[[int, str, str], None]:
+    """For `interposed`: `act` on the key of the first call that matches by its name and key."""
+    met: list[str] = []
+
+    def before(number: int, name: str, key: str) -> None:
+        if not met and match(name, key):
+            met.append(key)
+            act(key)
+
+    return before
+
+
+def taken_over(storage: Storage, folder: str) -> Head:
+    """As after the lease has run out, which nobody has to wait for here."""
+    seize(storage, folder, "another")
+    head = Head.acquire(storage, folder, "another", ttl=TTL)
+    assert head is not None
+    return head
+
+
+def committed_by_another(storage: Storage, folder: str) -> None:
+    """The next driver takes the stage and commits the checkpoint of its first update."""
+    head = taken_over(storage, folder)
+    attempt = head.new_attempt().attempt
+    prefix = f"{folder}/checkpoints/00000001-a{attempt}"
+    for name in ("rank-0000.safetensors", "MANIFEST.json"):
+        storage.write(f"{prefix}/{name}", b"theirs")
+    commit_checkpoint(storage, folder, head.epoch, attempt, prefix, 1, list)
+
+
+def checkpoints(storage: Storage, folder: str) -> list[str]:
+    found = read_head(storage, folder)
+    assert found is not None
+    return [key for item in found[0].checkpoints for key in storage.list(f"{item.prefix}/")]
+
+
+@pytest.mark.parametrize("listing", ["checkpoints", "attempts"])
+def test_a_driver_that_lost_a_stage_removes_nothing_of_what_the_next_one_commits(storage, listing):
+    """It was paused right before it lists what dead attempts have left."""
+    met: list[str] = []
+
+    def another(key: str) -> None:
+        met.append(key.removesuffix(f"/{listing}/"))
+        committed_by_another(storage, met[0])
+
+    def listed(name: str, key: str) -> bool:
+        return name == "list_folders" and key.endswith(f"/{listing}/")
+
+    create(storage, flow(), "mine")
+    paused, _ = interposed(storage, once(listed, another))
+    runner = Runner(
+        paused, "mine", read_workflow(storage, "mine"), owner="mine/test", ray=False, tracker=Silent(),
+        lease_seconds=TTL, on_lost=lambda why: None,
+    )  # fmt: skip
+    with pytest.raises(LeaseLost):
+        runner.run()
+    assert [key.rpartition("/")[2] for key in checkpoints(storage, met[0])] == [
+        "MANIFEST.json",
+        "rank-0000.safetensors",
+    ]
+    # Nor does it begin with an attempt, which would come to nothing.
+    assert list(storage.list(f"{met[0]}/attempts/")) == []
+
+
+@pytest.fixture
+def no_renewals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection whose thread does not find its loss before it is asked itself."""
+    monkeypatch.setattr("pipeline.removal.LEASE_SECONDS", TTL)
+
+
+@pytest.mark.usefixtures("no_renewals")
+def test_gc_that_lost_a_stage_removes_nothing_of_what_the_next_driver_commits(storage):
+    """It was paused right before it lists, under its lease."""
+    run(storage, flow(), "mine")
+    folder = folder_of(storage, "mine", "second")
+    storage.write(f"{folder}/checkpoints/00000001-a1/rank-0000.safetensors", b"garbage")
+
+    def under_its_lease(name: str, key: str) -> bool:
+        head = read_head(storage, folder)
+        held = head is not None and head[0].state == "running"
+        return held and name == "list_folders" and key == f"{folder}/checkpoints/"
+
+    paused, _ = interposed(storage, once(under_its_lease, lambda key: committed_by_another(storage, folder)))
+    with pytest.raises(LeaseLost):
+        collect_root(paused, older_than=0)
+    assert len(checkpoints(storage, folder)) == 2
