@@ -145,7 +145,10 @@ def _remove_remains(
         for key in sorted(keys, key=lambda key: key.endswith("/HEAD.json")):
             leases.check()
             if key.endswith("/HEAD.json"):
+                # This may wait for a renewal on its way, for longer than the lease lasts.
                 leases.drop(held)
+                held.renew()
+                leases.check()
             storage.delete(key)
     return found
 

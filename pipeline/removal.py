@@ -58,9 +58,9 @@ def delete(workflow_id: str, settings: Settings, *, dry_run: bool = False) -> li
     head = take(storage, f"workflows/{found}")
     if head is None:
         raise UserError(f"{found} is held by {holder(storage, found)}: wait for its end")
-    with Leases([head]):
+    with Leases([head]) as leases:
         removed = remove_stages(storage, folders, others.named)
-        removed.append(_remove_workflow(storage, found))
+        removed.append(_remove_workflow(storage, found, leases))
         head.clear()
     head.release("stopped")
     return removed
@@ -149,7 +149,7 @@ class Leases:
     def __init__(self, heads: Sequence[Head] = ()) -> None:
         self._heads, self._lock, self._closed = list(heads), Lock(), Event()
         self._lost: LeaseLost | None = None
-        self._renewed = time.monotonic()
+        self._renewed = _seconds()
         self._thread = Thread(target=self._run, name="lease-keeper", daemon=True)
 
     def __enter__(self) -> Leases:
@@ -164,7 +164,7 @@ class Leases:
         """To be called before each change. Raises LeaseLost, also where nobody can tell any more."""
         if self._lost is not None:
             raise self._lost
-        if time.monotonic() - self._renewed > LEASE_SECONDS * 2 / 3:
+        if _seconds() - self._renewed > LEASE_SECONDS * 2 / 3:
             raise LeaseLost("the leases could not be renewed in time: call it again, and it goes on")
 
     def add(self, head: Head) -> None:
@@ -179,7 +179,7 @@ class Leases:
 
     def _run(self) -> None:
         while not self._closed.wait(LEASE_SECONDS / 5):
-            began = time.monotonic()
+            began = _seconds()
             try:
                 with self._lock:
                     for head in self._heads:
@@ -191,6 +191,11 @@ class Leases:
             except Exception as error:
                 # Storage may be away for a moment. Until the leases run out nothing is lost.
                 print(f"lease not renewed: {error}", flush=True)
+
+
+def _seconds() -> float:
+    """A clock that goes on while the machine is suspended, as others' clocks do: where there is one, as on Linux."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _erase(storage: Storage, head: Head, leases: Leases) -> Removed:
@@ -213,13 +218,15 @@ def _erase(storage: Storage, head: Head, leases: Leases) -> Removed:
     return found
 
 
-def _remove_workflow(storage: Storage, workflow_id: str) -> Removed:
+def _remove_workflow(storage: Storage, workflow_id: str, leases: Leases) -> Removed:
     """Its file goes first, and its place in the list last: until then a killed deletion can be named again."""
     folder = f"workflows/{workflow_id}"
     found = _whole(storage, folder)
     for key in sorted(storage.list(f"{folder}/"), key=lambda key: not key.endswith("/workflow.yaml")):
         if not key.removeprefix(f"{folder}/").startswith(TOMBSTONE):
+            leases.check()
             storage.delete(key)
+    leases.check()
     forget_named(storage, workflow_id)
     unlist(storage, workflow_id)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from cluster.storage import Storage, open_storage
 from pipeline.collection import collect_root
 from pipeline.driver import create, read_workflow
 from pipeline.head import Head, LeaseLost, commit_checkpoint, read_head, seize
+from pipeline.record import listed
+from pipeline.removal import Leases, delete
 from pipeline.runner import Runner
+from pipeline.settings import Settings
 from tests.unit.pipeline.interposed import interposed
 from tests.unit.pipeline.test_collection_races import flow, folder_of, run, toys  # noqa: F401
 from tests.unit.pipeline.test_runner import Silent
@@ -111,3 +115,61 @@ def test_gc_that_lost_a_stage_removes_nothing_of_what_the_next_driver_commits(st
     with pytest.raises(LeaseLost):
         collect_root(paused, older_than=0)
     assert len(checkpoints(storage, folder)) == 2
+
+
+def suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a machine was suspended for a whole lease: of its clocks, this one alone has gone on."""
+    real = time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: real(clock) + (TTL if clock == time.CLOCK_BOOTTIME else 0))
+
+
+linux = pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="no clock of this system goes on")
+
+
+@linux
+@pytest.mark.usefixtures("no_renewals")
+def test_leases_run_out_while_the_machine_is_suspended(storage, monkeypatch):
+    head = Head.acquire(storage, "stages/toy/1", "delete", ttl=TTL)
+    assert head is not None
+    with Leases([head]) as leases:
+        leases.check()
+        suspended(monkeypatch)
+        with pytest.raises(LeaseLost, match="could not be renewed in time"):
+            leases.check()
+
+
+@linux
+@pytest.mark.usefixtures("no_renewals")
+def test_a_deletion_whose_lease_ran_out_leaves_what_is_left_of_the_workflow(storage, monkeypatch):
+    run(storage, flow(), "mine")
+    # The stages stay: it is not at their leases that it stops.
+    run(storage, flow(), "theirs")
+
+    def first(name: str, key: str) -> bool:
+        return name == "delete" and key == "workflows/mine/workflow.yaml"
+
+    paused, _ = interposed(storage, once(first, lambda key: suspended(monkeypatch)))
+    monkeypatch.setattr(Settings, "storage", lambda self: paused)
+    with pytest.raises(LeaseLost):
+        delete("mine", Settings(root=storage.url, mlflow=""))
+    assert list(storage.list("workflows/mine/events/"))
+    assert "mine" in listed(storage)
+
+
+@pytest.mark.usefixtures("no_renewals")
+def test_gc_that_lost_an_empty_folder_leaves_the_head_of_the_next_driver(storage, monkeypatch):
+    """Before HEAD goes it waits for a renewal on its way, which may last for longer than the lease."""
+    run(storage, flow(), "mine")
+    folder = folder_of(storage, "mine", "second")
+    delete("mine", Settings(root=storage.url, mlflow=""))
+    real, heads = Leases.drop, list[Head]()
+
+    def drop(leases: Leases, head: Head) -> None:
+        if head.folder == folder:
+            heads.append(taken_over(storage, folder))
+        real(leases, head)
+
+    monkeypatch.setattr(Leases, "drop", drop)
+    with pytest.raises(LeaseLost):
+        collect_root(storage, older_than=0)
+    heads[0].renew()
