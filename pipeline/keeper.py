@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 
 from cluster.errors import UserError, check_format
 from cluster.storage import NotFound, Storage
@@ -16,6 +17,8 @@ from pipeline.worker import request_stop
 
 FORMAT = 1
 CLOSE_SECONDS = 5.0
+AT_ONCE = 16
+"""Leases that are renewed side by side."""
 
 
 def request_cancel(storage: Storage, workflow_id: str) -> None:
@@ -52,6 +55,28 @@ def _cancel_key(workflow_id: str) -> str:
     return f"workflows/{workflow_id}/CANCEL"
 
 
+class _Held:
+    """A lease that is renewed until it is dropped."""
+
+    def __init__(self, head: Head) -> None:
+        self.head, self._lock, self._dropped = head, threading.Lock(), False
+
+    def renew(self) -> Exception | None:
+        """Renew it, where it was not dropped; returns what came in the way."""
+        with self._lock:
+            try:
+                if not self._dropped:
+                    self.head.renew()
+            except Exception as error:
+                return error
+            return None
+
+    def drop(self) -> None:
+        """Wait for a renewal on its way; there is none after it."""
+        with self._lock:
+            self._dropped = True
+
+
 class LeaseKeeper:
     """Renews the leases and looks for CANCEL, from a thread of its own.
 
@@ -65,7 +90,7 @@ class LeaseKeeper:
         self._storage, self._id, self._ttl, self._number = storage, workflow_id, ttl, number
         self._on_lost = on_lost
         self._workflow: Head | None = None
-        self._stages: dict[str, Head] = {}
+        self._stages: dict[str, _Held] = {}
         self._attempts: dict[str, str] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
@@ -81,12 +106,17 @@ class LeaseKeeper:
     def hold(self, stage: Head) -> None:
         """Renew this stage's lease, beside those of others."""
         with self._lock:
-            self._stages[stage.folder] = stage
+            self._stages[stage.folder] = _Held(stage)
 
     def drop(self, stage: Head) -> None:
         """Renew the stage's lease no more. Called before the lease is ended, which must not look like a loss."""
         with self._lock:
-            self._stages.pop(stage.folder, None)
+            held = self._stages.get(stage.folder)
+            if held is None or held.head is not stage:
+                # It is dropped already, and the folder may be held again, for another stage of this workflow.
+                return
+            del self._stages[stage.folder]
+        held.drop()
 
     def attempt_begins(self, folder: str, prefix: str) -> None:
         """The attempt of this stage that a request to stop is passed on to."""
@@ -132,10 +162,15 @@ class LeaseKeeper:
         return cancelled(self._storage, self._id, epoch=self._workflow.epoch, driver=self._number)
 
     def _renew(self) -> None:
+        """Renew all leases. Raises LeaseLost where one is lost, else what came in the way of one."""
+        assert self._workflow is not None, "it has been started"
         with self._lock:
-            for head in (self._workflow, *self._stages.values()):
-                if head is not None:
-                    head.renew()
+            held = [_Held(self._workflow), *self._stages.values()]
+        # Its threads, unlike an executor's, keep no process that ends while storage is away.
+        with ThreadPool(min(AT_ONCE, len(held))) as pool:
+            errors = [error for error in pool.map(_Held.renew, held, chunksize=1) if error is not None]
+        for error in sorted(errors, key=lambda error: not isinstance(error, LeaseLost)):
+            raise error
 
 
 def exit_process(reason: str) -> None:
