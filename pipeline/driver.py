@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,7 +23,7 @@ from cluster.storage import Conflict, NotFound, Storage
 from cluster.storage.enduring import Enduring
 from cluster.tasks import warm_up
 from pipeline.config import Workflow, parse_workflow
-from pipeline.head import LeaseLost, read_head
+from pipeline.head import LeaseLost, LeaseWatch, read_head
 from pipeline.identity import differences
 from pipeline.ids import check_id, generate, note_named
 from pipeline.logs import LogShipper
@@ -161,10 +162,8 @@ def end_failed(storage: Storage, workflow_id: str, number: int, message: str) ->
 def _tell_failed(storage: Storage, workflow_id: str, number: int, message: str) -> None:
     """What a user has to mend is told, so that nobody starts another driver before that is done."""
     try:
-        head = read_head(storage, f"workflows/{workflow_id}")
-        if head is not None and head[0].state == "running" and silence(storage, workflow_id) is None:
-            # Another driver is at work: this one's mistake is in its log.
-            return
+        if _is_driven(storage, workflow_id):
+            return  # This one's mistake is in its log.
         if newest_driver(storage, workflow_id) == number:
             notifier = _notifier(storage, workflow_id)
             end_failed(storage, workflow_id, number, message)
@@ -172,6 +171,20 @@ def _tell_failed(storage: Storage, workflow_id: str, number: int, message: str) 
                 notifier.catch_up()
     except (OSError, UserError) as error:
         print(f"cannot tell so in {storage.url}: {error}", flush=True)
+
+
+def _is_driven(storage: Storage, workflow_id: str) -> bool:
+    """Whether a driver is at work: one that looks silent, perhaps to our clock alone, until its lease runs out here."""
+    watch, first = LeaseWatch(), None
+    while (found := read_head(storage, f"workflows/{workflow_id}")) is not None and found[0].state == "running":
+        document, tag = found
+        first = first or tag
+        if tag != first or silence(storage, workflow_id) is None:
+            return True
+        if watch.stale(tag, document.ttl_seconds, longest_gap=max(1.0, document.ttl_seconds / 2)):
+            return False
+        time.sleep(min(1.0, document.ttl_seconds / 10))
+    return False
 
 
 def newest_driver(storage: Storage, workflow_id: str) -> int | None:

@@ -10,9 +10,10 @@ import pytest
 
 from cluster.storage import Storage, open_storage
 from pipeline.collection import collect_root
-from pipeline.driver import create, read_workflow
+from pipeline.driver import _tell_failed, create, read_workflow
+from pipeline.driver_numbers import take_number
 from pipeline.head import Head, LeaseLost, commit_checkpoint, read_head, seize
-from pipeline.record import listed
+from pipeline.record import listed, mark
 from pipeline.removal import Leases, delete
 from pipeline.runner import Runner
 from pipeline.settings import Settings
@@ -173,3 +174,37 @@ def test_gc_that_lost_an_empty_folder_leaves_the_head_of_the_next_driver(storage
     with pytest.raises(LeaseLost):
         collect_root(storage, older_than=0)
     heads[0].renew()
+
+
+def begun(storage: Storage, name: str, silent_for: float, ttl: float) -> None:
+    """Driver 0 holds the workflow, and was last alive so many seconds ago by this machine's clock; 1 is submitted."""
+    create(storage, flow(), name)
+    take_number(storage, name)
+    assert Head.acquire(storage, f"workflows/{name}", "driver 0", ttl=ttl) is not None
+    mark(storage, name, "running")
+    take_number(storage, name)
+    document, tag = read_head(storage, f"workflows/{name}") or (None, "")
+    assert document is not None
+    old = document.model_copy(update={"renewed_ms": document.renewed_ms - int(1000 * silent_for)})
+    storage.compare_and_swap(f"workflows/{name}/HEAD.json", old.body(), tag)
+
+
+def test_a_mistake_ends_no_workflow_whose_driver_is_at_work_by_another_clock(storage):
+    """The second driver's clock is ahead: to it the first one looks silent, at each of its renewals."""
+    begun(storage, "mine", silent_for=60, ttl=2)
+
+    def renewed(number: int, name: str, key: str) -> None:
+        if name == "read_tagged":
+            document, tag = read_head(storage, key.removesuffix("/HEAD.json")) or (None, "")
+            assert document is not None
+            again = document.model_copy(update={"nonce": str(number)})
+            storage.compare_and_swap(key, again.body(), tag)
+
+    _tell_failed(interposed(storage, renewed)[0], "mine", 1, "pin: this machine has torch 2.12.0")
+    assert listed(storage) == {"mine": "running"}
+
+
+def test_a_mistake_ends_a_workflow_whose_driver_is_gone(storage):
+    begun(storage, "mine", silent_for=60, ttl=0.2)
+    _tell_failed(storage, "mine", 1, "pin: this machine has torch 2.12.0")
+    assert listed(storage) == {"mine": "failed"}
