@@ -35,9 +35,19 @@ def request_cancel(storage: Storage, workflow_id: str) -> None:
             raise UserError(f"{workflow_id} does not run ({found[0].state}): there is nothing to cancel")
         # The driver that has been submitted will raise the epoch by one when it starts.
         epoch += 1
+    newest = _newest_driver(storage, workflow_id)
+    while True:
+        request = {"format": FORMAT, "epoch": epoch, "driver": newest}
+        storage.write(_cancel_key(workflow_id), json.dumps(request).encode())
+        # One that was submitted before the request could be seen is meant too.
+        named, newest = newest, _newest_driver(storage, workflow_id)
+        if newest == named:
+            return
+
+
+def _newest_driver(storage: Storage, workflow_id: str) -> int | None:
     numbers = [int(key.rpartition("/")[2]) for key in storage.list(f"workflows/{workflow_id}/drivers/")]
-    request = {"format": FORMAT, "epoch": epoch, "driver": max(numbers, default=None)}
-    storage.write(_cancel_key(workflow_id), json.dumps(request).encode())
+    return max(numbers, default=None)
 
 
 def cancelled(storage: Storage, workflow_id: str, *, epoch: int, driver: int | None) -> bool:

@@ -7,9 +7,11 @@ a workflow does not get on; and that it waits for storage and for the cluster as
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cluster.errors import UserError
@@ -17,6 +19,7 @@ from pipeline.api import jobs_address, submit_driver
 from pipeline.cancelling import end_lost
 from pipeline.driver import end_failed, read_workflow
 from pipeline.head import LeaseWatch
+from pipeline.keeper import cancelled, request_cancel
 from pipeline.losses import ClusterAway, Loss, LossWatch, progress, tell_end
 from pipeline.notify import Notifier, notifier_of
 from pipeline.record import EventLog, mark
@@ -174,8 +177,15 @@ class Supervisor:
             number = submit_driver(self._storage, loss.workflow, self._settings, again=True)
         except UserError as error:
             raise ClusterAway(str(error)) from error
+        self._pass_on_cancel(loss)
         self._report(f"{loss.workflow}: {loss.reason}: submitted driver {number} ({tries} of {self._budget})")
         self._tell(told)
+
+    def _pass_on_cancel(self, loss: Loss) -> None:
+        """Where the lost driver was cancelled since it was looked at, the request may not name the new one."""
+        if cancelled(self._storage, loss.workflow, epoch=sys.maxsize, driver=loss.driver):
+            with suppress(UserError):
+                request_cancel(self._storage, loss.workflow)
 
     def _give_up(self, loss: Loss, tries: int) -> None:
         told = self._notifier(loss.workflow)

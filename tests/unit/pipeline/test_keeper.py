@@ -9,8 +9,9 @@ import pytest
 
 from cluster.storage import Storage, open_storage
 from pipeline import keeper
+from pipeline.driver_numbers import take_number
 from pipeline.head import Head, seize
-from pipeline.keeper import LeaseKeeper
+from pipeline.keeper import LeaseKeeper, cancelled, request_cancel
 from tests.unit.pipeline.interposed import interposed
 
 TTL = 0.03
@@ -158,3 +159,21 @@ def test_a_lost_lease_is_told_although_another_could_not_be_renewed(storage, sta
     assert told.wait(PATIENCE)
     kept.close()
     assert stages[0] in why[0]
+
+
+def test_a_driver_that_is_submitted_while_another_is_cancelled_is_cancelled_too(storage):
+    acquired(storage, "workflows/toy-1")
+    take_number(storage, "toy-1")
+    met: list[str] = []
+
+    def before(number: int, name: str, key: str) -> None:
+        # A supervisor is as fast as the request: this driver is not in the list that was made for it.
+        if name == "write" and not met:
+            met.append(key)
+            take_number(storage, "toy-1")
+
+    request_cancel(interposed(storage, before)[0], "toy-1")
+    assert met == ["workflows/toy-1/CANCEL"]
+    assert cancelled(storage, "toy-1", epoch=2, driver=1)
+    # One that somebody resumes it with later is not.
+    assert not cancelled(storage, "toy-1", epoch=2, driver=take_number(storage, "toy-1"))

@@ -25,6 +25,7 @@ from pipeline.settings import Settings
 from pipeline.status import StatusReader, states
 from pipeline.supervise import Supervisor
 from pipeline.supervise_note import FORMAT, Note, claim, read_note
+from tests.unit.pipeline.interposed import interposed
 from tests.unit.pipeline.job_server import JobServer
 from tests.unit.pipeline.test_runner import Silent
 from tests.unit.pipeline.toys import Source, Upper
@@ -303,6 +304,23 @@ def test_what_was_cancelled_and_resumed_is_watched_again(server, settings, stora
     Head.acquire(storage, f"workflows/{name}", "resumed", ttl=LEASE)
     watch(Supervisor(settings), lambda: server.submitted)
     assert server.submitted == [f"{name}-d{number + 1}"]
+
+
+def test_a_driver_that_is_submitted_while_the_lost_one_is_cancelled_is_cancelled_too(server, settings, storage):
+    name, _ = begun(storage, server)
+    met: list[str] = []
+
+    def before(number: int, call: str, key: str) -> None:
+        # The supervisor has looked, and the new driver's number is not taken yet.
+        if call == "write_if_absent" and "/drivers/" in key and not met:
+            met.append(key)
+            request_cancel(storage, name)
+
+    supervisor = Supervisor(settings)
+    supervisor._storage, _ = interposed(storage, before)
+    watch(supervisor, lambda: server.submitted)
+    assert met == [f"workflows/{name}/drivers/0001"]
+    assert drive(storage, name, 1) == "stopped"
 
 
 def test_of_two_supervisors_one_submits(server, settings, storage):
