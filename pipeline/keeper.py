@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.pool import ThreadPool
 
 from cluster.errors import UserError, check_format
@@ -65,7 +65,7 @@ def _cancel_key(workflow_id: str) -> str:
     return f"workflows/{workflow_id}/CANCEL"
 
 
-class _Held:
+class Held:
     """A lease that is renewed until it is dropped."""
 
     def __init__(self, head: Head) -> None:
@@ -87,6 +87,17 @@ class _Held:
             self._dropped = True
 
 
+def renew_all(held: Sequence[Held]) -> None:
+    """Renew leases side by side. Raises LeaseLost where one is lost, else what came in the way of one."""
+    if not held:
+        return
+    # Its threads, unlike an executor's, keep no process that ends while storage is away.
+    with ThreadPool(min(AT_ONCE, len(held))) as pool:
+        errors = [error for error in pool.map(Held.renew, held, chunksize=1) if error is not None]
+    for error in sorted(errors, key=lambda error: not isinstance(error, LeaseLost)):
+        raise error
+
+
 class LeaseKeeper:
     """Renews the leases and looks for CANCEL, from a thread of its own.
 
@@ -100,7 +111,7 @@ class LeaseKeeper:
         self._storage, self._id, self._ttl, self._number = storage, workflow_id, ttl, number
         self._on_lost = on_lost
         self._workflow: Head | None = None
-        self._stages: dict[str, _Held] = {}
+        self._stages: dict[str, Held] = {}
         self._attempts: dict[str, str] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
@@ -116,7 +127,7 @@ class LeaseKeeper:
     def hold(self, stage: Head) -> None:
         """Renew this stage's lease, beside those of others."""
         with self._lock:
-            self._stages[stage.folder] = _Held(stage)
+            self._stages[stage.folder] = Held(stage)
 
     def drop(self, stage: Head) -> None:
         """Renew the stage's lease no more. Called before the lease is ended, which must not look like a loss."""
@@ -172,15 +183,10 @@ class LeaseKeeper:
         return cancelled(self._storage, self._id, epoch=self._workflow.epoch, driver=self._number)
 
     def _renew(self) -> None:
-        """Renew all leases. Raises LeaseLost where one is lost, else what came in the way of one."""
         assert self._workflow is not None, "it has been started"
         with self._lock:
-            held = [_Held(self._workflow), *self._stages.values()]
-        # Its threads, unlike an executor's, keep no process that ends while storage is away.
-        with ThreadPool(min(AT_ONCE, len(held))) as pool:
-            errors = [error for error in pool.map(_Held.renew, held, chunksize=1) if error is not None]
-        for error in sorted(errors, key=lambda error: not isinstance(error, LeaseLost)):
-            raise error
+            held = [Held(self._workflow), *self._stages.values()]
+        renew_all(held)
 
 
 def exit_process(reason: str) -> None:

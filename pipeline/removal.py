@@ -20,6 +20,7 @@ from cluster.storage import Storage
 from pipeline.api import state_of
 from pipeline.head import Head, HeadDocument, LeaseLost, read_head
 from pipeline.ids import forget_named
+from pipeline.keeper import Held, renew_all
 from pipeline.record import listed, unlist
 from pipeline.settings import Settings
 from pipeline.status import holder, match_id
@@ -147,7 +148,7 @@ class Leases:
     """Several leases that are renewed within a block, from a thread of its own."""
 
     def __init__(self, heads: Sequence[Head] = ()) -> None:
-        self._heads, self._lock, self._closed = list(heads), Lock(), Event()
+        self._held, self._lock, self._closed = [Held(head) for head in heads], Lock(), Event()
         self._lost: LeaseLost | None = None
         self._renewed = _seconds()
         self._thread = Thread(target=self._run, name="lease-keeper", daemon=True)
@@ -170,20 +171,22 @@ class Leases:
     def add(self, head: Head) -> None:
         """Renew this one too, which has just been taken."""
         with self._lock:
-            self._heads.append(head)
+            self._held.append(Held(head))
 
     def drop(self, head: Head) -> None:
         """Renew this one no more. Called before it is ended, which must not look like a loss."""
         with self._lock:
-            self._heads.remove(head)
+            held = next(item for item in self._held if item.head is head)
+            self._held.remove(held)
+        held.drop()
 
     def _run(self) -> None:
         while not self._closed.wait(LEASE_SECONDS / 5):
             began = _seconds()
             try:
                 with self._lock:
-                    for head in self._heads:
-                        head.renew()
+                    held = list(self._held)
+                renew_all(held)
                 self._renewed = began
             except LeaseLost as error:
                 self._lost = error

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage import Storage, open_storage
-from pipeline import keeper
+from pipeline import keeper, removal
 from pipeline.driver_numbers import take_number
 from pipeline.head import Head, seize
 from pipeline.keeper import LeaseKeeper, cancelled, request_cancel
@@ -63,14 +63,7 @@ def stages(storage: Storage) -> list[str]:
 
 def test_leases_are_renewed_side_by_side(storage, stages):
     """One after the other, those of many stages would outlast the time to live."""
-    met, main = threading.Event(), threading.current_thread()
-    barrier = threading.Barrier(1 + len(stages), met.set, PATIENCE)
-
-    def before(number: int, name: str, key: str) -> None:
-        if name == "read_tagged" and threading.current_thread() is not main:
-            barrier.wait()
-
-    slow, _ = interposed(storage, before)
+    slow, met = that_meet(storage, 1 + len(stages))
     lost: list[str] = []
     kept = LeaseKeeper(slow, "toy-1", TTL, lost.append)
     for folder in stages:
@@ -79,6 +72,25 @@ def test_leases_are_renewed_side_by_side(storage, stages):
     assert met.wait(PATIENCE)
     kept.close()
     assert lost == []
+
+
+def test_so_are_those_of_a_collection(storage, stages, monkeypatch):
+    monkeypatch.setattr(removal, "LEASE_SECONDS", TTL)
+    slow, met = that_meet(storage, len(stages))
+    with removal.Leases([acquired(slow, folder) for folder in stages]):
+        assert met.wait(PATIENCE)
+
+
+def that_meet(storage: Storage, parties: int) -> tuple[Storage, threading.Event]:
+    """A storage in which so many renewals, in threads, wait for each other; and whether they have met."""
+    met, main = threading.Event(), threading.current_thread()
+    barrier = threading.Barrier(parties, met.set, PATIENCE)
+
+    def before(number: int, name: str, key: str) -> None:
+        if name == "read_tagged" and threading.current_thread() is not main:
+            barrier.wait()
+
+    return interposed(storage, before)[0], met
 
 
 def test_a_lease_that_is_dropped_waits_for_its_own_renewal_and_is_not_renewed_again(storage, stages):
