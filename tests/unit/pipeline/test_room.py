@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from types import SimpleNamespace
@@ -20,12 +21,45 @@ from pipeline.told import TOLD
 from stages.training.config import TrainingConfig, usable_ranks
 
 
+class Clock:
+    """What `room` takes for the time: it goes on by what is waited for."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+
+
+class Stop(threading.Event):
+    """Set by whoever sets it, or once the clock says so."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock, self.at = clock, math.inf
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self._clock.sleep(timeout)
+        if self._clock.monotonic() >= self.at:
+            self.set()
+        # Others are to have their turn.
+        return super().wait(0.001)
+
+
 @pytest.fixture
 def drive(tmp_path, monkeypatch) -> Any:
+    clock = Clock()
+    monkeypatch.setattr(room, "time", clock)
     monkeypatch.setattr(room, "LOOK_SECONDS", 0.01)
+    # A number whose multiples a computer has exactly.
+    monkeypatch.setattr(room, "SOON_LOOK_SECONDS", 0.125)
     monkeypatch.setattr(room, "SETTLED_SECONDS", 0.05)
     storage = open_storage(f"file://{tmp_path}")
-    keeper = SimpleNamespace(stop=threading.Event())
+    keeper = SimpleNamespace(stop=Stop(clock))
     return SimpleNamespace(storage=storage, events=EventLog(storage, "w"), keeper=keeper, door=Door())
 
 
@@ -60,15 +94,11 @@ def test_room_that_is_missing_is_waited_for_in_sight(drive, monkeypatch):
 
 def test_a_wait_that_goes_on_is_told_again_and_again_and_ever_more_seldom(drive, monkeypatch):
     free(monkeypatch, 3)
-    monkeypatch.setattr(room, "SAY_AGAIN_SECONDS", 0.4)
-    threading.Timer(2, drive.keeper.stop.set).start()
+    monkeypatch.setattr(room, "SAY_AGAIN_SECONDS", 0.5)
+    drive.keeper.stop.at = 2.0
     assert not wait_for_room(drive, "pretrain", CONFIG, 8)
     waited = [event.data["seconds"] for event in events(drive, "waiting_for_room")]
-    # 0.05, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6
-    assert 4 <= len(waited) <= 7
-    assert waited[-1] > 1
-    steps = [later - earlier for earlier, later in itertools.pairwise(waited)]
-    assert all(step >= min(earlier, 0.4) for step, earlier in zip(steps, waited, strict=False))
+    assert waited == [0.125, 0.25, 0.5, 1.0, 1.5]
 
 
 def test_memory_and_labels_are_asked_for_and_named(drive, monkeypatch):
@@ -76,7 +106,7 @@ def test_memory_and_labels_are_asked_for_and_named(drive, monkeypatch):
     monkeypatch.setattr(room, "free_workers", lambda cpus, gpus, **placed: asked.append(placed) or 3)
     monkeypatch.setattr(room, "most_workers", lambda cpus, gpus, **placed: asked.append(placed) or 4)
     config = CONFIG.model_copy(update={"memory_per_worker": 1.5, "node_label": {"gpu": "h100", "zone": "x"}})
-    threading.Timer(0.3, drive.keeper.stop.set).start()
+    drive.keeper.stop.at = 0.3
     assert not wait_for_room(drive, "pretrain", config, 8)
     assert asked[0] == asked[-1] == {"memory": 1.5, "labels": {"gpu": "h100", "zone": "x"}}
     event = events(drive, "waiting_for_room")[0]
