@@ -341,11 +341,11 @@ def test_by_hand_it_says_what_it_has_done(trained: Trained, tmp_path: Path):
 # By a driver
 
 
-def drive(trained: Trained, folder: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def drive(trained: Trained, folder: Path, uri: str, monkeypatch: pytest.MonkeyPatch, patience: float = 120.0) -> str:
     """Run the same stages, all of which are reused, with `register`; returns the workflow's id."""
     from pipeline.driver import create
 
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 5.0)
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", patience)
     storage, workflow = trained.storage, flow(REGISTER)
     workflow_id = create(storage, workflow)
     with MlflowTracker(uri, storage, workflow_id, workflow) as tracker:
@@ -384,7 +384,7 @@ def test_a_long_upload_is_waited_for(trained: Trained, tmp_path, monkeypatch, ca
         lambda self, client, experiment: plain(self, Slow(client, "none", after=False), experiment),
     )
     uri = trained.database(tmp_path)
-    drive(trained, tmp_path, uri, monkeypatch)
+    drive(trained, tmp_path, uri, monkeypatch, patience=8.0)
     assert "did not take everything" not in capsys.readouterr().out
     assert list(state(trained.runs(uri))["versions"]) == [1]
 
@@ -408,7 +408,7 @@ def test_a_driver_goes_on_where_an_answer_was_lost(trained: Trained, tmp_path, m
 
 
 def test_what_an_absent_server_missed_is_registered_by_the_next_driver(trained: Trained, tmp_path, monkeypatch, capsys):
-    drive(trained, tmp_path, "http://127.0.0.1:9", monkeypatch)
+    drive(trained, tmp_path, "http://127.0.0.1:9", monkeypatch, patience=5.0)
     assert "did not take everything" in capsys.readouterr().out
     uri = trained.database(tmp_path)
     drive(trained, tmp_path, uri, monkeypatch)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -16,6 +18,7 @@ from pipeline.mlflow_page import address
 from pipeline.mlflow_search import own_runs
 from pipeline.preflight import tracking as asked
 from pipeline.settings import Settings
+from pipeline.tracking import MlflowTracker
 from tests.contract.guard import Guard
 from tests.integration.flows import curve, in_mlflow, record, small_workflow, tracked
 
@@ -29,8 +32,8 @@ FILES = {"workflow.yaml", "environment.json", "plan.txt", "report.html"}
 
 @pytest.fixture
 def guard(stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
-    """Before the stack's server. The end of a workflow waits for it shortly."""
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 4.0)
+    """Before the stack's server. The end of a workflow waits for it as long as a slow machine needs."""
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 120.0)
     server = Guard(stack_environment.mlflow_url)
     with server.running():
         yield server
@@ -39,6 +42,22 @@ def guard(stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator
 @pytest.fixture
 def settings(guard: Guard, tmp_path: Path) -> Settings:
     return Settings(root=f"file://{tmp_path}/root", mlflow=guard.url)
+
+
+@contextmanager
+def impatient(*, for_files_alone: bool = False) -> Iterator[None]:
+    """The end of a workflow waits shortly for what takes nothing: a server, or a store of files behind one."""
+    made = MlflowTracker.__init__
+
+    def make(self: MlflowTracker, *arguments: Any, **options: Any) -> None:
+        made(self, *arguments, **options)
+        if for_files_alone:
+            self._patience = 120.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking, "PATIENCE_SECONDS", 4.0)
+        patch.setattr(MlflowTracker, "__init__", make)
+        yield
 
 
 def files_in_mlflow(settings: Settings, workflow_id: str, key: str) -> set[str]:
@@ -84,7 +103,8 @@ def test_with_wrong_ones_it_is_trained_and_what_to_set_and_what_is_missing_is_to
     assert "does not let us in with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD as set (401)" in finding.told
     assert "byron" not in finding.told
     assert address(guard.url) == guard.url
-    workflow_id, state = api.run(WORKFLOW, settings)
+    with impatient():
+        workflow_id, state = api.run(WORKFLOW, settings)
     assert state == "done"
     said = capsys.readouterr().out
     assert (
@@ -105,7 +125,8 @@ def is_file(path: str) -> bool:
 @pytest.mark.parametrize("status", [507, 500])
 def test_a_store_of_files_that_is_full_costs_the_files_alone_until_it_takes_them(guard, settings, capsys, status):
     guard.refuse = lambda method, path: status if method in ("PUT", "POST") and is_file(path) else None
-    workflow_id, state = api.run(WORKFLOW, settings)
+    with impatient(for_files_alone=True):
+        workflow_id, state = api.run(WORKFLOW, settings)
     assert state == "done"
     said = capsys.readouterr().out
     assert guard.refused[status] > 0
@@ -131,7 +152,8 @@ def test_a_server_that_takes_nothing_any_more_loses_nothing_once_it_does(guard, 
         return status if len(full) > 1 and method != "GET" else None
 
     guard.refuse = refuse
-    workflow_id, state = api.run(WORKFLOW, settings)
+    with impatient():
+        workflow_id, state = api.run(WORKFLOW, settings)
     assert state == "done"
     said = capsys.readouterr().out
     assert f"MLflow at {guard.url} does not answer; the work goes on" in said
@@ -152,7 +174,8 @@ def test_a_server_that_lets_everybody_wait_holds_nothing_up_and_has_everything_l
         return None
 
     guard.refuse = wait
-    workflow_id, state = api.run(WORKFLOW, settings)
+    with impatient():
+        workflow_id, state = api.run(WORKFLOW, settings)
     assert state == "done"
     assert not awake.is_set()
     assert "are not there; all is kept in storage, and `patchline" in capsys.readouterr().out
