@@ -26,6 +26,8 @@ from tests.integration.flows import tracked
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 SEEN = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
 KEPT = "SCREENSHOTS"
+PATIENCE_MS = 180_000
+"""How long anything may take to be on a page; for what is expected, too, which has a time of its own."""
 OTHER = "digits-lower-rate"
 SHORTER = ("pretrain.epochs=8", "finetune.epochs=2", "fewshot.draws=5")
 WORKFLOW = Path(__file__).parents[2] / "pipeline/recipes/digits.yaml"
@@ -57,6 +59,7 @@ def installed_chromium() -> str:
 
 @pytest.fixture(scope="session")
 def browser(chromium: str) -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         # Root has no sandbox, and a container little shared memory.
         options = ["--no-sandbox", "--disable-dev-shm-usage"]
@@ -75,7 +78,7 @@ def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
         # Frames that may keep nothing have none of it.
         context.add_init_script(f"try {{ localStorage.setItem({name!r}, {value!r}) }} catch {{ }}")
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(PATIENCE_MS)
     errors = list[Error]()
 
     def note(error: Error) -> None:
@@ -141,7 +144,7 @@ def ran(stack: Stack, path: Path, text: str, overrides: tuple[str, ...]) -> Show
         for name, value in stack.environment().items():
             patch.setenv(name, value)
         before = set(settings.storage().list_folders("workflows/"))
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=550)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=1500)
         assert done.returncode == 0, done.stdout + done.stderr
         (workflow_id,) = set(settings.storage().list_folders("workflows/")) - before
         return Shown(id=workflow_id, settings=settings, runs=tracked(settings, workflow_id))

@@ -14,7 +14,7 @@ from pipeline.register import register
 from pipeline.shown_runs import stage_name
 from tests.browser.conftest import OTHER, Shown, see
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 CURVE = ".js-plotly-plot .scatterlayer path.js-line"
 STAGES = [stage_name(stage, "digits") for stage in ("ingest", "pretrain", "finetune", "fewshot", "analyze")]
 

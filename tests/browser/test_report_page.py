@@ -16,7 +16,7 @@ from cluster.local.stack import Stack
 from tests.browser.conftest import OTHER, Shown, see
 from tests.integration.flows import curve
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,13 @@ def command(*words: str) -> list[str]:
 def said(words: tuple[str, ...], environment: dict[str, str], folder: Path) -> str:
     """What the command prints in a terminal."""
     child = pexpect.spawn(
-        sys.executable, command(*words)[1:], env=environment, cwd=folder, encoding="utf-8", dimensions=(24, 300)
+        sys.executable,
+        command(*words)[1:],
+        env=environment,
+        cwd=folder,
+        encoding="utf-8",
+        dimensions=(24, 300),
+        timeout=300,
     )
     printed = child.read()
     child.close()
@@ -47,8 +53,8 @@ def said(words: tuple[str, ...], environment: dict[str, str], folder: Path) -> s
 
 def opened(folder: Path) -> str:
     """What a browser was given: it is started beside the command."""
-    deadline, path = time.monotonic() + 10, folder / "opened"
-    while not path.exists() and time.monotonic() < deadline:
+    deadline, path = time.monotonic() + 120, folder / "opened"
+    while not (path.exists() and path.read_text().endswith("\n")) and time.monotonic() < deadline:
         time.sleep(0.05)
     return path.read_text().strip()
 

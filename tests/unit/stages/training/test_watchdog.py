@@ -15,7 +15,7 @@ from stages.training.faults import EXIT_CODE
 from stages.training.watchdog import Watchdog, looks
 from tests.unit.stages.training.ranks import end_of, start_ranks
 
-HANG_SECONDS = 4.0
+HANG_SECONDS = 10.0
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -24,13 +24,13 @@ def test_a_rank_that_is_stopped_is_named_by_the_others(make_stage, tmp_path, vic
     job = stage.job(updates=100_000, hang_seconds=HANG_SECONDS, save_every=10_000)
     processes = start_ranks(job, stage.storage.url, stage.folder, ranks=2, attempt=1, notes=tmp_path)
     trains = tmp_path / f"samples-1-{victim}.json"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not trains.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert trains.exists()
     os.kill(processes[victim].pid, signal.SIGSTOP)
     other = 1 - victim
-    codes = end_of([processes[other]], seconds=60)
+    codes = end_of([processes[other]], seconds=240)
     assert codes == [EXIT_CODE]
     (fault,) = read_faults(stage.storage, stage.folder, 1)
     assert fault.startswith(f"rank {victim} gave no sign of life"), fault
