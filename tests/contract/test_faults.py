@@ -119,7 +119,7 @@ def test_a_server_that_falls_silent_is_asked_again(
     proxy: FaultyProxy, s3_root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     open_storage(s3_root).write("folder/body", BODY)
-    monkeypatch.setattr(retry, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(retry, "READ_TIMEOUT_S", 5.0)
     # Settings that no client has been made for yet: timeouts belong to the client.
     monkeypatch.setenv("AWS_REGION", "us-west-1")
     proxy.plan["GET"] = [silent]

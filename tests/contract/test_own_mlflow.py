@@ -96,12 +96,12 @@ def test_of_several_in_one_process_the_last_one_puts_things_back(monkeypatch):
     def other() -> None:
         with client_settings():
             inside.set()
-            leave.wait(20)
+            leave.wait(300)
 
     thread = threading.Thread(target=other)
     with client_settings():
         thread.start()
-        assert inside.wait(20)
+        assert inside.wait(120)
     ours = {name: os.environ.get(name) for name in (*OURS, *UNLESS_SET)}
     assert ours == {**OURS, **UNLESS_SET, "MLFLOW_HTTP_REQUEST_TIMEOUT": "77"}
     leave.set()

@@ -21,7 +21,7 @@ from tests.integration.flows import head, past_checkpoint, small_workflow, stage
 
 pytestmark = pytest.mark.cluster
 REPOSITORY = Path(__file__).parents[2]
-SECONDS = 60
+SECONDS = 300
 GATE = """
 import time
 from pathlib import Path

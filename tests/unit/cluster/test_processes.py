@@ -51,7 +51,7 @@ def runs(pid: int) -> bool:
 
 def soon(condition: Callable[[], bool]) -> bool:
     """Whether it comes true within a time that no idle machine needs."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
     return condition()
@@ -82,11 +82,11 @@ def test_a_process_that_ends_at_sigterm_is_not_waited_for(sleeper: Process, monk
     monkeypatch.setattr(processes, "STOP_SECONDS", 60.0)
     began = time.monotonic()
     assert stop(sleeper) == [sleeper]
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 45
 
 
 def test_a_server_gets_sigterm_before_anything_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(processes, "STOP_SECONDS", 20.0)
+    monkeypatch.setattr(processes, "STOP_SECONDS", 120.0)
     command = ["sh", "-c", 'trap "echo saved; exit 0" TERM; echo ready; while :; do sleep 0.1; done']
     server = start(command, environment={}, log=tmp_path / "log", folder=tmp_path)
     written(tmp_path / "log")

@@ -248,7 +248,7 @@ def test_in_a_terminal_it_asks_four_questions_and_takes_enter_for_what_it_propos
     environment = {**os.environ, "PATCHLINE_HOME": str(tmp_path / "home"), "COLUMNS": "80", "TERM": "dumb"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[3])
     asked = pexpect.spawn(
-        sys.executable, ["-m", "pipeline.cli", "init"], cwd=tmp_path, env=environment, encoding="utf-8", timeout=60
+        sys.executable, ["-m", "pipeline.cli", "init"], cwd=tmp_path, env=environment, encoding="utf-8", timeout=300
     )
     for question, answer in (
         ("Images.*: ", "photos"),

@@ -230,7 +230,7 @@ def test_a_supervisor_s_message_is_tried_again(storage, hook, monkeypatch):
     EventLog(storage, ID).append("driver_lost", **EVENTS["stall, a driver"][1])
     teller = telling.Teller(told.append)
     teller.send(notifier)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not hook.taken and time.monotonic() < deadline:
         time.sleep(0.02)
     teller.close()

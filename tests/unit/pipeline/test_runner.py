@@ -19,7 +19,7 @@ from pipeline.status import StatusReader
 from stages.config import placement
 from stages.context import CheckpointDamaged, Rank, Rollback, RollbackWanted, Stopped, StopRequest, write_fault
 from stages.metrics import now_ms
-from tests.unit.pipeline.toys import CALLS, Meeting, Source, Upper
+from tests.unit.pipeline.toys import CALLS, TABLE, Meeting, Source, Upper
 
 
 class Silent:
@@ -50,6 +50,8 @@ def storage(tmp_path):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(failures, "BACKOFF_SECONDS", 0.01)
+    # One that a test before has left broken stays so.
+    TABLE.reset()
 
 
 def workflow(source: dict | None = None, upper: dict | None = None) -> Workflow:

@@ -58,7 +58,7 @@ GATE, ENTERED = threading.Event(), threading.Event()
 
 def run_held(config: Held, inputs: Inputs, context: Context) -> Result:
     ENTERED.set()
-    assert GATE.wait(20)
+    assert GATE.wait(300)
     return run_upper(config, inputs, context)
 
 
@@ -277,7 +277,7 @@ def test_cancel_now_ends_the_work_at_once_and_resume_goes_on_from_the_last_check
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert ENTERED.wait(20)
+    assert ENTERED.wait(120)
     folder = status(storage, "nightly").stages["second"].folder
     epoch = read_head(storage, folder)[0].epoch
     prefix = f"{folder}/checkpoints/00000007-a1"
@@ -294,7 +294,7 @@ def test_cancel_now_ends_the_work_at_once_and_resume_goes_on_from_the_last_check
     with pytest.raises(LeaseLost):
         commit_checkpoint(storage, folder, epoch, 1, f"{folder}/checkpoints/00000008-a1", 8, lambda updates: updates)
     GATE.set()
-    thread.join(20)
+    thread.join(300)
     assert errors
     assert api.state_of(storage, "nightly", settings) == "stopped"
     assert listed(storage)["nightly"] == "stopped"

@@ -58,7 +58,7 @@ class Meeting(StageConfig):
         return run_meeting
 
 
-TABLE = threading.Barrier(2, timeout=20)
+TABLE = threading.Barrier(2, timeout=120)
 
 
 def run_meeting(config: Meeting, inputs: Inputs, context: Context) -> Result:

@@ -28,7 +28,7 @@ class Held:
     def writer(self, key: str) -> Iterator:
         self.begun.append(key)
         if "/checkpoints/" in key:
-            assert self.release.wait(60)
+            assert self.release.wait(300)
         with self._storage.writer(key) as sink:
             yield sink
 
@@ -42,7 +42,7 @@ def test_training_goes_on_while_a_checkpoint_is_stored_and_the_next_one_waits(ma
     seen: list[tuple[int, int, int, list[int]]] = []
 
     def look() -> None:
-        _wait_until(lambda: made() >= 6, seconds=20)
+        _wait_until(lambda: made() >= 6 and storage.begun, seconds=120)
         # Long enough for another update, and for another upload to begin.
         time.sleep(0.5)
         seen.append((made(), taken(), len(storage.begun), list(stage.commits)))
@@ -76,7 +76,7 @@ def _counted(monkeypatch, owner: type, name: str) -> Callable[[], int]:
     return lambda: len(calls)
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+def _wait_until(condition: Callable[[], object], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -73,7 +73,7 @@ def test_the_first_rank_of_each_machine_tells_and_rank_0_logs_each_sample_once()
         Machines(hosts, 2, client, None, seconds=0.1),
         Machines(hosts, 0, server, logged.append, seconds=0.05),
     ):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while sum("system/b/cpu_utilization_percentage" in values for values in logged) < 3:
             assert time.monotonic() < deadline, logged
             time.sleep(0.05)
