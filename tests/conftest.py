@@ -28,7 +28,11 @@ def stack() -> Iterator[Stack]:
     """A whole local stack of the tests' own: Ray, SeaweedFS, MLflow."""
     home = Path(tempfile.mkdtemp(prefix="patchline-test-"))
     try:
-        yield local.up(home)
+        with pytest.MonkeyPatch.context() as patch:
+            # A slow machine is no defect here either.
+            patch.setattr("cluster.local.stack.START_SECONDS", 300.0)
+            started = local.up(home)
+        yield started
     finally:
         local.down(home)
         shutil.rmtree(home, ignore_errors=True)

@@ -38,7 +38,7 @@ SERVERS = {"raylet": "ray", "head": "ray", "s3": "s3", "mlflow": "mlflow"}
 """Victims that do not come back by themselves, and the service of the stack that each belongs to."""
 AWAY_SECONDS = 20.0
 END_SECONDS = 600.0
-ORPHAN_SECONDS = 10.0
+ORPHAN_SECONDS = 60.0
 LATEST = 0.75
 """The latest moment, as a share of the undisturbed time: another run may be faster, and its processes gone by then."""
 STAGES = ("ingest", "pretrain", "finetune", "fewshot")

@@ -20,6 +20,7 @@ def test_everybody_is_hit_in_turn_at_moments_of_the_whole_workflow(seed, kills):
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(1800)
 def test_a_workflow_survives_the_loss_of_its_s3_server():
     undisturbed = run(None, 0.0)
     assert undisturbed.orphans == ()

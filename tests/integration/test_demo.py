@@ -14,7 +14,7 @@ import pytest
 from pipeline.settings import resolve
 from tests.integration.flows import tracked
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 STAGES = ("ingest", "pretrain", "finetune", "fewshot")
 
 

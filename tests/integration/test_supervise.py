@@ -30,7 +30,7 @@ SHORT = "pretrain.updates=20"
 @pytest.fixture
 def settings(stack_environment: Stack, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The tests' stack with an empty root."""
-    monkeypatch.setenv("PATCHLINE_LEASE_SECONDS", "3")
+    monkeypatch.setenv("PATCHLINE_LEASE_SECONDS", "10")
     return resolve(root=s3_root)
 
 
@@ -52,7 +52,7 @@ def test_a_workflow_whose_driver_is_killed_ends_by_itself(settings, stack, super
     wait_for(lambda: state(storage, workflow_id) == "done", 240, "end of the workflow")
     assert newest_driver(storage, workflow_id) == 1
     supervisor.send_signal(signal.SIGINT)
-    told, _ = supervisor.communicate(timeout=20)
+    told, _ = supervisor.communicate(timeout=120)
     assert supervisor.returncode == 0
     lines = [json.loads(line)["message"] for line in told.splitlines()]
     assert f"{workflow_id}: its driver's lease ran out: submitted driver 1 (1 of 8)" in lines
@@ -63,7 +63,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Of a stack that the test brings up by the command, and takes down."""
     home = Path(tempfile.mkdtemp(prefix="patchline-test-"))
     monkeypatch.setenv("PATCHLINE_HOME", str(home))
-    monkeypatch.setenv("PATCHLINE_LEASE_SECONDS", "3")
+    monkeypatch.setenv("PATCHLINE_LEASE_SECONDS", "10")
     try:
         yield home
     finally:

@@ -18,6 +18,7 @@ from pipeline.removal import delete
 from pipeline.settings import Settings
 from stages.config import placement
 from stages.context import Context, Inputs, Result
+from tests.unit.pipeline import test_collection_races
 from tests.unit.pipeline.interposed import interposed
 from tests.unit.pipeline.test_collection_races import (  # noqa: F401
     check_whole,
@@ -72,8 +73,11 @@ def checkpoint(storage: Storage, folder: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def saving(monkeypatch: pytest.MonkeyPatch) -> None:
+def saving(toys: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setitem(KINDS, Saving.kind, Saving)
+    # Nobody is killed here, so that no lease has to run out.
+    monkeypatch.setattr(test_collection_races, "LEASE", 30.0)
+    monkeypatch.setattr("pipeline.removal.LEASE_SECONDS", 60.0)
 
 
 @pytest.mark.parametrize("breaks", [0, 3])
@@ -131,10 +135,10 @@ def test_many_workflows_that_wait_for_each_other_beside_two_collections_and_dele
     for thread in (*collectors, *workers):
         thread.start()
     for thread in workers:
-        thread.join(120)
+        thread.join(480)
     stop.set()
     for thread in collectors:
-        thread.join(60)
+        thread.join(480)
     assert errors == []
     storage = open_storage(url)
     last = [f"flow-{number}-3" for number in range(3)]
