@@ -135,7 +135,7 @@ def in_mlflow(settings: Settings, workflow_id: str, key: str) -> object:
         run = tracked(settings, workflow_id).get(key)
         return run if run is not None and run.info.status != "RUNNING" else None
 
-    return wait_for(found, 60, f"ended run {key} in MLflow")
+    return wait_for(found, 300, f"ended run {key} in MLflow")
 
 
 def processes(*words: str) -> list[int]:

@@ -69,7 +69,7 @@ def growing_cluster(machine: Mapping[str, int], most: int, *, idle_minutes: floa
     process = start(command, environment=environment, log=home / "ray.log", folder=home)
     try:
         jobs = f"http://127.0.0.1:{ports['dashboard']}"
-        wait_for(lambda: ray_works(jobs, TOKEN), 60, "answer of the growing cluster")
+        wait_for(lambda: ray_works(jobs, TOKEN), 300, "answer of the growing cluster")
         yield Growing(jobs=jobs, gcs=gcs, token=f"{home}/token", home=home)
     finally:
         stop(process)

@@ -320,7 +320,7 @@ def test_a_killed_server_comes_back_with_its_data_and_down_ends_its_own_processe
         with environment(first):
             open_storage(first.root).write("kept/object", b"body")
         os.kill(first.processes["s3"].pid, signal.SIGKILL)
-        wait_for(lambda: not first.processes["s3"].alive, 120, "end of the S3 server")
+        wait_for(lambda: not first.processes["s3"].alive, 300, "end of the S3 server")
         assert local.load(home) is None
 
         second = local.up(home)
@@ -338,7 +338,7 @@ def test_a_killed_server_comes_back_with_its_data_and_down_ends_its_own_processe
         assert int((home / "job").read_text()) in processes
         assert local.down(home) == list(SERVICES)
         assert local.load(home) is None
-        wait_for(lambda: not still_running(processes), 120, f"end of {still_running(processes)}")
+        wait_for(lambda: not still_running(processes), 300, f"end of {still_running(processes)}")
         assert not Path(second.temporary).exists()
         assert local.down(home) == []
 

@@ -33,7 +33,7 @@ def test_status_logs_and_list_tell_why_a_driver_never_began(
     workflow_id = api.submit(small_workflow(), settings)
     monkeypatch.setenv("PATCHLINE_ROOT", s3_root)
     reason = "could not convert string to float: 'soon'"
-    wait_for(lambda: reason in patchline("status"), 60, "reason in the status")
+    wait_for(lambda: reason in patchline("status"), 300, "reason in the status")
     assert json.loads(patchline("status", "--json"))["state"] == "failed"
     assert reason in patchline("logs", "--follow")
     assert patchline("list").split() == ["failed", workflow_id]

@@ -48,19 +48,19 @@ def test_a_gang_grows_into_room_and_goes_on_when_a_worker_is_told_to_end(
         storage = settings.storage()
         overrides = ("workers=[1,2]", "updates=100000", "save_every=100000", "retries=0", "preemptions=1")
         workflow_id = api.submit(small_workflow(*(f"pretrain.{field}" for field in overrides)), settings)
-        folder = wait_for(lambda: trains(storage, workflow_id, 1), 120, "training in the room that there is")
+        folder = wait_for(lambda: trains(storage, workflow_id, 1), 300, "training in the room that there is")
     finally:
         client.stop_job(other)
 
-    wait_for(lambda: trains(storage, workflow_id, 2), 120, "training in the larger room")
+    wait_for(lambda: trains(storage, workflow_id, 2), 300, "training in the larger room")
     assert [event.data["workers"] for event in told(storage, workflow_id, "gang")] == [1, 2]
     own = descendants(stack.processes["ray"].pid)
     workers = [pid for pid in processes("ray::", "TrainWorker") if pid in own]
     os.kill(workers[0], signal.SIGTERM)
 
-    wait_for(lambda: trains(storage, workflow_id, 3), 120, "training after the signal")
+    wait_for(lambda: trains(storage, workflow_id, 3), 300, "training after the signal")
     api.cancel(workflow_id, settings)
-    wait_for(lambda: told(storage, workflow_id, "workflow_ended"), 60, "end")
+    wait_for(lambda: told(storage, workflow_id, "workflow_ended"), 300, "end")
 
     assert [event.data["workers"] for event in told(storage, workflow_id, "gang")] == [1, 2, 2]
     assert [event.data["reason"] for event in told(storage, workflow_id, "stage_interrupted")] == [

@@ -35,7 +35,7 @@ def test_an_empty_cluster_grows_for_tasks_and_for_a_gang(
         settings = resolve(**places, address=cluster.jobs)
         storage = settings.storage()
         workflow_id = api.submit(workflow, settings)
-        wait_for(lambda: state(storage, workflow_id) in ("done", "failed"), 240, "end of the workflow")
+        wait_for(lambda: state(storage, workflow_id) in ("done", "failed"), 480, "end of the workflow")
         assert state(storage, workflow_id) == "done"
         assert record(storage, workflow_id, "pretrain").placement["workers"] == 2
 
@@ -51,16 +51,18 @@ def test_a_machine_that_is_told_to_end_lets_training_save_first(tmp_path: Path, 
         first = add_machine(cluster, "first", notice_s=60)
         try:
             workflow_id = api.submit(workflow, settings)
-            wait_for(lambda: trains(storage, workflow_id, 1), 120, "training")
+            wait_for(lambda: trains(storage, workflow_id, 1), 300, "training")
             os.kill(first.pid, signal.SIGTERM)
-            (event,) = wait_for(lambda: told(storage, workflow_id, "stage_interrupted"), 60, "word of the interruption")
+            (event,) = wait_for(
+                lambda: told(storage, workflow_id, "stage_interrupted"), 300, "word of the interruption"
+            )
             # Without work it ends before its notice is over.
-            wait_for(lambda: not first.alive, 30, "end of the machine")
+            wait_for(lambda: not first.alive, 300, "end of the machine")
             second = add_machine(cluster, "second", notice_s=1)
             try:
-                folder = wait_for(lambda: trains(storage, workflow_id, 2), 120, "training on the other machine")
+                folder = wait_for(lambda: trains(storage, workflow_id, 2), 300, "training on the other machine")
                 api.cancel(workflow_id, settings)
-                wait_for(lambda: told(storage, workflow_id, "workflow_ended"), 60, "end")
+                wait_for(lambda: told(storage, workflow_id, "workflow_ended"), 300, "end")
             finally:
                 stop(second)
         finally:

@@ -163,7 +163,7 @@ def test_who_runs_it_stops_it_after_a_checkpoint_and_the_command_that_is_told_co
     environment, tmp_path, places
 ):
     (tmp_path / "small.yaml").write_text(
-        small_workflow("pretrain.updates=200", "pretrain.save_every=40", "pretrain.evaluate_every=0").to_yaml()
+        small_workflow("pretrain.updates=600", "pretrain.save_every=40", "pretrain.evaluate_every=0").to_yaml()
     )
     storage = open_storage(f"file://{tmp_path}/my root")
     child = typed(f"patchline run small.yaml {places}", tmp_path, environment)
@@ -176,7 +176,7 @@ def test_who_runs_it_stops_it_after_a_checkpoint_and_the_command_that_is_told_co
     folder = str(stage(storage, workflow_id, "pretrain").folder)
     stopped = head(storage, folder).checkpoint
     assert stopped is not None
-    assert 40 < stopped.update < 200
+    assert 40 < stopped.update < 600
     child = typed(told(said, "resume"), tmp_path, environment)
     said = ended(child)
     assert child.exitstatus == 0, said

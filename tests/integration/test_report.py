@@ -39,10 +39,10 @@ def started(settings: Settings, *words: str) -> subprocess.Popen[str]:
 def until(settings: Settings, process: subprocess.Popen[str], update: int, number: signal.Signals) -> str:
     """Send a process that trains a signal, past the checkpoint of this update; returns the workflow's id."""
     storage = settings.storage()
-    workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 60, "workflow")[0]
-    wait_for(lambda: past_checkpoint(storage, workflow_id, update), 120, f"checkpoint at {update}")
+    workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 300, "workflow")[0]
+    wait_for(lambda: past_checkpoint(storage, workflow_id, update), 300, f"checkpoint at {update}")
     process.send_signal(number)
-    process.communicate(timeout=90)
+    process.communicate(timeout=300)
     return workflow_id
 
 
@@ -51,7 +51,7 @@ def artifact(settings: Settings, workflow_id: str, to: Path) -> Page:
     run = in_mlflow(settings, workflow_id, "workflow")
     client = mlflow.MlflowClient(settings.mlflow)
     # The run ends first: nothing waits for the page.
-    wait_for(lambda: REPORT in [item.path for item in client.list_artifacts(run.info.run_id)], 30, "report")
+    wait_for(lambda: REPORT in [item.path for item in client.list_artifacts(run.info.run_id)], 300, "report")
     found = Page(Path(client.download_artifacts(run.info.run_id, REPORT, str(to))).read_text())
     check_alone(found)
     return found
@@ -59,7 +59,7 @@ def artifact(settings: Settings, workflow_id: str, to: Path) -> Page:
 
 def test_mlflow_has_the_report_of_each_end_and_the_newest_one_replaces_it(settings, tmp_path):
     path = tmp_path / "small.yaml"
-    path.write_text(small_workflow("pretrain.updates=600", "pretrain.save_every=200").to_yaml())
+    path.write_text(small_workflow("pretrain.updates=1200", "pretrain.save_every=200").to_yaml())
     process = started(settings, "run", str(path))
     workflow_id = until(settings, process, 200, signal.SIGINT)
     assert process.returncode == 1
@@ -68,7 +68,7 @@ def test_mlflow_has_the_report_of_each_end_and_the_newest_one_replaces_it(settin
     process = started(settings, "resume", workflow_id, "--foreground")
     assert until(settings, process, 400, signal.SIGKILL) == workflow_id
     process = started(settings, "resume", workflow_id, "--foreground")
-    out, _ = process.communicate(timeout=240)
+    out, _ = process.communicate(timeout=480)
     assert process.returncode == 0, out
     second = artifact(settings, workflow_id, tmp_path)
     report = gather(settings.storage(), workflow_id)

@@ -24,7 +24,7 @@ from tests.integration.flows import TEXT, processes, small_workflow, stage, stat
 from tests.integration.test_workflow import kill
 
 pytestmark = pytest.mark.cluster
-SHORT = "pretrain.updates=20"
+SHORT = "pretrain.updates=200"
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def supervisor(settings: Settings) -> Iterator[subprocess.Popen[str]]:
 def test_a_workflow_whose_driver_is_killed_ends_by_itself(settings, stack, supervisor):
     storage = settings.storage()
     workflow_id = api.submit(small_workflow(SHORT), settings)
-    wait_for(lambda: stage(storage, workflow_id, "pretrain").attempt, 120, "start of the pretraining")
+    wait_for(lambda: stage(storage, workflow_id, "pretrain").attempt, 300, "start of the pretraining")
     kill(stack, workflow_id, "driver")
-    wait_for(lambda: state(storage, workflow_id) == "done", 240, "end of the workflow")
+    wait_for(lambda: state(storage, workflow_id) == "done", 480, "end of the workflow")
     assert newest_driver(storage, workflow_id) == 1
     supervisor.send_signal(signal.SIGINT)
     told, _ = supervisor.communicate(timeout=120)
@@ -94,7 +94,7 @@ def test_after_the_loss_of_the_cluster_up_is_enough(home: Path, tmp_path: Path):
     (tmp_path / "small.yaml").write_text(TEXT)
     # By the command: Ray reads the token of one cluster in a process.
     workflow_id = patchline("submit", str(tmp_path / "small.yaml"), "-o", SHORT).strip()
-    wait_for(lambda: stage(storage, workflow_id, "pretrain").attempt, 120, "start of the pretraining")
+    wait_for(lambda: stage(storage, workflow_id, "pretrain").attempt, 300, "start of the pretraining")
     for pid in processes("-m pipeline.driver", workflow_id):
         # So that it cannot put its things in order.
         os.kill(pid, signal.SIGKILL)
@@ -102,7 +102,7 @@ def test_after_the_loss_of_the_cluster_up_is_enough(home: Path, tmp_path: Path):
     second = up(home)
     # A cluster on other ports is another one.
     assert first.processes["supervise"].alive is (second.ports == first.ports)
-    wait_for(lambda: state(storage, workflow_id) == "done", 240, "end of the workflow")
+    wait_for(lambda: state(storage, workflow_id) == "done", 480, "end of the workflow")
     assert newest_driver(storage, workflow_id) == 1
     assert "supervise" in patchline("down")
     assert not any(process.alive for process in second.processes.values())

@@ -141,7 +141,7 @@ def test_what_an_absent_server_missed_is_sent_by_the_next_driver(stack_environme
 def test_a_stopped_run_shows_its_checkpoint_and_a_finished_one_everything(stack_environment, tmp_path):
     settings = Settings(root=f"file://{tmp_path}/root", mlflow=stack_environment.mlflow_url)
     path = tmp_path / "small.yaml"
-    long = ("pretrain.updates=400", "pretrain.save_every=50")
+    long = ("pretrain.updates=1000", "pretrain.save_every=50")
     path.write_text(small_workflow(f"description={DESCRIPTION}", *long).to_yaml())
     places = ("--root", settings.root, "--mlflow", settings.mlflow)
     workflow_id, folder = stopped_after_a_checkpoint(settings, "run", str(path), *places)
@@ -158,10 +158,10 @@ def stopped_after_a_checkpoint(settings: Settings, *words: str) -> tuple[str, st
     storage = settings.storage()
     process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", *words], env=os.environ)
     try:
-        workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 60, "workflow")[0]
-        folder = wait_for(lambda: past_checkpoint(storage, workflow_id, 50), 120, "first checkpoint")
+        workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 300, "workflow")[0]
+        folder = wait_for(lambda: past_checkpoint(storage, workflow_id, 50), 300, "first checkpoint")
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 1
+        assert process.wait(300) == 1
     finally:
         process.kill()
     return workflow_id, folder
