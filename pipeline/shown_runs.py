@@ -16,10 +16,9 @@ from cluster.storage import Storage
 from pipeline import shown_params
 from pipeline.config import Workflow
 from pipeline.curves import Curves
-from pipeline.head import read_head
+from pipeline.earlier_attempts import Earlier, earlier_attempts, made_by
 from pipeline.mlflow_runs import CHARACTERS, Runs
 from pipeline.provenance import environment, read_origin
-from pipeline.record import read_record
 from pipeline.reuse import Finished
 from pipeline.shown_inputs import ShownInputs
 from pipeline.words import duration, headline
@@ -42,8 +41,11 @@ NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
 class ShownRuns:
     """Shows one workflow in its runs. Calls may raise what the server or storage raises, and may be made again."""
 
-    def __init__(self, runs: Runs, storage: Storage, workflow_id: str, workflow: Workflow) -> None:
+    def __init__(self, runs: Runs, storage: Storage, workflow_id: str, workflow: Workflow, owner: str) -> None:
+        """`owner` is who runs it now."""
         self._runs, self._storage, self._id, self._workflow = runs, storage, workflow_id, workflow
+        self._owner = owner
+        self._earlier: dict[str, list[Earlier]] = {}
         self._curves: dict[str, Curves] = {}
         self._notes: list[str] = []
         self._inputs = ShownInputs(runs, storage.url, workflow.name)
@@ -51,6 +53,7 @@ class ShownRuns:
     def start_workflow(self) -> None:
         """Find or make the workflow's run, which says what is run, by whom, and on what."""
         self._runs.connect()
+        self._earlier = earlier_attempts(self._storage, self._id, self._owner)
         run = self._runs.ensure(WORKFLOW, None, self._workflow.name)
         origin = read_origin(self._storage, self._id)
         self._runs.log_tags(run, {NOTE: self._workflow.description, **_origin_tags(origin)})
@@ -68,11 +71,15 @@ class ShownRuns:
         self._curves[stage] = Curves(self._storage, folder, has_updates=config.output == "model", evaluated=evaluated)
         if not self._runs.new:
             self._close_attempts(stage, run, folder)
+        for earlier in self._earlier.get(folder, ()):
+            if self._runs.find(f"{stage}/{earlier.number}") is None:
+                self.start_attempt(stage, earlier.number, earlier.placement)
+                self.end_attempt(stage, earlier.number, earlier.outcome)
 
     def _close_attempts(self, stage: str, run: str, folder: str) -> None:
         """End the attempts that an earlier driver left running: it was killed, or MLflow took nothing more of it."""
         keys = self._runs.running_below(run)
-        made = _made_by(self._storage, folder) if keys else None
+        made = made_by(self._storage, folder) if keys else None
         for key in keys:
             attempt = int(key.rsplit("/", 1)[1])
             self._curves[stage].follow(attempt)
@@ -185,13 +192,6 @@ class ShownRuns:
     def _hand_over(self, run: str, points: list[Point]) -> None:
         self._runs.log_points(run, list(points))
         points.clear()
-
-
-def _made_by(storage: Storage, folder: str) -> int | None:
-    """The attempt that a finished stage's result is of; None where it is not finished."""
-    found = read_head(storage, folder)
-    key = found[0].record if found is not None else None
-    return read_record(storage, key).attempt if key is not None else None
 
 
 def stage_name(stage: str, workflow: str) -> str:

@@ -53,7 +53,7 @@ class MlflowTracker:
         self._uri, self._storage, self._id = uri, storage, workflow_id
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._runs = Runs(uri, workflow_id, self._batch_sent, storage.url)
-        self._shown = ShownRuns(self._runs, storage, workflow_id, workflow)
+        self._shown = ShownRuns(self._runs, storage, workflow_id, workflow, owner)
         self._page: str | None = None
         """The report, once it has been made; empty where it cannot be."""
         self._names: dict[str, str] = {}
