@@ -62,7 +62,6 @@ chaos-cluster: install
 screenshots: install
 	SCREENSHOTS=build/screenshots $(BIN)/python -m pytest tests/browser
 	cp $(addprefix build/screenshots/,mlflow-curves.png report-light.png report-dark-phone.png) docs/images
-	cp build/screenshots/mlflow-curves.png build/screenshots/report-light.png build/screenshots/report-dark-phone.png docs/images
 
 clean:
 	rm -rf .venv build dist *.egg-info
