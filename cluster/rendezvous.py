@@ -1,4 +1,4 @@
-"""How the processes of a gang find each other: the variables that torchrun sets, for `init_method="env://"`.
+"""How the processes of a gang find each other: the variables that torchrun sets, and a socket of rank 0.
 
 Ray's own TorchConfig does that too, and imports torch in the driver and in its controller for it: nine seconds
 of every gang's start on two cores, spent one after the other. Here the process group is left to the

@@ -19,7 +19,7 @@ from cluster.storage import NotFound, Storage
 from pipeline.garbage import unreached
 from pipeline.head import HeadDocument, read_head
 from pipeline.record import listed, read_record
-from pipeline.removal import Leases, Removed, give_back, is_empty, planned, quiet, remove_stages, take
+from pipeline.removal import Leases, Removed, give_back, is_empty, planned, quiet, remove_stages, renew_in_time, take
 from pipeline.unfinished import remove_unfinished
 from pipeline.usage import AT_ONCE, References, stage_folders
 from stages.metrics import now_ms
@@ -147,8 +147,7 @@ def _remove_remains(
             if key.endswith("/HEAD.json"):
                 # This may wait for a renewal on its way, for longer than the lease lasts.
                 leases.drop(held)
-                held.renew()
-                leases.check()
+                renew_in_time(held)
             storage.delete(key)
     return found
 

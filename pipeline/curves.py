@@ -33,8 +33,9 @@ class Curves:
         """Points to be sent to the stage's run; the sender empties the list."""
 
     def follow(self, attempt: int) -> None:
-        """Read this attempt's points as they appear."""
+        """Read this attempt's points as they appear, from the first one."""
         self._read(attempt)
+        self._over.discard(attempt)
         self.live[attempt] = []
 
     def collect(self) -> None:

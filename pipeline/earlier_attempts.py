@@ -21,20 +21,23 @@ class Earlier:
     """Empty where it left no note."""
 
 
-def earlier_attempts(storage: Storage, workflow_id: str, owner: str) -> dict[str, list[Earlier]]:
-    """By the key prefix of the stage's folder, those of the drivers before the one that calls itself so."""
-    found: dict[str, dict[int, str]] = {}
-    newest: dict[str | None, str] = {}
+def earlier_attempts(storage: Storage, workflow_id: str, owner: str) -> dict[tuple[str, str], list[Earlier]]:
+    """By stage and the key prefix of its folder, those of the drivers before the one that calls itself so.
+
+    To be asked once that one has told that it has started.
+    """
+    found: dict[tuple[str, str], dict[int, str]] = {}
+    newest: dict[str | None, tuple[str, str]] = {}
     for event in EventLog(storage, workflow_id).new_events():
         data: dict[str, Any] = event.data
         if event.type == "workflow_started" and data["owner"] == owner:
             break
         if event.type == "attempt_started":
-            newest[event.stage] = data["folder"]
-            found.setdefault(data["folder"], {})[data["attempt"]] = ""
+            newest[event.stage] = place = (str(event.stage), data["folder"])
+            found.setdefault(place, {})[data["attempt"]] = ""
         elif event.type == "attempt_ended" and event.stage in newest:
             found[newest[event.stage]][data["attempt"]] = data["outcome"]
-    return {folder: _told(storage, folder, attempts) for folder, attempts in found.items()}
+    return {place: _told(storage, place[1], attempts) for place, attempts in found.items()}
 
 
 def made_by(storage: Storage, folder: str) -> int | None:

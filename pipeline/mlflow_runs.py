@@ -143,6 +143,7 @@ class Runs:
         """Delete the runs of this workflow that nobody feeds, see `mlflow_search.py`."""
         query = f"tags.`patchline.workflow` = '{self._id}'"
         drop_doubles(self._client, own_runs(self._client, self._experiment, query, self._root), self._runs)
+        self._sent()
 
     def running_below(self, run: str) -> list[str]:
         """Keys of the runs below this one that have not ended, as an earlier driver left them."""

@@ -27,12 +27,14 @@ def filled(run: Any) -> int:
 
 def drop_doubles(client: Any, runs: Iterator[Any], fed: Mapping[str, str]) -> None:
     """Of runs with the same key delete all but one: the one that is `fed`, by keys without the workflow's id, or else
-    the one to which most has been logged. They stay where MLflow lets us delete nothing."""
+    the one to which most has been logged. They stay where MLflow lets us delete nothing, and those of an earlier
+    version, which did not say the root."""
     by_key: dict[str, list[Any]] = {}
-    for run in runs:
+    for run in (run for run in runs if "patchline.root" in run.data.tags):
         by_key.setdefault(run.data.tags["patchline.key"].partition(":")[2], []).append(run)
     for key, found in by_key.items():
-        kept = fed.get(key) or max(found, key=filled).info.run_id
+        own = next((run for run in found if run.info.run_id == fed.get(key)), None)
+        kept = (own or max(found, key=filled)).info.run_id
         for run in found:
             if run.info.run_id != kept:
                 _delete(client, run.info.run_id)

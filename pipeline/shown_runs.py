@@ -45,7 +45,7 @@ class ShownRuns:
         """`owner` is who runs it now."""
         self._runs, self._storage, self._id, self._workflow = runs, storage, workflow_id, workflow
         self._owner = owner
-        self._earlier: dict[str, list[Earlier]] = {}
+        self._earlier: dict[tuple[str, str], list[Earlier]] | None = None
         self._curves: dict[str, Curves] = {}
         self._notes: list[str] = []
         self._inputs = ShownInputs(runs, storage.url, workflow.name)
@@ -53,7 +53,6 @@ class ShownRuns:
     def start_workflow(self) -> None:
         """Find or make the workflow's run, which says what is run, by whom, and on what."""
         self._runs.connect()
-        self._earlier = earlier_attempts(self._storage, self._id, self._owner)
         run = self._runs.ensure(WORKFLOW, None, self._workflow.name)
         origin = read_origin(self._storage, self._id)
         self._runs.log_tags(run, {NOTE: self._workflow.description, **_origin_tags(origin)})
@@ -71,7 +70,10 @@ class ShownRuns:
         self._curves[stage] = Curves(self._storage, folder, has_updates=config.output == "model", evaluated=evaluated)
         if not self._runs.new:
             self._close_attempts(stage, run, folder)
-        for earlier in self._earlier.get(folder, ()):
+        if self._earlier is None:
+            # Not before: while its lease was waited for, another driver may have made more of them.
+            self._earlier = earlier_attempts(self._storage, self._id, self._owner)
+        for earlier in self._earlier.get((stage.partition(ANEW)[0], folder), ()):
             if self._runs.find(f"{stage}/{earlier.number}") is None:
                 self.start_attempt(stage, earlier.number, earlier.placement)
                 self.end_attempt(stage, earlier.number, earlier.outcome)
@@ -171,7 +173,8 @@ class ShownRuns:
         run = self._runs[WORKFLOW]
         self._runs.log_tags(run, {"patchline.state": state})
         self._runs.end(run, STATUS[state])
-        self._runs.drop_doubles()
+        if self._earlier or not self._runs.new:
+            self._runs.drop_doubles()
 
     def send_curves(self) -> None:
         """What is new of all stages under way."""

@@ -24,7 +24,12 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def new_folder() -> Path:
-    """An empty one. What killed processes have left is removed: a checkpoint may be as large as the disk's rest."""
+    """An empty one. What killed processes have left is removed: a checkpoint may be as large as the disk's rest.
+
+    Where the system does not tell which processes there are, it stays.
+    """
+    if not Path("/proc/self/ns/pid").exists():
+        return Path(tempfile.mkdtemp(prefix=f"{PREFIX}-"))
     own = f"{PREFIX}-{_processes()}-"
     for path in Path(tempfile.gettempdir()).glob(f"{own}*"):
         if not Path(f"/proc/{path.name.removeprefix(own).split('-')[0]}").exists():

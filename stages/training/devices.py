@@ -57,7 +57,7 @@ hangs is the watchdog's to find."""
 
 
 def initialize_distributed(device: torch.device) -> None:
-    """A process group for this process: of the gang that its variables name, as torchrun's do, or a group of one."""
+    """A process group for this process: of the gang that its variables name (`cluster/rendezvous.py`), or of one."""
     if device.type == "cuda":
         # Before the first collective: object collectives use the current GPU, which is the first one for all else.
         torch.cuda.set_device(device)
