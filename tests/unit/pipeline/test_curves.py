@@ -216,3 +216,21 @@ def test_an_attempt_that_ended_at_its_checkpoint_lost_nothing(storage, head):
     curves.follow(second)
     assert curves.lost(first) == []
     assert curves.lost(second) == []
+
+
+def test_attempts_that_are_shown_afterwards_have_all_of_their_points(storage, head):
+    """One after the other, though each look finds the later ones too, which end those before."""
+    for number in range(1, 4):
+        attempt = head.new_attempt().attempt
+        writer = MetricWriter(storage, f"{FOLDER}/attempts/{attempt}")
+        for update in (10 * number - 1, 10 * number):
+            writer.log({"train/loss": 1.0}, update)
+        writer.close()
+        commit(storage, head, attempt, 10 * number)
+    curves, shown = Curves(storage, FOLDER, has_updates=True), []
+    for attempt in (1, 2, 3):
+        curves.follow(attempt)
+        curves.collect()
+        shown.append([point.step for point in taken(curves.live[attempt])])
+    assert shown == [[9, 10], [19, 20], [29, 30]]
+    assert sorted({point.step for point in curves.committed}) == [9, 10, 19, 20, 29, 30]
