@@ -14,7 +14,7 @@ install: .venv/installed
 demo: install
 	$(BIN)/patchline demo
 
-# Side by side, each with a cluster of its own: about two cores and 6 GB for each process.
+# Side by side, each with a cluster of its own. More than two have not been tried.
 PROCESSES ?= 2
 
 # The long files first, so that the short ones fill the gaps between them.

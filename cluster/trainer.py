@@ -8,8 +8,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 
 class Trainer(DataParallelTrainer):
-    """Starts no manager for Ray's data sets, of which there are none: on the driver's machine a process fewer, with
-    0.2 GB and more than a second of a core at every start of a gang."""
+    """Starts no manager for Ray's data sets, of which there are none: a process fewer at every start of a gang."""
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         # There is no public switch (2.60).

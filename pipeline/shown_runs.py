@@ -16,9 +16,10 @@ from cluster.storage import Storage
 from pipeline import shown_params
 from pipeline.config import Workflow
 from pipeline.curves import Curves
-from pipeline.earlier_attempts import Earlier, earlier_attempts, made_by
+from pipeline.earlier_attempts import earlier_attempts, outcome_of
 from pipeline.mlflow_runs import CHARACTERS, Runs
 from pipeline.provenance import environment, read_origin
+from pipeline.record import read_note
 from pipeline.reuse import Finished
 from pipeline.shown_inputs import ShownInputs
 from pipeline.words import duration, headline
@@ -45,7 +46,7 @@ class ShownRuns:
         """`owner` is who runs it now."""
         self._runs, self._storage, self._id, self._workflow = runs, storage, workflow_id, workflow
         self._owner = owner
-        self._earlier: dict[tuple[str, str], list[Earlier]] | None = None
+        self._earlier: dict[tuple[str, str], dict[int, str]] | None = None
         self._curves: dict[str, Curves] = {}
         self._notes: list[str] = []
         self._inputs = ShownInputs(runs, storage.url, workflow.name)
@@ -73,19 +74,18 @@ class ShownRuns:
         if self._earlier is None:
             # Not before: while its lease was waited for, another driver may have made more of them.
             self._earlier = earlier_attempts(self._storage, self._id, self._owner)
-        for earlier in self._earlier.get((stage.partition(ANEW)[0], folder), ()):
-            if self._runs.find(f"{stage}/{earlier.number}") is None:
-                self.start_attempt(stage, earlier.number, earlier.placement)
-                self.end_attempt(stage, earlier.number, earlier.outcome)
+        for attempt, outcome in self._earlier.get((stage.partition(ANEW)[0], folder), {}).items():
+            if self._runs.find(f"{stage}/{attempt}") is None:
+                note = read_note(self._storage, f"{folder}/attempts/{attempt}")
+                self.start_attempt(stage, attempt, note.placement if note is not None else {})
+                self.end_attempt(stage, attempt, outcome or outcome_of(self._storage, folder, attempt))
 
     def _close_attempts(self, stage: str, run: str, folder: str) -> None:
         """End the attempts that an earlier driver left running: it was killed, or MLflow took nothing more of it."""
-        keys = self._runs.running_below(run)
-        made = made_by(self._storage, folder) if keys else None
-        for key in keys:
+        for key in self._runs.running_below(run):
             attempt = int(key.rsplit("/", 1)[1])
             self._curves[stage].follow(attempt)
-            self.end_attempt(stage, attempt, "done" if attempt == made else "stopped")
+            self.end_attempt(stage, attempt, outcome_of(self._storage, folder, attempt))
 
     def start_attempt(self, stage: str, attempt: int, placement: dict[str, Any]) -> None:
         """The run of an attempt, and what the one before it lost."""
