@@ -183,14 +183,15 @@ def test_files_travel_whole_and_are_counted(any_storage: Storage, tmp_path: Path
 
 
 HALFWAY = """
-import os, socket, sys, time
+import os, socket, sys, threading, time
 from pathlib import Path
 from cluster.storage import open_storage
 
 url, path, how = sys.argv[1:]
-sent, whole = 0, socket.socket.sendall
+sent, whole, first = 0, socket.socket.sendall, threading.Lock()
 
 def halfway(*_, **__):
+    first.acquire()  # parts are sent by many threads: the first one tells, the others wait for ever
     print("halfway", flush=True)
     time.sleep(3600)
 
@@ -223,8 +224,9 @@ def test_a_killed_writer_leaves_nothing_that_a_reader_sees(any_storage: Storage,
     command = [sys.executable, "-c", HALFWAY, any_storage.url, str(source), how]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
-        assert writer.stdout.readline() == b"halfway\n"
-        writer.send_signal(signal.SIGKILL)
+        told = writer.stdout.readline()
+        writer.kill()
+    assert told == b"halfway\n"
     assert writer.returncode == -signal.SIGKILL
     assert list(any_storage.list("")) == []
     assert any_storage.stat("killed/large") is None
