@@ -58,7 +58,7 @@ class Curves:
                 self._over.add(attempt)
         for segment in history:
             held = self._held[segment.attempt]
-            self.committed += [point for point in held if segment.start < point.step <= segment.end]
+            self.committed += [point for point in held if segment.has(point)]
             self._held[segment.attempt] = [point for point in held if point.step > segment.end]
         if found is not None and found[0].checkpoint is not None:
             self.checkpoint = found[0].checkpoint.prefix

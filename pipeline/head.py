@@ -24,7 +24,7 @@ from cluster.errors import check_format
 from cluster.storage.base import Conflict, NotFound, Storage
 from stages.config import Config
 from stages.context import Keep
-from stages.metrics import now_ms
+from stages.metrics import Point, is_evaluation, now_ms
 
 FORMAT = 2
 State = Literal["running", "stopped", "failed", "done"]
@@ -47,6 +47,11 @@ class Segment(Config):
     attempt: int
     start: int
     end: int
+
+    def has(self, point: Point) -> bool:
+        """Whether one of its attempt's points is in the final result. An evaluation that the attempt before could not
+        make any more is one of the update at which this one begins."""
+        return self.start < point.step <= self.end or (point.step == self.start and is_evaluation(point.name))
 
 
 class LeftOut(Config):

@@ -35,6 +35,11 @@ class Point:
     time_ms: int
 
 
+def is_evaluation(name: str) -> bool:
+    """Whether a metric is measured between two updates, on the validation split."""
+    return name.startswith(("validation/", "raw/validation/"))
+
+
 def points_body(points: Iterable[Point]) -> bytes:
     """Points as a file: a line of JSON for each."""
     return "".join(json.dumps({"format": FORMAT, **asdict(point)}) + "\n" for point in points).encode()

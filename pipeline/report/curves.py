@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import PurePosixPath
 
 from cluster.storage import NotFound, Storage
 from cluster.storage.many import at_once
-from pipeline.head import HeadDocument
+from pipeline.head import HeadDocument, Segment
 from pipeline.report.document import Curve, Loss, Mark, Series
 from stages.metrics import Point, last_file, read_points
 
@@ -136,15 +137,16 @@ def split(
 ) -> tuple[dict[int, list[Point]], dict[int, list[Point]]]:
     """Points by attempt: those that a checkpoint covers, or that the newest attempt makes; and the others."""
     covered = head.history[-1].end if head.history else 0
-    segments = {segment.attempt: (segment.start, segment.end) for segment in head.history}
+    segments = {segment.attempt: segment for segment in head.history}
+    newest = segments.get(head.attempt, Segment(attempt=head.attempt, start=covered, end=covered))
+    segments[head.attempt] = newest.model_copy(update={"end": sys.maxsize})
     kept: dict[int, list[Point]] = {}
     repeated: dict[int, list[Point]] = {}
     for attempt, points in attempts.items():
-        start, end = segments.get(attempt, (0, 0))
+        segment = segments.get(attempt)
         for point in points:
-            new = attempt == head.attempt and point.step > covered
-            aside = point.name.startswith(ON_THE_WAY)
-            (kept if new or aside or start < point.step <= end else repeated).setdefault(attempt, []).append(point)
+            counts = point.name.startswith(ON_THE_WAY) or (segment is not None and segment.has(point))
+            (kept if counts else repeated).setdefault(attempt, []).append(point)
     return kept, repeated
 
 

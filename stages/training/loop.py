@@ -128,6 +128,9 @@ class _Run:
             if checkpoint is not None:
                 self.engine.restore(position.counters, checkpoint.tensors())
         self.start = self.logged = position.update
+        # A branch's trunk evaluates its own updates.
+        own = rank.checkpoint is not None and rank.checkpoint.startswith(f"{rank.folder}/")
+        self.evaluation_due = own and position.evaluation_due and self._evaluates(self.start)
         self.guard = Guard(job.config.guards, position.recent_losses)
         self.loader = stack.enter_context(_loader(job, rank, position.cursor))
         # Closed in the opposite order: an outstanding checkpoint flushes the metrics.
@@ -148,6 +151,9 @@ class _Run:
     def updates(self) -> dict[str, Any] | None:
         """All updates that are left; returns how the attempt ends where it is asked to stop before the last one."""
         job, config = self.job, self.job.config
+        if self.evaluation_due and not self._evaluate_on_the_way(self.start):
+            # The checkpoint from which it starts still tells that this is due.
+            return self._stopped(time.monotonic())
         for update in range(self.start + 1, job.updates + 1):
             begin, last = self.loader.cursor, update == job.updates
             self.watchdog.at(f"update {update} waits for images")
@@ -166,15 +172,13 @@ class _Run:
             self.pending.append((update, begin, pending))
             saved_every = (config.save_every, config.keep_every, job.evaluated_every)
             due = last or any(every and update % every == 0 for every in saved_every)
-            evaluates = bool(config.evaluate_every) and update % config.evaluate_every == 0 and not last
-            # A stop in an evaluation saves this update.
+            evaluates = self._evaluates(update)
+            # A stop at an evaluation, or in it, saves this update: the next attempt evaluates it.
             stop = self._settle(keep=0 if due or evaluates else self.engine.lag)
-            if evaluates and not stop:
-                with self.meters.apart():
-                    stop = not self._evaluate_on_the_way(update)
+            stop = stop or (evaluates and not self._evaluate_on_the_way(update))
             asked = time.monotonic()
             if due or stop:
-                self._save(update)
+                self._save(update, evaluation_due=evaluates and stop)
             if stop and not last:
                 return self._stopped(asked)
         with self.watchdog.patient("its checkpoint is stored"):
@@ -220,7 +224,7 @@ class _Run:
         with self.watchdog.patient("its checkpoint is stored"):
             self.checkpoints.settle()
 
-    def _save(self, update: int) -> None:
+    def _save(self, update: int, *, evaluation_due: bool) -> None:
         assert not self.pending, f"update {update} would be saved before anybody has looked at it"
         with self.watchdog.patient(f"update {update} is saved"), self.meters.saving():
             position = Position(
@@ -229,8 +233,14 @@ class _Run:
                 counters=self.engine.counters(),
                 recent_losses=self.guard.recent,
                 data=self.job.dataset.digest,
+                evaluation_due=evaluation_due,
             )
             self.checkpoints.save(self.engine, position)
+
+    def _evaluates(self, update: int) -> bool:
+        """Whether it is evaluated on the way. The last one is at the end."""
+        every = self.job.config.evaluate_every
+        return bool(every) and update % every == 0 and update < self.job.updates
 
     def _logs(self, update: int) -> bool:
         return update % self.job.config.log_every == 0 or update == self.job.updates
@@ -265,10 +275,11 @@ class _Run:
 
     def _evaluate_on_the_way(self, update: int) -> bool:
         """Log points of the validation split; returns False, and logs none, where the ranks are asked to stop."""
-        try:
-            figures = self._evaluate(("validation",))
-        except Interrupted:
-            return False
+        with self.meters.apart():
+            try:
+                figures = self._evaluate(("validation",))
+            except Interrupted:
+                return False
         if self.metrics is not None:
             self.metrics.log(figures, update)
         return True

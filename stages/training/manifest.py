@@ -27,6 +27,8 @@ class Position:
     """The engine's."""
     recent_losses: list[float] = field(default_factory=list)
     """The guard's."""
+    evaluation_due: bool = False
+    """Training was stopped at an update that is evaluated, before it was."""
 
 
 class Damaged(Exception):
@@ -50,7 +52,8 @@ def read_manifest(storage: Storage, prefix: str) -> dict[str, Any]:
         # Before there was fp16, every update was a step of the optimizer.
         counters = {"optimizer_steps": manifest["update"]}
         manifest = {**manifest, "counters": counters, "recent_losses": [], "data": ""}
-    return manifest
+    # It is younger than the third format.
+    return {"evaluation_due": False, **manifest}
 
 
 def with_digest(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -234,3 +234,22 @@ def test_attempts_that_are_shown_afterwards_have_all_of_their_points(storage, he
         shown.append([point.step for point in taken(curves.live[attempt])])
     assert shown == [[9, 10], [19, 20], [29, 30]]
     assert sorted({point.step for point in curves.committed}) == [9, 10, 19, 20, 29, 30]
+
+
+def test_an_evaluation_that_an_attempt_left_to_the_next_one_is_of_the_stage_too(storage, head):
+    """Not what that one's machines were like at the same update."""
+    commit(storage, head, head.new_attempt().attempt, 10)
+    attempt = head.new_attempt().attempt
+    writer = MetricWriter(storage, f"{FOLDER}/attempts/{attempt}")
+    for name in ("system/machine/memory", "validation/loss", "raw/validation/loss"):
+        writer.log({name: 1.0}, 10)
+    writer.log({"train/loss": 1.0}, 20)
+    writer.close()
+    curves = Curves(storage, FOLDER, has_updates=True)
+    curves.follow(attempt)
+    curves.collect()
+    assert (len(curves.live[attempt]), curves.committed) == (4, [])
+    commit(storage, head, attempt, 20)
+    curves.collect()
+    shown = [(point.name, point.step) for point in curves.committed]
+    assert shown == [("validation/loss", 10), ("raw/validation/loss", 10), ("train/loss", 20)]

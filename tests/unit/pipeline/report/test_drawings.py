@@ -99,6 +99,15 @@ def test_what_counts_is_what_checkpoints_cover_and_what_the_newest_attempt_makes
     assert [p.step for p in again[1]] == [5, 6, 7]
 
 
+@pytest.mark.parametrize("history", [[(1, 0, 4)], [(1, 0, 4), (2, 4, 9)]], ids=["before its commit", "after it"])
+def test_an_evaluation_that_the_attempt_before_left_to_this_one_counts(history):
+    left = point(4, 0.5, "validation/loss")
+    attempts = {1: [point(step) for step in range(1, 5)], 2: [point(4, name="system/a"), left, point(5), point(6)]}
+    kept, again = split(attempts, head(2, *history))
+    assert kept == {1: attempts[1], 2: [left, point(5), point(6)]}
+    assert again == {2: [point(4, name="system/a")]}
+
+
 def test_losses_that_are_no_numbers_are_no_points():
     points = [point(1), point(2, math.nan), point(3, math.inf), point(4)]
     (curve,) = curves(StagePoints(attempts={1: points}), head(1, (1, 0, 4)), [])

@@ -272,16 +272,44 @@ def points(stage, attempt: int, name: str) -> dict[int, float]:
 
 @pytest.mark.parametrize("asked", [3, 4], ids=["before the evaluation", "in the evaluation"])
 @pytest.mark.parametrize("save_every", [3, 1000])
-def test_a_stop_does_not_wait_for_an_evaluation(make_stage, lag, asked, save_every):
-    stage, fields = make_stage("asked"), {"evaluate_every": 3, "save_every": save_every}
+def test_a_stop_does_not_wait_for_an_evaluation_which_the_next_attempt_makes(make_stage, lag, asked, save_every):
+    whole, stage = make_stage("whole"), make_stage("asked")
+    fields = {"evaluate_every": 3, "save_every": save_every}
+    train(whole.job(**fields), whole.rank())
     calls = itertools.count(1)
     outcome = train(stage.job(**fields), stage.rank(lambda: next(calls) >= asked))
     assert outcome["outcome"] == "stopped"
     assert stage.commits == [3]
     assert list(stage.losses(1)) == [1, 2, 3]
     assert points(stage, 1, "validation/loss") == {}
+    # Asked to stop before its first update too, it leaves all as it is.
+    assert train(stage.job(**fields), stage.rank(lambda: True))["outcome"] == "stopped"
+    assert (stage.commits, points(stage, 2, "validation/loss")) == ([3], {})
     assert train(stage.job(**fields), stage.rank())["outcome"] == "done"
-    assert list(points(stage, 2, "validation/loss")) == [6]
+    assert list(points(stage, 3, "validation/loss")) == [3, 6]
+    assert points(stage, 3, "validation/loss") == points(whole, 1, "validation/loss")
+    assert stage.weights(3) == whole.weights(1)
+
+
+def stopped_at_three(stage) -> dict[int, str]:
+    """Before its evaluation; its checkpoints by update."""
+    calls = itertools.count(1)
+    train(stage.job(evaluate_every=3), stage.rank(lambda: next(calls) >= 3))
+    return dict(stage.kept)
+
+
+def test_a_branch_does_not_make_the_evaluation_that_is_due_in_its_trunk(make_stage):
+    trunk, branch = make_stage("trunk"), make_stage("branch")
+    branch.kept = stopped_at_three(trunk)
+    train(replace(branch.job(evaluate_every=3), trunk_folder=trunk.folder), branch.rank())
+    assert list(points(branch, 1, "validation/loss")) == [6]
+
+
+def test_an_evaluation_that_was_due_and_that_nobody_wants_any_more_is_not_made(make_stage):
+    stage = make_stage("other")
+    stopped_at_three(stage)
+    train(stage.job(evaluate_every=4), stage.rank())
+    assert list(points(stage, 2, "validation/loss")) == [4]
 
 
 def test_a_stop_in_an_evaluation_commits_no_loss_that_is_not_finite(make_stage, monkeypatch, lag):
