@@ -174,12 +174,15 @@ class DriverWatch:
         self._storage, self._id, self._settings = storage, workflow_id, settings
         self._here = here or settings.alone
         self._unanswered: float | None = None
+        self.at_work: int | None = None
+        """Number of the driver that the cluster runs, or is about to run, as far as it said so when asked last."""
 
     def died(self) -> str | None:
         """Why the driver runs no more, or None while it runs or nothing is known of it.
 
         Raises UserError where the cluster has not answered for PATIENCE_SECONDS.
         """
+        self.at_work = None
         number = newest_driver(self._storage, self._id)
         if self._settings.jobs is None or number is None:
             return None
@@ -187,7 +190,7 @@ class DriverWatch:
         try:
             state = jobs.status(self._settings.jobs, job)
             if state in ("PENDING", "RUNNING"):
-                self._unanswered = None
+                self._unanswered, self.at_work = None, number
                 return None
             log = "" if state == "GONE" else jobs.logs(self._settings.jobs, job)
         except (UserError, RuntimeError):

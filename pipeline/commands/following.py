@@ -46,7 +46,7 @@ def _follow(workflow_id: str, settings: Settings, *, here: bool) -> int:
         workflow_id,
         list(read_workflow(storage, workflow_id).stages),
         console,
-        died=_Life(DriverWatch(storage, workflow_id, settings, here=here), storage, workflow_id).ended,
+        died=Life(DriverWatch(storage, workflow_id, settings, here=here), storage, workflow_id).ended,
         driver=newest_driver(storage, workflow_id),
     )
     print_status(workflow_id, settings, reason=found.message)
@@ -97,24 +97,40 @@ def _print_again(workflow_id: str, settings: Settings, *options: str, beside: bo
         console.print(told, markup=False, soft_wrap=True)
 
 
-class _Life:
+class Life:
     """Whether a followed driver still runs, as its cluster or else storage tells."""
 
     def __init__(self, watch: DriverWatch, storage: Storage, workflow_id: str) -> None:
         self._watch, self._storage, self._id = watch, storage, workflow_id
+        from pipeline.record import EventLog
+
         self._tag, self._since = "", time.monotonic()
+        self._events, self._begun = EventLog(storage, workflow_id), -1
 
     def ended(self) -> str | None:
-        """Why it runs no more, or None. Whatever its cluster says, one that has not renewed its lease for twice its
-        length counts as ended: another driver may take the workflow over."""
+        """Why it runs no more, or None. Whatever its cluster says, one that has begun and has not renewed its lease for
+        twice its length counts as ended: another driver may take the workflow over."""
         from pipeline.status import holder
 
         try:
-            return self._watch.died() or self._silent()
+            return self._watch.died() or (None if self._is_to_begin() else self._silent())
         except UserError as error:
             if holder(self._storage, self._id) is None:
                 raise
             return self._silent(f"; {error}")
+
+    def _is_to_begin(self) -> bool:
+        """Whether the cluster has a driver which does not hold the workflow yet: it may have to wait until the lease of
+        the one before is over, whose silence says nothing of it."""
+        if self._watch.at_work is None:
+            return False
+        for event in self._events.new_events():
+            if event.type == "workflow_started":
+                self._begun = event.data.get("driver")
+        if self._begun == self._watch.at_work:
+            return False
+        self._since = time.monotonic()
+        return True
 
     def _silent(self, why: str = "") -> str | None:
         """By this process's own clock alone, since it ends something: the driver's may be an hour off."""
@@ -134,7 +150,7 @@ def follow_as_json(workflow_id: str, settings: Settings) -> int:
     from pipeline.api import DriverWatch
 
     storage, told = settings.storage(), ""
-    look, life = Look(workflow_id, settings), _Life(DriverWatch(storage, workflow_id, settings), storage, workflow_id)
+    look, life = Look(workflow_id, settings), Life(DriverWatch(storage, workflow_id, settings), storage, workflow_id)
     while True:
         status = look.now()
         line = json.dumps(asdict(status))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import pytest
 
@@ -11,9 +12,11 @@ from cluster import jobs
 from cluster.errors import UserError
 from cluster.storage import open_storage
 from pipeline import api, cli
+from pipeline.commands.following import Life
 from pipeline.config import load_workflow
 from pipeline.driver import create
 from pipeline.driver_numbers import take_number
+from pipeline.head import Head
 from pipeline.record import EventLog, listed, mark
 from pipeline.settings import Settings
 from pipeline.stage_logs import workflow_logs
@@ -152,3 +155,29 @@ def test_a_job_that_the_cluster_refuses_has_failed_with_the_reason(settings, sub
     assert "no room" in message
     text = "".join(workflow_logs(open_storage(settings.root), submitted, None, follow=True))
     assert "no room" in text
+
+
+def test_the_silence_of_the_driver_before_is_not_that_of_one_that_is_still_to_begin(cluster, settings, submitted):
+    """It waits for the end of the lease, however long its start took."""
+    storage = settings.storage()
+    events = EventLog(storage, submitted)
+    before = Head.acquire(storage, f"workflows/{submitted}", "before", ttl=0.2)
+    assert before is not None
+    events.append("workflow_started", owner="before", driver=0)
+    take_number(storage, submitted)
+    life = Life(api.DriverWatch(storage, submitted, settings, here=True), storage, submitted)
+
+    def ended_after_a_while() -> str | None:
+        life.ended()
+        time.sleep(0.5)
+        return life.ended()
+
+    for state in ("PENDING", "RUNNING"):
+        cluster[f"{submitted}-d1"] = state
+        assert ended_after_a_while() is None
+    now = Head.acquire(storage, f"workflows/{submitted}", "now", ttl=0.2)
+    assert now is not None
+    events.append("workflow_started", owner="now", driver=1)
+    assert "silent" in str(ended_after_a_while()), "it has begun, and gives no sign of life"
+    cluster[f"{submitted}-d1"] = "FAILED"
+    assert "its driver has ended (FAILED)" in str(life.ended())
