@@ -36,7 +36,7 @@ def written(stack: Stack, shown: Shown, path: Path, *which: str) -> Path:
     words = ["report", *which, "--root", shown.settings.root, "--to", str(path)]
     environment = {**os.environ, **stack.environment(), "PATCHLINE_HOME": stack.home}
     command = [sys.executable, "-m", "pipeline.cli", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return path
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cluster.storage import Storage
+from pipeline import api
 from pipeline.config import Workflow, parse_workflow
 from pipeline.head import HeadDocument, read_head
 from pipeline.record import Record, read_record
@@ -47,15 +50,36 @@ def small_workflow(*overrides: str, more: str = "") -> Workflow:
     return parse_workflow(TEXT + more, "small.yaml", overrides)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true value of `condition`."""
+def wait_for(
+    condition: Callable[[], Any], seconds: float, what: str, *, unless: Callable[[], object] = lambda: None
+) -> Any:
+    """The first true value of `condition`. `unless` says what keeps it from ever becoming true, if anything does."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
+        hopeless = unless()
         found = condition()
         if found:
             return found
-        time.sleep(0.05)
+        assert not hopeless, f"no {what}: {hopeless}"
+        # Conditions read storage: more often would slow down what is waited for.
+        time.sleep(0.2)
     raise AssertionError(f"no {what} within {seconds} s")
+
+
+def over(process: subprocess.Popen[Any]) -> str | None:
+    """That a process has ended, as a reason not to wait for what it does; None while it runs."""
+    return f"the process has ended with {process.poll()}" if process.poll() is not None else None
+
+
+@contextmanager
+def cancelled_on_failure(settings: Settings, workflow_id: str) -> Iterator[None]:
+    """Around what a test does with a workflow that would train on, in the room of other tests."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            api.cancel(workflow_id, settings)
+        raise
 
 
 def stage(storage: Storage, workflow_id: str, name: str) -> StageStatus:

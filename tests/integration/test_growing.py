@@ -48,7 +48,7 @@ def test_a_machine_that_is_told_to_end_lets_training_save_first(tmp_path: Path, 
         mlflow = f"sqlite:///{tmp_path}/mlflow.db"
         settings = resolve(root=f"file://{tmp_path}/root", mlflow=mlflow, address=cluster.jobs)
         storage = settings.storage()
-        first = add_machine(cluster, "first", notice_s=60)
+        first = add_machine(cluster, "first", notice_s=240)
         try:
             workflow_id = api.submit(workflow, settings)
             wait_for(lambda: trains(storage, workflow_id, 1), 300, "training")

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -56,21 +57,31 @@ def environment(stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> di
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-def typed(command: str, folder: Path, environment: dict[str, str]) -> pexpect.spawn:
-    """A command as somebody types it in a terminal."""
-    return pexpect.spawn(
-        "bash",
-        ["-c", f"exec {command}"],
-        cwd=folder,
-        env=environment,
-        dimensions=(40, 300),
-        encoding="utf-8",
-        # The terminal writes ^C into the midst of a character.
-        codec_errors="replace",
-        timeout=SECONDS,
-        # In a terminal nobody ignores it, as what a script has put into the background does.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+@pytest.fixture
+def typed(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[[str], pexpect.spawn]]:
+    """Start a command as somebody types it in a terminal; what still runs after the test is ended."""
+    children: list[pexpect.spawn] = []
+
+    def start(command: str) -> pexpect.spawn:
+        child = pexpect.spawn(
+            "bash",
+            ["-c", f"exec {command}"],
+            cwd=tmp_path,
+            env=environment,
+            dimensions=(40, 300),
+            encoding="utf-8",
+            # The terminal writes ^C into the midst of a character.
+            codec_errors="replace",
+            timeout=SECONDS,
+            # In a terminal nobody ignores it, as what a script has put into the background does.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        )
+        children.append(child)
+        return child
+
+    yield start
+    for child in children:
+        child.close(force=True)
 
 
 def interrupted(child: pexpect.spawn) -> str:
@@ -94,7 +105,7 @@ def told(said: str, verb: str) -> str:
 
 def interrupted_in_a_notebook(workflow_id: str, environment: dict[str, str]) -> tuple[str, str]:
     """What a cell prints that follows a workflow, when its kernel is interrupted; and the exception that ends it."""
-    manager, client = start_new_kernel(kernel_name="python3", env=environment)
+    manager, client = start_new_kernel(startup_timeout=SECONDS, kernel_name="python3", env=environment)
     code = (
         "from pipeline.api import follow\nfrom pipeline.settings import resolve\nfollow({!r}, resolve())\nprint('on')"
     )
@@ -115,17 +126,23 @@ def interrupted_in_a_notebook(workflow_id: str, environment: dict[str, str]) -> 
     return "".join(printed), reply["content"].get("ename", "")
 
 
-def test_who_only_looks_can_go_and_come_back_while_the_workflow_goes_on(environment, tmp_path):
-    key = tmp_path / "key"
+@pytest.fixture
+def key(tmp_path: Path) -> Iterator[Path]:
+    """What the gate waits for, whatever becomes of the test."""
+    yield tmp_path / "key"
+    (tmp_path / "key").touch()
+
+
+def test_who_only_looks_can_go_and_come_back_while_the_workflow_goes_on(environment, typed, tmp_path, key):
     (tmp_path / "gate.py").write_text(GATE)
     (tmp_path / "gated.yaml").write_text(f"name: gated\nstages:\n  gate: {{kind: 'gate:Gate', key: {key}}}\n")
-    child = typed("patchline submit gated.yaml --follow", tmp_path, environment)
+    child = typed("patchline submit gated.yaml --follow")
     said = interrupted(child)
     assert child.exitstatus == 130, said
     (workflow_id,) = re.findall("^(gated-.*) goes on without this terminal$", said, re.MULTILINE)
     assert told(said, "logs -f") == f"patchline logs -f {workflow_id}"
     again = told(said, "status -f")
-    child = typed(again, tmp_path, environment)
+    child = typed(again)
     said = interrupted(child)
     assert child.exitstatus == 130, said
     assert told(said, "status -f") == again
@@ -135,7 +152,7 @@ def test_who_only_looks_can_go_and_come_back_while_the_workflow_goes_on(environm
     follow = "\n".join(line.strip() for line in lines if "cancel" not in line)
     storage = resolve().storage()
     assert state(storage, workflow_id) == "running"
-    child = typed(again, tmp_path, environment)
+    child = typed(again)
     child.expect("▶")
     key.touch()
     said = ended(child)
@@ -146,10 +163,14 @@ def test_who_only_looks_can_go_and_come_back_while_the_workflow_goes_on(environm
     assert "workflow done" in shown.stdout
 
 
-def begun(storage: Storage) -> str:
+def begun(storage: Storage, child: pexpect.spawn) -> str:
     """A workflow whose training has gone on from a checkpoint."""
-    workflow_id = wait_for(lambda: storage.list_folders("workflows/"), SECONDS, "workflow")[0]
-    wait_for(lambda: past_checkpoint(storage, workflow_id, 40), SECONDS, "first checkpoint")
+
+    def ended() -> str | None:
+        return None if child.isalive() else "the command has ended"
+
+    workflow_id = wait_for(lambda: storage.list_folders("workflows/"), SECONDS, "workflow", unless=ended)[0]
+    wait_for(lambda: past_checkpoint(storage, workflow_id, 40), SECONDS, "first checkpoint", unless=ended)
     return workflow_id
 
 
@@ -159,15 +180,13 @@ def places(tmp_path: Path) -> str:
     return f"--root 'file://{tmp_path}/my root'"
 
 
-def test_who_runs_it_stops_it_after_a_checkpoint_and_the_command_that_is_told_continues_it(
-    environment, tmp_path, places
-):
+def test_who_runs_it_stops_it_after_a_checkpoint_and_the_command_that_is_told_continues_it(typed, tmp_path, places):
     (tmp_path / "small.yaml").write_text(
         small_workflow("pretrain.updates=600", "pretrain.save_every=40", "pretrain.evaluate_every=0").to_yaml()
     )
     storage = open_storage(f"file://{tmp_path}/my root")
-    child = typed(f"patchline run small.yaml {places}", tmp_path, environment)
-    workflow_id = begun(storage)
+    child = typed(f"patchline run small.yaml {places}")
+    workflow_id = begun(storage, child)
     child.sendintr()
     child.expect("SIGINT: saving a checkpoint, then stopping")
     said = ended(child)
@@ -177,19 +196,21 @@ def test_who_runs_it_stops_it_after_a_checkpoint_and_the_command_that_is_told_co
     stopped = head(storage, folder).checkpoint
     assert stopped is not None
     assert 40 < stopped.update < 600
-    child = typed(told(said, "resume"), tmp_path, environment)
+    child = typed(told(said, "resume"))
     said = ended(child)
     assert child.exitstatus == 0, said
     assert head(storage, folder).history[-1].start == stopped.update
 
 
-def test_a_second_ctrl_c_ends_it_at_once_and_the_command_that_is_told_continues_it(environment, tmp_path, places):
+def test_a_second_ctrl_c_ends_it_at_once_and_the_command_that_is_told_continues_it(
+    environment, typed, tmp_path, places
+):
     """Where the work does not come to a checkpoint: here it never would."""
     (tmp_path / "gate.py").write_text(GATE)
     (tmp_path / "gated.yaml").write_text(f"name: gated\nstages:\n  gate: {{kind: 'gate:Gate', key: {tmp_path}/key}}\n")
     # What it has held is free soon.
     environment["PATCHLINE_LEASE_SECONDS"] = "5"
-    child = typed(f"patchline run gated.yaml {places}", tmp_path, environment)
+    child = typed(f"patchline run gated.yaml {places}")
     child.expect("▶")
     child.sendintr()
     child.expect("again to stop at once")
@@ -197,6 +218,6 @@ def test_a_second_ctrl_c_ends_it_at_once_and_the_command_that_is_told_continues_
     said = ended(child)
     assert child.exitstatus == 130, said
     (tmp_path / "key").touch()
-    child = typed(told(said, "resume"), tmp_path, environment)
+    child = typed(told(said, "resume"))
     said = ended(child)
     assert child.exitstatus == 0, said

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -18,7 +19,7 @@ from pipeline.report.sentences import lost
 from pipeline.runner import Runner
 from pipeline.settings import Settings
 from pipeline.tracking import REPORT, MlflowTracker
-from tests.integration.flows import in_mlflow, past_checkpoint, record, small_workflow, wait_for
+from tests.integration.flows import in_mlflow, over, past_checkpoint, record, small_workflow, wait_for
 from tests.unit.pipeline.report.html import Page, check_alone
 
 
@@ -39,10 +40,15 @@ def started(settings: Settings, *words: str) -> subprocess.Popen[str]:
 def until(settings: Settings, process: subprocess.Popen[str], update: int, number: signal.Signals) -> str:
     """Send a process that trains a signal, past the checkpoint of this update; returns the workflow's id."""
     storage = settings.storage()
-    workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 300, "workflow")[0]
-    wait_for(lambda: past_checkpoint(storage, workflow_id, update), 300, f"checkpoint at {update}")
-    process.send_signal(number)
-    process.communicate(timeout=300)
+    ended = partial(over, process)
+    try:
+        workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 300, "workflow", unless=ended)[0]
+        passed = partial(past_checkpoint, storage, workflow_id, update)
+        wait_for(passed, 300, f"checkpoint at {update}", unless=ended)
+        process.send_signal(number)
+        process.communicate(timeout=300)
+    finally:
+        process.kill()
     return workflow_id
 
 
@@ -59,14 +65,16 @@ def artifact(settings: Settings, workflow_id: str, to: Path) -> Page:
 
 def test_mlflow_has_the_report_of_each_end_and_the_newest_one_replaces_it(settings, tmp_path):
     path = tmp_path / "small.yaml"
-    path.write_text(small_workflow("pretrain.updates=1200", "pretrain.save_every=200").to_yaml())
+    path.write_text(
+        small_workflow("pretrain.updates=800", "pretrain.save_every=100", "pretrain.evaluate_every=0").to_yaml()
+    )
     process = started(settings, "run", str(path))
-    workflow_id = until(settings, process, 200, signal.SIGINT)
+    workflow_id = until(settings, process, 100, signal.SIGINT)
     assert process.returncode == 1
     first = artifact(settings, workflow_id, tmp_path)
     assert "It is not done: it was stopped." in first.text
     process = started(settings, "resume", workflow_id, "--foreground")
-    assert until(settings, process, 400, signal.SIGKILL) == workflow_id
+    assert until(settings, process, 200, signal.SIGKILL) == workflow_id
     process = started(settings, "resume", workflow_id, "--foreground")
     out, _ = process.communicate(timeout=480)
     assert process.returncode == 0, out

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,15 @@ from tests.integration.flows import TEXT, processes, small_workflow, stage, stat
 from tests.integration.test_workflow import kill
 
 pytestmark = pytest.mark.cluster
-SHORT = "pretrain.updates=200"
+SHORT = ("pretrain.updates=200", "pretrain.save_every=100", "pretrain.evaluate_every=0")
+LEASE_SECONDS = "20"
+"""So long that only a driver which is gone is taken for one."""
 
 
 @pytest.fixture
 def settings(stack_environment: Stack, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The tests' stack with an empty root."""
-    monkeypatch.setenv("PATCHLINE_LEASE_SECONDS", "10")
+    monkeypatch.setenv("PATCHLINE_LEASE_SECONDS", LEASE_SECONDS)
     return resolve(root=s3_root)
 
 
@@ -46,7 +49,7 @@ def supervisor(settings: Settings) -> Iterator[subprocess.Popen[str]]:
 
 def test_a_workflow_whose_driver_is_killed_ends_by_itself(settings, stack, supervisor):
     storage = settings.storage()
-    workflow_id = api.submit(small_workflow(SHORT), settings)
+    workflow_id = api.submit(small_workflow(*SHORT), settings)
     wait_for(lambda: stage(storage, workflow_id, "pretrain").attempt, 300, "start of the pretraining")
     kill(stack, workflow_id, "driver")
     wait_for(lambda: state(storage, workflow_id) == "done", 480, "end of the workflow")
@@ -63,7 +66,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Of a stack that the test brings up by the command, and takes down."""
     home = Path(tempfile.mkdtemp(prefix="patchline-test-"))
     monkeypatch.setenv("PATCHLINE_HOME", str(home))
-    monkeypatch.setenv("PATCHLINE_LEASE_SECONDS", "10")
+    monkeypatch.setenv("PATCHLINE_LEASE_SECONDS", LEASE_SECONDS)
     try:
         yield home
     finally:
@@ -86,6 +89,7 @@ def up(home: Path) -> Stack:
     return stack
 
 
+@pytest.mark.timeout(1200)
 def test_after_the_loss_of_the_cluster_up_is_enough(home: Path, tmp_path: Path):
     first = up(home)
     # Where it runs already, nothing is started again.
@@ -93,11 +97,13 @@ def test_after_the_loss_of_the_cluster_up_is_enough(home: Path, tmp_path: Path):
     storage = of_stack(first).storage()
     (tmp_path / "small.yaml").write_text(TEXT)
     # By the command: Ray reads the token of one cluster in a process.
-    workflow_id = patchline("submit", str(tmp_path / "small.yaml"), "-o", SHORT).strip()
+    options = [word for override in SHORT for word in ("-o", override)]
+    workflow_id = patchline("submit", str(tmp_path / "small.yaml"), *options).strip()
     wait_for(lambda: stage(storage, workflow_id, "pretrain").attempt, 300, "start of the pretraining")
     for pid in processes("-m pipeline.driver", workflow_id):
         # So that it cannot put its things in order.
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     stop(first.processes["ray"])
     second = up(home)
     # A cluster on other ports is another one.

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.integration.flows import (
     curve,
     head,
     in_mlflow,
+    over,
     past_checkpoint,
     record,
     small_workflow,
@@ -101,10 +103,9 @@ def workflow_file(tmp_path: Path) -> Path:
     return path
 
 
-def patchline(*words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *words], env=os.environ, capture_output=True, text=True, check=False
-    )
+def patchline(*words: str, way: tuple[str, str] = ("-m", "pipeline.cli")) -> str:
+    command = [sys.executable, *way, *words]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -130,7 +131,8 @@ def test_lost_answers_leave_no_point_twice_and_none_out(proxy, workflow_file, tm
 def test_what_an_absent_server_missed_is_sent_by_the_next_driver(stack_environment, workflow_file, tmp_path):
     root = f"file://{tmp_path}/root"
     absent = f"http://127.0.0.1:{free_ports(1)[0]}"
-    said = patchline("run", str(workflow_file), "--root", root, "--mlflow", absent)
+    impatient = "from pipeline import cli, tracking; tracking.PATIENCE_SECONDS = 4.0; cli.main()"
+    said = patchline("run", str(workflow_file), "--root", root, "--mlflow", absent, way=("-c", impatient))
     assert "does not answer; the work goes on" in said
     settings = Settings(root=root, mlflow=stack_environment.mlflow_url)
     (workflow_id,) = settings.storage().list_folders("workflows/")
@@ -141,7 +143,7 @@ def test_what_an_absent_server_missed_is_sent_by_the_next_driver(stack_environme
 def test_a_stopped_run_shows_its_checkpoint_and_a_finished_one_everything(stack_environment, tmp_path):
     settings = Settings(root=f"file://{tmp_path}/root", mlflow=stack_environment.mlflow_url)
     path = tmp_path / "small.yaml"
-    long = ("pretrain.updates=1000", "pretrain.save_every=50")
+    long = ("pretrain.updates=600", "pretrain.save_every=50", "pretrain.evaluate_every=0")
     path.write_text(small_workflow(f"description={DESCRIPTION}", *long).to_yaml())
     places = ("--root", settings.root, "--mlflow", settings.mlflow)
     workflow_id, folder = stopped_after_a_checkpoint(settings, "run", str(path), *places)
@@ -158,8 +160,9 @@ def stopped_after_a_checkpoint(settings: Settings, *words: str) -> tuple[str, st
     storage = settings.storage()
     process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", *words], env=os.environ)
     try:
-        workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 300, "workflow")[0]
-        folder = wait_for(lambda: past_checkpoint(storage, workflow_id, 50), 300, "first checkpoint")
+        ended = partial(over, process)
+        workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 300, "workflow", unless=ended)[0]
+        folder = wait_for(lambda: past_checkpoint(storage, workflow_id, 50), 300, "first checkpoint", unless=ended)
         process.send_signal(signal.SIGINT)
         assert process.wait(300) == 1
     finally:

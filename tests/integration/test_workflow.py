@@ -19,6 +19,7 @@ from cluster.local.stack import Stack
 from cluster.storage import Storage
 from cluster.tasks import map_tasks
 from pipeline import api
+from pipeline.config import Workflow
 from pipeline.feeding import bench_data
 from pipeline.feeding_job import on_cluster
 from pipeline.settings import Settings, resolve
@@ -28,12 +29,13 @@ from stages.context import Context, read_output
 from stages.frozen.store import read_features
 from tests.integration.flows import (
     SAVE_EVERY,
-    UPDATES,
+    cancelled_on_failure,
     curve,
     descendants,
     head,
     in_mlflow,
     model_sha256,
+    over,
     past_checkpoint,
     processes,
     record,
@@ -47,11 +49,18 @@ from tests.integration.flows import (
 
 pytestmark = pytest.mark.cluster
 LEASE_SECONDS = 3.0
+UPDATES = 160
+"""Enough that whoever kills it twice in its middle meets it there."""
 EVALUATED = (
-    *("pretrain.fewshot.every=20", "pretrain.fewshot.shots=[1, 5]"),
+    *("pretrain.fewshot.every=40", "pretrain.fewshot.shots=[1, 5]"),
     *("pretrain.fewshot.cpus=0.5", "pretrain.cpus_per_worker=0.7"),
 )
 """Few-shot evaluations with room beside training, which change nothing of what is trained."""
+
+
+def flow(*overrides: str, more: str = "") -> Workflow:
+    """What most tests here run."""
+    return small_workflow(f"pretrain.updates={UPDATES}", "pretrain.evaluate_every=50", *overrides, more=more)
 
 
 @pytest.fixture
@@ -69,7 +78,7 @@ def reference(stack: Stack) -> tuple[Settings, str]:
             patch.setenv(name, value)
         patch.setenv("PATCHLINE_HOME", stack.home)
         settings = resolve(root=f"{stack.root}/reference")
-        workflow_id = api.submit(small_workflow(*EVALUATED), settings)
+        workflow_id = api.submit(flow(*EVALUATED), settings)
         ended(settings, workflow_id, "done")
     return settings, workflow_id
 
@@ -108,19 +117,19 @@ def test_mlflow_shows_workflow_stages_and_attempts(reference):
     for name in ("train/loss", "train/lr", "train/gradient_norm", "train/images_per_s", "train/accuracy"):
         for key in ("pretrain", "pretrain/1"):
             assert [step for step, _ in curve(settings, runs[key], name)] == list(range(1, UPDATES + 1))
-    assert [step for step, _ in curve(settings, pretrain, "validation/accuracy")] == [25, 50, UPDATES]
+    assert [step for step, _ in curve(settings, pretrain, "validation/accuracy")] == [50, 100, 150, UPDATES]
     for key in ("pretrain", "pretrain/1"):
-        assert [step for step, _ in curve(settings, runs[key], "fewshot/all/5_shot")] == [20, 40, UPDATES]
+        assert [step for step, _ in curve(settings, runs[key], "fewshot/all/5_shot")] == [40, 80, 120, UPDATES]
     table = record(settings.storage(), workflow_id, "pretrain").tables["fewshot_on_the_way"]
-    assert {(row["update"], row["failed"]) for row in table} == {(update, "") for update in (20, 40, UPDATES)}
+    assert {(row["update"], row["failed"]) for row in table} == {(update, "") for update in (40, 80, 120, UPDATES)}
 
 
 def test_a_second_run_does_nothing(reference, stack_environment):
     settings, first = reference
     storage = settings.storage()
     before = {key: storage.stat(key) for key in storage.list("stages/")}
-    workflow_id = api.submit(small_workflow(), settings)
-    ended(settings, workflow_id, "done", seconds=60)
+    workflow_id = api.submit(flow(), settings)
+    ended(settings, workflow_id, "done")
     assert [stage(storage, workflow_id, name).outcome for name in ("ingest", "pretrain")] == ["reused", "reused"]
     assert {key: storage.stat(key) for key in storage.list("stages/")} == before
     assert model_sha256(storage, workflow_id) == model_sha256(storage, first)
@@ -152,7 +161,7 @@ EVALUATIONS = """
 
 def test_evaluations_by_tasks_of_the_cluster_are_those_of_one_process(reference, stack_environment):
     settings, _ = reference
-    storage, workflow = settings.storage(), small_workflow(more=EVALUATIONS)
+    storage, workflow = settings.storage(), flow(more=EVALUATIONS)
     workflow_id = api.submit(workflow, settings)
     ended(settings, workflow_id, "done")
     assert stage(storage, workflow_id, "pretrain").outcome == "reused"
@@ -205,10 +214,11 @@ def test_another_cluster_is_sent_the_code(stack_environment, s3_root):
     assert str(Path(api.__file__).parents[1]) not in log
 
 
+@pytest.mark.timeout(1200)
 def test_killed_and_resumed_and_killed_again_gives_the_same_bits(settings, stack, reference):
     """First a training worker is killed, then, after `resume`, the driver. No evaluation on the way is lost."""
     storage = settings.storage()
-    workflow_id = api.submit(small_workflow(*EVALUATED), settings)
+    workflow_id = api.submit(flow(*EVALUATED), settings)
     folder = wait_for(lambda: past_checkpoint(storage, workflow_id, SAVE_EVERY), 300, "first checkpoint")
     kill(stack, workflow_id, "worker")
     ended(settings, workflow_id, "failed")
@@ -276,9 +286,10 @@ def test_stopping_saves_at_the_next_update_and_resume_goes_on(settings):
     """First with `cancel`, then, after `resume`, with Ray's own stop of the job."""
     storage = settings.storage()
     workflow_id = api.submit(small_workflow("pretrain.save_every=10000000", "pretrain.updates=100000"), settings)
-    first = stopped(settings, workflow_id, 1, lambda: api.cancel(workflow_id, settings))
-    api.resume(workflow_id, settings)
-    second = stopped(settings, workflow_id, 2, lambda: jobs.stop(str(settings.jobs), f"{workflow_id}-d1"))
+    with cancelled_on_failure(settings, workflow_id):
+        first = stopped(settings, workflow_id, 1, lambda: api.cancel(workflow_id, settings))
+        api.resume(workflow_id, settings)
+        second = stopped(settings, workflow_id, 2, lambda: jobs.stop(str(settings.jobs), f"{workflow_id}-d1"))
     folder = stage(storage, workflow_id, "pretrain").folder
     assert [(segment.start, segment.end) for segment in head(storage, str(folder)).history] == [
         (0, first),
@@ -314,23 +325,25 @@ def test_a_zombie_driver_makes_nothing_visible(tmp_path):
     root = f"file://{tmp_path}/root"
     path = tmp_path / "small.yaml"
     # Long enough for the zombie to be caught in the middle.
-    long = ("pretrain.updates=600", "pretrain.evaluate_every=0")
+    long = ("pretrain.updates=500", "pretrain.save_every=50", "pretrain.evaluate_every=0")
     path.write_text(small_workflow("pretrain.zero_stage=1", *long).to_yaml())
     command = [sys.executable, "-m", "pipeline.cli"]
     zombie = subprocess.Popen(
         [*command, "run", str(path), "--root", root], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     storage = Settings(root=root, mlflow="").storage()
-    workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 300, "workflow")[0]
-    folder = wait_for(lambda: past_checkpoint(storage, workflow_id, SAVE_EVERY), 300, "first checkpoint")
+    try:
+        check_a_zombie(zombie, [*command, "resume", "--foreground", "--root", root], storage, environment)
+    finally:
+        zombie.kill()
+
+
+def check_a_zombie(zombie: subprocess.Popen[bytes], resume: list[str], storage: Storage, environment: dict) -> None:
+    ended = partial(over, zombie)
+    workflow_id = wait_for(lambda: storage.list_folders("workflows/"), 300, "workflow", unless=ended)[0]
+    folder = wait_for(lambda: past_checkpoint(storage, workflow_id, 50), 300, "first checkpoint", unless=ended)
     zombie.send_signal(signal.SIGSTOP)
-    resumed = subprocess.run(
-        [*command, "resume", workflow_id, "--foreground", "--root", root],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    resumed = subprocess.run([*resume, workflow_id], env=environment, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert state(storage, workflow_id) == "done"
     heads = (f"{folder}/HEAD.json", f"workflows/{workflow_id}/HEAD.json")
