@@ -2,8 +2,8 @@
 
 Both train on a real Ray cluster with two workers, DeepSpeed ZeRO 2 in bf16, dropout, random crops and Polyak's
 average, on the real digits in an S3 server. Each kill is a SIGKILL at a named point; the workers log it with the
-victims' process ids. The last line is JSON; the exit code is 1 where the bits differ, a committed checkpoint was not
-whole, more was repeated than the rule allows, a recovery took too long, or too few recoveries were measured.
+victims' process ids. The last line is JSON; the exit code is 1 where the bits or a curve differ, a committed checkpoint
+was not whole, more was repeated than the rule allows, a recovery took too long, or too few recoveries were measured.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 from cluster.local.stack import Stack
 from cluster.storage import Storage
+from pipeline.curves import Curves
 from pipeline.driver import create
 from pipeline.settings import Settings
 from tests.chaos import plan, points
@@ -33,8 +34,9 @@ REPOSITORY = Path(__file__).parents[2]
 SAVE_EVERY = 5
 OVERRIDES = (
     "seed=11", "pretrain.precision=bf16", "pretrain.polyak_decay=0.9", "pretrain.cpus_per_worker=0.5",
-    f"pretrain.save_every={SAVE_EVERY}", "pretrain.evaluate_every=0", "pretrain.retries=1000",
+    f"pretrain.save_every={SAVE_EVERY}", "pretrain.evaluate_every=10", "pretrain.retries=1000",
 )  # fmt: skip
+CURVES = ("train/loss", "train/gradient_norm", "validation/loss", "raw/validation/loss")
 RECOVERY_SECONDS = 30.0
 """From a worker's death to the first new update, at most."""
 
@@ -93,6 +95,8 @@ class Outcome:
 
     sha256: dict[str, str]
     """Of the files of the final model."""
+    curves: dict[str, list[tuple[int, float]]]
+    """By metric, the points that count."""
     kills: tuple[Kill, ...]
     drivers: int
     starts: int
@@ -118,13 +122,14 @@ def disturb(stack: Stack, root: str, planned: list[plan.Disturbance], *, manifes
             number += 1
             assert number <= 2 * len(planned) + 2, "drivers end, and the workflow is not done"
         files = _files(storage, workflow_id)
-        refused = head(storage, str(stage(storage, workflow_id, "pretrain").folder)).refused
+        trained = str(stage(storage, workflow_id, "pretrain").folder)
+        refused = head(storage, trained).refused
         seconds = time.monotonic() - began
         notes = _notes(folder)
         starts = sum(note["event"] == "start" for note in notes)
         return Outcome(
-            sha256=files, kills=tuple(_kills(notes)), drivers=number, starts=starts, refused=tuple(refused),
-            seconds=seconds,
+            sha256=files, curves=_curves(storage, trained), kills=tuple(_kills(notes)), drivers=number, starts=starts,
+            refused=tuple(refused), seconds=seconds,
         )  # fmt: skip
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -211,6 +216,13 @@ def _files(storage: Storage, workflow_id: str) -> dict[str, str]:
     return {name: model_sha256(storage, workflow_id, file=name) for name in ("model.safetensors", "raw.safetensors")}
 
 
+def _curves(storage: Storage, folder: str) -> dict[str, list[tuple[int, float]]]:
+    """What MLflow's run of the stage is sent."""
+    points = Curves(storage, folder, has_updates=True)
+    points.collect()
+    return {name: sorted((p.step, p.value) for p in points.committed if p.name == name) for name in CURVES}
+
+
 def repeated_too_much(kill: Kill) -> bool:
     """Whether more is repeated than one interval, and the updates that were made during one upload.
 
@@ -237,6 +249,7 @@ def summary(undisturbed: Outcome, disturbed: Outcome, seed: int, planned: int) -
     broken = []
     if undisturbed.sha256 != disturbed.sha256:
         broken.append("the bits differ")
+    broken += [f"the curve {name} differs" for name in CURVES if undisturbed.curves[name] != disturbed.curves[name]]
     broken += [f"too much repeated: {kill}" for kill in kills if repeated_too_much(kill)]
     broken += [f"committed and not whole: {prefix}" for prefix in disturbed.refused]
     missing = {*plan.POINTS, *plan.VICTIMS} - {kill.point for kill in kills} - {kill.victim for kill in kills}

@@ -21,7 +21,7 @@ from pipeline.checkpoints import audit
 from pipeline.driver import read_workflow
 from pipeline.record import listed
 from tests.chaos import plan
-from tests.chaos.harness import SAVE_EVERY, UPDATES, Kill, Outcome, disturb, late, repeated_too_much, summary
+from tests.chaos.harness import CURVES, SAVE_EVERY, UPDATES, Kill, Outcome, disturb, late, repeated_too_much, summary
 
 # Each is a whole workflow or two, on a machine that may do other things too.
 pytestmark = pytest.mark.timeout(1800)
@@ -65,7 +65,8 @@ def test_recoveries_are_counted_and_have_to_be_half_of_the_kills_of_workers(time
         )
         for number in range(6)
     )  # fmt: skip
-    whole = Outcome(sha256={}, kills=(), drivers=1, starts=1, refused=(), seconds=1.0)
+    curves = {name: [] for name in CURVES}
+    whole = Outcome(sha256={}, curves=curves, kills=(), drivers=1, starts=1, refused=(), seconds=1.0)
     found = summary(whole, replace(whole, kills=kills, drivers=3, starts=7), SEED, 6)
     assert found["recoveries_measured"] == timed
     assert (f"{timed} recoveries measured after 4 kills of workers" in found["broken"]) == (not enough)
