@@ -36,6 +36,7 @@ class Curves:
         """Read this attempt's points as they appear, from the first one."""
         self._read(attempt)
         self._over.discard(attempt)
+        self._evaluations.read_again(attempt)
         self.live[attempt] = []
 
     def collect(self) -> None:
@@ -112,6 +113,14 @@ class _Evaluations:
         self._looked_at: set[int] = set()
         self._named: set[int] = set()
 
+    def read_again(self, attempt: int) -> None:
+        """What this attempt has stored is new once more, though repeated."""
+        self._looked_at.discard(attempt)
+        self._read = {key for key in self._read if not key.startswith(self._prefix(attempt))}
+
+    def _prefix(self, attempt: int) -> str:
+        return f"{self._folder}/attempts/{attempt}/fewshot/"
+
     def new(self, attempts: set[int], named: set[int]) -> Iterator[tuple[int, list[Point], bool]]:
         """What these attempts have stored since the last call, each with whether an earlier one has that update too.
 
@@ -120,7 +129,7 @@ class _Evaluations:
         """
         newest = {max(attempts, default=0)}
         for attempt in sorted(attempts & (attempts - self._looked_at | named | self._named | newest)):
-            for key in self._storage.list(f"{self._folder}/attempts/{attempt}/fewshot/"):
+            for key in self._storage.list(self._prefix(attempt)):
                 if key in self._read or not key.endswith(".jsonl"):
                     continue
                 points, update = read_points(self._storage, key), key.rpartition("/")[2]

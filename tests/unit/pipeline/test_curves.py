@@ -253,3 +253,18 @@ def test_an_evaluation_that_an_attempt_left_to_the_next_one_is_of_the_stage_too(
     curves.collect()
     shown = [(point.name, point.step) for point in curves.committed]
     assert shown == [("validation/loss", 10), ("raw/validation/loss", 10), ("train/loss", 20)]
+
+
+def test_an_attempt_that_is_shown_after_a_later_one_has_its_evaluations_too(storage, head):
+    made = {}
+    for update in (10, 20):
+        attempt = head.new_attempt().attempt
+        made[attempt] = evaluate(storage, commit(storage, head, attempt, update), update, update / 100)
+    curves = Curves(storage, FOLDER, has_updates=True, evaluated=True)
+    shown = {}
+    for attempt in (2, 1):
+        curves.follow(attempt)
+        curves.collect()
+        shown[attempt] = taken(curves.live[attempt])
+    assert shown == {attempt: [point] for attempt, point in made.items()}
+    assert sorted(point.step for point in curves.committed) == [10, 20]
