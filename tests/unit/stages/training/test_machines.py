@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from itertools import pairwise
 from types import SimpleNamespace
 
 import psutil
@@ -65,8 +66,10 @@ def test_gpus_have_mlflows_names_and_what_one_does_not_tell_is_left_out():
 
 
 def test_the_first_rank_of_each_machine_tells_and_rank_0_logs_each_sample_once():
-    server = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=5), wait_for_workers=False)
-    client = TCPStore("127.0.0.1", server.port, None, False, timedelta(seconds=5))
+    # Each looks its address's name up, which a name server may delay.
+    patience = timedelta(seconds=60)
+    server = TCPStore("127.0.0.1", 0, None, True, patience, wait_for_workers=False)
+    client = TCPStore("127.0.0.1", server.port, None, False, patience)
     hosts, logged = ["a", "a", "b", "b"], []
     with (
         Machines(hosts, 1, client, None, seconds=0.01) as second,
@@ -78,9 +81,12 @@ def test_the_first_rank_of_each_machine_tells_and_rank_0_logs_each_sample_once()
             assert time.monotonic() < deadline, logged
             time.sleep(0.05)
     assert not server.check(["patchline/machine/1"]), second
+    # Threads that have been told to end are not waited for, and may log a last sample.
+    logged = list(logged)
     own, others = ([values for values in logged if f"system/{host}/disk_usage_percentage" in values] for host in "ab")
     assert len(own) + len(others) == len(logged)
-    assert len(own) > len(others), "samples of the other machine were logged more often than it made them"
+    assert len(own) >= len(others)
+    assert all(one != other for one, other in pairwise(others)), "a sample of the other machine was logged twice"
 
 
 def test_more_machines_are_asked_less_often():
