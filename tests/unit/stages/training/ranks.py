@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from stages.context import Keep, Rank, Rollback, StopRequest
 from stages.training.job import Job
 from stages.training.loop import train
 from stages.training.restore import CheckpointFiles
+from tests.unit.stages.training.ports import next_port
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.unit.stages.training.preload"])
@@ -57,7 +57,7 @@ def start_ranks(
     rollbacks: tuple[Rollback, ...] = (),
 ) -> list[Any]:
     """The same, without waiting: returns the processes."""
-    port = _free_port()
+    port = next_port()
     arguments = [(job, url, folder, ranks, rank, attempt, notes, stop_after, rollbacks, port) for rank in range(ranks)]
     processes = [SERVER.Process(target=_rank, args=own) for own in arguments]
     for process in processes:
@@ -143,9 +143,3 @@ def _note_fetches(path: Path) -> None:
 
 def _read(path: Path) -> dict[str, str]:
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

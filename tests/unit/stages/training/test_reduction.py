@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from multiprocessing.queues import Queue
 
 import pytest
 
 from cluster.gang import Place
 from stages.training.reduction import Reduction, measure_collectives, partner, turns
+from tests.unit.stages.training.ports import next_port
 
 RANKS = 3
 ASKED = Reduction(seconds=0.2, megabytes=1, gpus=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _rank(rank: int, machines: int, port: int, results: Queue) -> None:
@@ -33,13 +27,16 @@ def _rank(rank: int, machines: int, port: int, results: Queue) -> None:
 @pytest.mark.parametrize("machines", [1, 2, RANKS])
 def test_every_rank_has_its_figures(machines):
     context = multiprocessing.get_context("spawn")
-    results, port = context.Queue(), _free_port()
-    processes = [context.Process(target=_rank, args=(rank, machines, port, results)) for rank in range(RANKS)]
+    results, port = context.Queue(), next_port()
+    # They end with this process at the latest.
+    processes = [
+        context.Process(target=_rank, args=(rank, machines, port, results), daemon=True) for rank in range(RANKS)
+    ]
     for process in processes:
         process.start()
-    found = [results.get(timeout=120) for _ in processes]
+    found = [results.get(timeout=300) for _ in processes]
     for process in processes:
-        process.join()
+        process.join(60)
     # All know of all.
     assert found[0] == found[1] == found[2]
     assert [rank.local_rank for rank in found[0]] == {1: [0, 1, 2], 2: [0, 0, 1], 3: [0, 0, 0]}[machines]
