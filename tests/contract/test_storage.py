@@ -158,10 +158,11 @@ def test_eight_writers_racing_for_one_head_lose_no_change(any_storage: Storage):
     any_storage.write_if_absent("HEAD.json", b"0 none none")
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    writers = [context.Process(target=_race, args=(any_storage.url, i, results)) for i in range(WRITERS)]
+    # They end with this process at the latest.
+    writers = [context.Process(target=_race, args=(any_storage.url, i, results), daemon=True) for i in range(WRITERS)]
     for writer in writers:
         writer.start()
-    outcomes = [results.get(timeout=120) for _ in writers]
+    outcomes = [results.get(timeout=300) for _ in writers]
     for writer in writers:
         writer.join(30)
     assert any_storage.read("HEAD.json").split()[0] == str(WRITERS * ROUNDS).encode()
