@@ -180,6 +180,8 @@ def workflow_file(tmp_path) -> Path:
 
 
 def test_a_run_in_a_terminal_moves_and_leaves_its_results(workflow_file, tmp_path):
+    # Of so many shards that it is at work at several looks, of which there are two a second.
+    workflow_file.write_text(TEXT.replace("samples_per_shard: 100", "samples_per_shard: 5"))
     words = ["-m", "pipeline.cli", "run", str(workflow_file)]
     child = pexpect.spawn(
         sys.executable,
@@ -188,7 +190,7 @@ def test_a_run_in_a_terminal_moves_and_leaves_its_results(workflow_file, tmp_pat
         cwd=tmp_path,
         dimensions=(30, 110),
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
     )
     said = child.read()
     child.close()
@@ -202,7 +204,7 @@ def test_a_run_in_a_terminal_moves_and_leaves_its_results(workflow_file, tmp_pat
 def test_a_run_into_a_pipe_has_plain_lines(workflow_file, tmp_path):
     words = [sys.executable, "-m", "pipeline.cli", "run", str(workflow_file)]
     done = subprocess.run(
-        words, check=False, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=120
+        words, check=False, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\x1b" not in done.stdout
@@ -213,7 +215,9 @@ def test_a_run_into_a_pipe_has_plain_lines(workflow_file, tmp_path):
 
 
 def test_a_notebook_s_cell_is_one_output_that_is_replaced(workflow_file, tmp_path):
-    manager, client = start_new_kernel(kernel_name="python3", env=environment(tmp_path), cwd=str(tmp_path))
+    manager, client = start_new_kernel(
+        startup_timeout=300, kernel_name="python3", env=environment(tmp_path), cwd=str(tmp_path)
+    )
     try:
         code = (
             "from pipeline.api import follow, run\n"
@@ -223,7 +227,7 @@ def test_a_notebook_s_cell_is_one_output_that_is_replaced(workflow_file, tmp_pat
             "print(follow(workflow_id, resolve()).state)\n"
         )
         messages = []
-        reply = client.execute_interactive(code, timeout=120, output_hook=messages.append)
+        reply = client.execute_interactive(code, timeout=300, output_hook=messages.append)
         assert reply["content"]["status"] == "ok", reply
     finally:
         client.stop_channels()
