@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.local.stack import Stack
+from pipeline import shown_plan, tracking
 from tests.contract.servers import FaultyProxy
 from tests.contract.trained import Trained, environment_kept, train
 
@@ -19,6 +20,13 @@ def proxy(stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
         yield server
         server.closing.set()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is to be there when a workflow has ended: on a slow machine that takes its time."""
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 120.0)
+    monkeypatch.setattr(shown_plan, "PLAN_SECONDS", 300.0)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from pipeline.settings import Settings
 from pipeline.tracking import MlflowTracker
 from tests.contract.trained import METRIC, TEXT, Trained
 
+pytestmark = pytest.mark.usefixtures("patient")
 REGISTER = f"register: {{name: small, from: finetune, champion: {{metric: {METRIC}}}}}\n"
 KEYS = {"workflow", "ingest", "pretrain", "finetune", "worse", "of_worse", "fewshot"}
 
@@ -37,33 +40,33 @@ def trained(trained: Trained, tmp_path: Path) -> Trained:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A real server of this module's own; yields its address."""
-    import subprocess
-    import sys
-    import time
-    import urllib.request
-
     (port,) = free_ports(1)
     folder = tmp_path_factory.mktemp("server")
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{folder}/db", "--artifacts-destination", str(folder / "files")]
     process = subprocess.Popen([*command, *stores], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
                 break
             except OSError:
+                assert process.poll() is None
                 assert time.monotonic() < until
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def drive(trained: Trained, uri: str, meanwhile: Any = None) -> str:
-    """Run the same stages, all of which are reused; `meanwhile` once the first of them has been told."""
+    """Run the same stages, all of which are reused; `meanwhile` once the tracker is at work."""
     storage, workflow = trained.storage, parse_workflow(TEXT + REGISTER, "small.yaml")
     workflow_id = create(storage, workflow)
     with MlflowTracker(uri, storage, workflow_id, workflow) as tracker:
@@ -72,6 +75,14 @@ def drive(trained: Trained, uri: str, meanwhile: Any = None) -> str:
             meanwhile(tracker)
         assert runner.run(tracker.workflow_ended) == "done"
     return workflow_id
+
+
+def until_in_trouble(tracker: MlflowTracker) -> None:
+    """Else the end's patience may be over before a slow machine has asked MLflow for anything."""
+    until = time.monotonic() + 120
+    while tracker.problem is None:
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def shown(client: MlflowClient, workflow_id: str) -> dict[str, Any]:
@@ -107,10 +118,8 @@ def test_one_that_was_deleted_is_restored_with_its_runs_and_told(trained: Traine
         check_whole(client, workflow_id, trained)
 
 
-def deleted_meanwhile(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, then: Callable[[str], None] = lambda experiment: None
-) -> str:
-    """Delete our experiment when the next workflow first sends points, and then do this; returns its number."""
+def deleted_meanwhile(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Delete our experiment when the next workflow first sends points; returns its number."""
     found = client.get_experiment_by_name(EXPERIMENT)
     assert found is not None
     real, deleted = MlflowClient.log_batch, list[bool]()
@@ -119,7 +128,6 @@ def deleted_meanwhile(
         if not deleted:
             deleted.append(True)
             client.delete_experiment(found.experiment_id)
-            then(found.experiment_id)
         return real(self, run, *arguments, **options)
 
     monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
@@ -149,15 +157,21 @@ def test_where_we_may_not_restore_it_all_is_sent_once_somebody_else_has(
 ):
     client = MlflowClient(server)
     drive(trained, server)
-    # Before it is replaced.
-    restore = client.restore_experiment
-    monkeypatch.setattr(MlflowClient, "restore_experiment", refuse)
-    experiment = deleted_meanwhile(
-        client, monkeypatch, lambda experiment: threading.Timer(2.0, restore, [experiment]).start()
-    )
+    restore, tries = client.restore_experiment, list[str]()
+
+    def refuse_until_restored(self: Any, experiment: str) -> None:
+        tries.append(experiment)
+        if len(tries) == 3:
+            # By somebody else.
+            restore(experiment)
+        refuse()
+
+    monkeypatch.setattr(MlflowClient, "restore_experiment", refuse_until_restored)
+    experiment = deleted_meanwhile(client, monkeypatch)
     capsys.readouterr()
     workflow_id = drive(trained, server)
     said = capsys.readouterr().out
+    assert len(tries) == 3
     assert said.count(f"restore it by `mlflow experiments restore -x {experiment}`") == 1
     assert "does not take this" not in said
     check_whole(client, workflow_id, trained)
@@ -176,7 +190,7 @@ def test_where_we_may_not_restore_it_the_next_move_is_told_and_the_next_driver_s
         patch.setattr(MlflowClient, "restore_experiment", refuse)
         patch.setattr(tracking, "PATIENCE_SECONDS", 3.0)
         capsys.readouterr()
-        workflow_id = drive(trained, server)
+        workflow_id = drive(trained, server, until_in_trouble)
         said = capsys.readouterr().out
         assert f"restore it by `mlflow experiments restore -x {experiment.experiment_id}`; the work goes on" in said
         assert f"`patchline resume {workflow_id}` sends it" in said

@@ -10,7 +10,6 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 
-from pipeline import tracking
 from pipeline.config import parse_workflow
 from pipeline.driver import create
 from pipeline.mlflow_models import DIGEST, ELSEWHERE, Registry
@@ -20,6 +19,8 @@ from pipeline.tracking import MlflowTracker
 from stages.models.download import WEIGHTS
 from tests.contract.trained import TEXT, Trained, wanted
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.fixture
 def trained(trained: Trained, tmp_path: Path) -> Trained:
@@ -27,9 +28,8 @@ def trained(trained: Trained, tmp_path: Path) -> Trained:
     return trained.apart(tmp_path / "apart")
 
 
-def reused(trained: Trained, uri: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Runs, str]:
+def reused(trained: Trained, uri: str) -> tuple[Runs, str]:
     """Run the same stages again, all of which are reused; returns MLflow's runs and the workflow's id."""
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 15.0)
     storage, workflow = trained.storage, parse_workflow(TEXT, "small.yaml")
     workflow_id = create(storage, workflow)
     with MlflowTracker(uri, storage, workflow_id, workflow) as tracker:
@@ -52,8 +52,8 @@ def models_made(run: Run) -> list[str]:
     return [model.model_id for model in run.outputs.model_outputs or ()]
 
 
-def test_a_run_says_which_data_and_which_model_its_stage_has_read(trained: Trained, tmp_path: Path, monkeypatch):
-    runs, _ = reused(trained, trained.database(tmp_path), monkeypatch)
+def test_a_run_says_which_data_and_which_model_its_stage_has_read(trained: Trained, tmp_path: Path):
+    runs, _ = reused(trained, trained.database(tmp_path))
     made, finetune = run_of(runs, "pretrain"), run_of(runs, "finetune")
     data, model = trained.done["ingest"].output, trained.done["pretrain"].output
     assert {name: value for name, value in finetune.data.tags.items() if name.startswith("patchline.input.")} == {
@@ -74,9 +74,9 @@ def test_a_run_says_which_data_and_which_model_its_stage_has_read(trained: Train
     assert finetune.data.params["lr"] == "0.1"
 
 
-def test_a_model_that_stages_have_read_is_registered_with_its_files(trained: Trained, tmp_path: Path, monkeypatch):
+def test_a_model_that_stages_have_read_is_registered_with_its_files(trained: Trained, tmp_path: Path):
     uri = trained.database(tmp_path)
-    runs, _ = reused(trained, uri, monkeypatch)
+    runs, _ = reused(trained, uri)
     (known,) = models_read(run_of(runs, "of_worse"))
     registered = trained.register(uri, wanted("worse"))
     assert registered.model_id == known
@@ -89,7 +89,7 @@ def test_a_model_that_stages_have_read_is_registered_with_its_files(trained: Tra
     output = trained.done["worse"].output
     assert weights.read_bytes() == trained.storage.read(output.key(WEIGHTS))
     # Another workflow that reads it finds the same one, and leaves its files alone.
-    runs, _ = reused(trained, uri, monkeypatch)
+    runs, _ = reused(trained, uri)
     assert models_read(run_of(runs, "of_worse")) == [known]
     assert runs.client.list_logged_model_artifacts(known)
     everyone = runs.client.search_logged_models([runs.experiment])
@@ -112,7 +112,7 @@ def test_a_lost_answer_leaves_one_model_and_one_line_to_it(trained: Trained, tmp
         return answer
 
     monkeypatch.setattr(MlflowClient, call, once)
-    runs, _ = reused(trained, trained.database(tmp_path), monkeypatch)
+    runs, _ = reused(trained, trained.database(tmp_path))
     assert lost == [call]
     (known,) = models_made(run_of(runs, "pretrain"))
     assert models_read(run_of(runs, "finetune")) == [known]
@@ -126,7 +126,7 @@ def test_a_server_that_knows_no_models_shows_tags_alone(trained: Trained, tmp_pa
         raise MlflowException("no such endpoint", error_code=ENDPOINT_NOT_FOUND)
 
     monkeypatch.setattr("mlflow.MlflowClient.search_logged_models", absent)
-    runs, _ = reused(trained, trained.database(tmp_path), monkeypatch)
+    runs, _ = reused(trained, trained.database(tmp_path))
     assert capsys.readouterr().out.count("models that stages read are shown as tags alone") == 1
     tags = run_of(runs, "finetune").data.tags
     assert tags["patchline.input.model.digest"] == trained.done["pretrain"].output.digest

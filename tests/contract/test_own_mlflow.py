@@ -13,13 +13,14 @@ import mlflow
 import pytest
 
 from cluster.errors import UserError
-from pipeline import api, tracking
+from pipeline import api
 from pipeline.config import parse_workflow
 from pipeline.mlflow_settings import CHATTY, OURS, UNLESS_SET, client_settings
 from pipeline.register import register
 from pipeline.settings import Settings
 from tests.contract.trained import METRIC, TEXT, Trained
 
+pytestmark = pytest.mark.usefixtures("patient")
 REGISTER = f"register: {{name: small, from: finetune, champion: {{metric: {METRIC}}}}}\n"
 
 
@@ -66,8 +67,7 @@ def check_own(address: str, before: dict[str, Any]) -> None:
     assert client.search_registered_models() == []
 
 
-def test_a_workflow_that_runs_in_it_shows_itself_elsewhere(trained: Trained, tmp_path: Path, own: str, monkeypatch):
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 15.0)
+def test_a_workflow_that_runs_in_it_shows_itself_elsewhere(trained: Trained, tmp_path: Path, own: str):
     before, ours = left(), trained.database(tmp_path / "ours")
     workflow = parse_workflow(TEXT + REGISTER, "small.yaml")
     workflow_id, state = api.run(workflow, Settings(root=trained.storage.url, mlflow=ours))

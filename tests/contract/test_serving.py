@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -72,12 +73,21 @@ def server(elsewhere: tuple[Path, dict[str, str]]) -> Iterator[str]:
         wait_until_healthy(url, process, folder / "log")
         yield url
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        end(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """With all that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        # It may have ended by itself.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{url}/ping", timeout=5):
