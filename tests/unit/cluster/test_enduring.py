@@ -61,9 +61,10 @@ def test_every_call_waits_for_the_end_of_an_outage(url, name):
     else:
         listed = list if name in ("list", "sizes") else lambda value: value
         assert listed(found) == listed(getattr(open_storage(url), name)(*CALLS[name]))
-    assert [line.split(":")[0] for line in told] == [
+    # After how many seconds is a matter of the machine.
+    assert [line.split(":")[0].partition(" after")[0] for line in told] == [
         "storage does not answer, and is waited for",
-        "storage is back after 0 s",
+        "storage is back",
     ]
 
 
