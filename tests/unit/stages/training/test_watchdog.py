@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -15,26 +18,37 @@ from stages.training.faults import EXIT_CODE
 from stages.training.watchdog import Watchdog, looks
 from tests.unit.stages.training.ranks import end_of, start_ranks
 
-HANG_SECONDS = 10.0
+HANG_SECONDS = 30.0
+"""Longer than a slow machine keeps any rank from its next step."""
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_is_stopped_is_named_by_the_others(make_stage, tmp_path, victim):
-    stage = make_stage("stopped")
-    job = stage.job(updates=100_000, hang_seconds=HANG_SECONDS, save_every=10_000)
-    processes = start_ranks(job, stage.storage.url, stage.folder, ranks=2, attempt=1, notes=tmp_path)
-    trains = tmp_path / f"samples-1-{victim}.json"
+def test_a_rank_that_is_stopped_is_named_by_the_others(make_stage, tmp_path):
+    """Be it the one in whose process they tell each other, or another: two gangs at once, which wait together."""
+    stages, gangs = [make_stage(f"stopped-{victim}") for victim in (0, 1)], list[list[Any]]()
+    try:
+        for victim, stage in enumerate(stages):
+            job = stage.job(updates=100_000, hang_seconds=HANG_SECONDS, save_every=10_000)
+            notes = tmp_path / f"notes-{victim}"
+            notes.mkdir()
+            gangs.append(start_ranks(job, stage.storage.url, stage.folder, ranks=2, attempt=1, notes=notes))
+        for victim, processes in enumerate(gangs):
+            _wait_for(tmp_path / f"notes-{victim}" / f"samples-1-{victim}.json")
+            os.kill(processes[victim].pid, signal.SIGSTOP)
+        assert end_of([processes[1 - victim] for victim, processes in enumerate(gangs)], seconds=300) == [EXIT_CODE] * 2
+        for victim, stage in enumerate(stages):
+            (fault,) = read_faults(stage.storage, stage.folder, 1)
+            assert fault.startswith(f"rank {victim} gave no sign of life"), fault
+    finally:
+        for process in itertools.chain(*gangs):
+            process.kill()
+            process.join(30)
+
+
+def _wait_for(path: Path) -> None:
     deadline = time.monotonic() + 240
-    while not trains.exists() and time.monotonic() < deadline:
+    while not path.exists():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert trains.exists()
-    os.kill(processes[victim].pid, signal.SIGSTOP)
-    other = 1 - victim
-    codes = end_of([processes[other]], seconds=240)
-    assert codes == [EXIT_CODE]
-    (fault,) = read_faults(stage.storage, stage.folder, 1)
-    assert fault.startswith(f"rank {victim} gave no sign of life"), fault
-    processes[victim].kill()
 
 
 def test_a_rank_that_does_not_get_on_is_named_with_its_place():
