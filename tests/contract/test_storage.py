@@ -16,6 +16,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.storage import Conflict, NotFound, Storage, open_storage
+from tests.killed import killed_at_last
 
 WRITERS = 8
 ROUNDS = 12
@@ -223,10 +224,9 @@ def test_a_killed_writer_leaves_nothing_that_a_reader_sees(any_storage: Storage,
     source = tmp_path / "large"
     source.write_bytes(os.urandom(2**20) * 64)
     command = [sys.executable, "-c", HALFWAY, any_storage.url, str(source), how]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer, killed_at_last(writer):
         assert writer.stdout is not None
         told = writer.stdout.readline()
-        writer.kill()
     assert told == b"halfway\n"
     assert writer.returncode == -signal.SIGKILL
     assert list(any_storage.list("")) == []

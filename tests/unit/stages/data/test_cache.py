@@ -14,6 +14,7 @@ from stages.data.cache import CorruptShard, ShardCache
 from stages.data.cache_account import Account
 from stages.data.manifest import base_folder
 from stages.data.table import File
+from tests.killed import killed_at_last
 from tests.unit.stages.shards import shards
 
 
@@ -153,10 +154,10 @@ class Slow:
         time.sleep(3600)
 ShardCache(Slow(), {base_folder(output)!r}, Path({str(tmp_path / "cache")!r})).open({tars[0]!r})
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process, killed_at_last(process):
         assert process.stdout is not None
-        assert process.stdout.readline() == b"half\n"
-        process.kill()
+        told = process.stdout.readline()
+    assert told == b"half\n"
     assert [file.suffix for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == [".part"]
     assert cached(storage, output, tmp_path / "cache").read(tars[0]) == storage.read(key(output, tars[0]))
     assert [file.suffix for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"] == [".cached"]
