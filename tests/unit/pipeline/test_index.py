@@ -57,8 +57,10 @@ def test_who_reads_while_others_write_always_finds_a_state(storage):
     threads = [threading.Thread(target=write, args=(epoch,)) for epoch in (1, 2)]
     for thread in threads:
         thread.start()
-    found = [listed(storage) for _ in range(300)]
-    closed.set()
+    try:
+        found = [listed(storage) for _ in range(300)]
+    finally:
+        closed.set()
     for thread in threads:
         thread.join()
     assert all(states in ({"w": "submitted"}, {"w": "running"}) for states in found)

@@ -176,8 +176,10 @@ def test_a_gang_that_the_cluster_is_too_small_for_keeps_nobody_out(drive, monkey
     large = threading.Thread(target=wait_for_room, args=(drive, "large", CONFIG, 8))
     large.start()
     time.sleep(0.05)
-    assert wait_for_room(drive, "small", CONFIG, 2)
-    drive.keeper.stop.set()
+    try:
+        assert wait_for_room(drive, "small", CONFIG, 2)
+    finally:
+        drive.keeper.stop.set()
     large.join()
 
 
@@ -211,9 +213,10 @@ def test_more_room_asks_the_gang_to_stop_and_grow(drive, monkeypatch):
     usable = lambda ranks: usable_ranks(60, ranks)  # noqa: E731
     with GrowthWatch(drive, "pretrain", "a/1", (2, 5), cpus=1, gpus=0, usable=usable) as watch:
         assert watch.workers == 3
-        deadline = threading.Event()
-        while drive.storage.stat("a/1/STOP") is None and not deadline.wait(0.02):
-            pass
+        deadline = time.monotonic() + 120
+        while drive.storage.stat("a/1/STOP") is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
     assert b'"resized"' in drive.storage.read("a/1/STOP")
 
 

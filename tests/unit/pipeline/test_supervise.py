@@ -92,7 +92,7 @@ def drive(storage: Storage, name: str, number: int, flow: Workflow = FLOW) -> st
     return runner.run()
 
 
-def watch(supervisor: Supervisor, until: Callable[[], object], seconds: float = 60) -> None:
+def watch(supervisor: Supervisor, until: Callable[[], object], seconds: float = 120) -> None:
     """Rounds until something is so."""
     deadline = time.monotonic() + seconds
     while not until():

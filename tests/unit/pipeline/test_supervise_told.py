@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -95,28 +96,36 @@ def test_giving_up_is_told_once_by_whichever_supervisor(hook, server, settings, 
         watch(supervisor, lambda number=number: len(server.submitted) == number)
         supervisor.close()
         fail_all(server)
-    supervisors = [Supervisor(settings) for _ in range(3)]
-    stop = threading.Event()
-    threads = [threading.Thread(target=rounds, args=(item, stop)) for item in supervisors]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: listed(storage)[name] == "failed")
-    time.sleep(4 * LEASE)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    with supervised([Supervisor(settings) for _ in range(3)]):
+        wait_for(lambda: listed(storage)[name] == "failed")
+        time.sleep(4 * LEASE)
     assert taken(hook) == [("stall", "driver_lost")] * 8 + [("failure", "workflow_ended")]
     assert "8 more drivers were lost before the workflow got on" in hook.texts[-1]
     assert "8 of 8" in hook.texts[-2]
 
 
-def rounds(supervisor: Supervisor, stop: threading.Event) -> None:
-    while not stop.is_set():
-        supervisor.round()
-    supervisor.close()
+@contextmanager
+def supervised(supervisors: list[Supervisor]) -> Iterator[None]:
+    """With supervisors at work, each in a thread, which end whatever becomes of the test."""
+    stop = threading.Event()
+
+    def rounds(supervisor: Supervisor) -> None:
+        while not stop.is_set():
+            supervisor.round()
+        supervisor.close()
+
+    threads = [threading.Thread(target=rounds, args=(item,)) for item in supervisors]
+    try:
+        for thread in threads:
+            thread.start()
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came to be so"
@@ -125,15 +134,9 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def test_several_supervisors_tell_of_a_loss_once(hook, server, settings, storage):
     names = {begun(storage, server)[0] for _ in range(3)}
-    stop = threading.Event()
-    threads = [threading.Thread(target=rounds, args=(Supervisor(settings), stop)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    wait_for(lambda: len(server.submitted) == 3)
-    time.sleep(4 * LEASE)
-    stop.set()
-    for thread in threads:
-        thread.join()
+    with supervised([Supervisor(settings) for _ in range(3)]):
+        wait_for(lambda: len(server.submitted) == 3)
+        time.sleep(4 * LEASE)
     assert sorted(message["patchline"]["workflow"] for message in hook.taken) == sorted(names)
 
 
