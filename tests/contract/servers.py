@@ -24,6 +24,8 @@ class Server(ThreadingHTTPServer):
     """On a free port of the loopback."""
 
     daemon_threads = True
+    # A connection that does not fit in is tried again a second later, and then ever more seldom.
+    request_queue_size = 128
 
     def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
         super().__init__(("127.0.0.1", 0), handler)

@@ -13,7 +13,7 @@ import mlflow
 import pytest
 
 from cluster.local.stack import Stack
-from pipeline import api, tracking
+from pipeline import api, mlflow_page, preflight, tracking
 from pipeline.mlflow_page import address
 from pipeline.mlflow_search import own_runs
 from pipeline.preflight import tracking as asked
@@ -31,9 +31,10 @@ FILES = {"workflow.yaml", "environment.json", "plan.txt", "report.html"}
 
 
 @pytest.fixture
-def guard(stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
-    """Before the stack's server. The end of a workflow waits for it as long as a slow machine needs."""
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 120.0)
+def guard(patient: None, stack_environment: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
+    """Before the stack's server, which is waited for as long as a slow machine needs."""
+    for module in (mlflow_page, preflight):
+        monkeypatch.setattr(module, "ANSWER_SECONDS", 120.0)
     server = Guard(stack_environment.mlflow_url)
     with server.running():
         yield server

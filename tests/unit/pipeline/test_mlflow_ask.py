@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mlflow.utils.rest_utils import MlflowHostCreds, http_request
 
-from pipeline import mlflow_ask
+from pipeline import mlflow_ask, preflight
 from pipeline.mlflow_page import address
 from pipeline.preflight import tracking
 from tests.contract.guard import Guard
@@ -44,6 +44,12 @@ class _Noting(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that this process runs itself are waited for."""
+    monkeypatch.setattr(preflight, "ANSWER_SECONDS", 120.0)
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Noting]:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -70,7 +76,7 @@ def test_it_is_said_as_mlflow_itself_says_it(server, monkeypatch, tmp_path, envi
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     (tmp_path / ".mlflow").mkdir()
     (tmp_path / ".mlflow" / "credentials").write_text(file)
-    assert mlflow_ask.ask(server.url, "/version", 5) == b"3.17.2"
+    assert mlflow_ask.ask(server.url, "/version", 120) == b"3.17.2"
     assert server.heard == [said]
 
 
@@ -84,7 +90,7 @@ def test_mlflow_itself_prefers_the_name_to_the_token(server, monkeypatch):
 def test_another_server_that_one_is_sent_to_is_not_told(server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "abc")
     with (first := Noting(away=server.url)).running():
-        assert mlflow_ask.ask(first.url, "/away", 5) == b"3.17.2"
+        assert mlflow_ask.ask(first.url, "/away", 120) == b"3.17.2"
     assert (first.heard, server.heard) == (["Bearer abc"], [None])
 
 
