@@ -51,8 +51,14 @@ def test_workers_without_a_cluster_are_refused_and_none_is_started(monkeypatch: 
     assert not ray.is_initialized()
 
 
-@pytest.mark.parametrize("notice", [30.0, -5.0, None])
-def test_the_notice_of_a_preemption_is_read_from_what_ray_keeps(monkeypatch: pytest.MonkeyPatch, notice: float | None):
+@pytest.mark.parametrize(
+    # As much of it as a slow machine leaves.
+    ("notice", "left"),
+    [(300.0, pytest.approx(300.0, abs=60.0)), (-5.0, 0.0), (None, None)],
+)
+def test_the_notice_of_a_preemption_is_read_from_what_ray_keeps(
+    monkeypatch: pytest.MonkeyPatch, notice: float | None, left: object
+):
     # Private: another release of Ray may call them otherwise.
     from ray.train.v2._internal.execution import context
     from ray.train.v2._internal.execution.preemption import PreemptionContext
@@ -68,7 +74,7 @@ def test_the_notice_of_a_preemption_is_read_from_what_ray_keeps(monkeypatch: pyt
     found = _interruption()
     assert isinstance(found, Interruption)
     assert found.preempted
-    assert found.seconds == (None if notice is None else pytest.approx(max(0.0, notice), abs=1.0))
+    assert found.seconds == left
 
 
 class Cluster:

@@ -6,14 +6,13 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from cluster.preflight import bandwidth
-from cluster.preflight.conditions import broken_conditions
+from cluster.preflight.conditions import AT_ONCE, broken_conditions
 from cluster.preflight.machine import PACKAGES, Asked, Machine, look
 from cluster.storage import Storage, open_storage
 from cluster.storage.file import FileStorage
@@ -58,13 +57,13 @@ def test_a_storage_that_ignores_conditions_is_found_out(url: str):
 
 
 def test_a_storage_that_looks_first_and_writes_then_is_found_out(url: str, monkeypatch: pytest.MonkeyPatch):
-    storage = Unordered(url)
+    storage, all_have_looked = Unordered(url), threading.Barrier(AT_ONCE, timeout=60)
     stat = storage.stat
 
     def slow_stat(key: str):
         found = stat(key)
-        # Until all of them have looked.
-        time.sleep(0.05)
+        if key.endswith("-race"):
+            all_have_looked.wait()
         return found
 
     monkeypatch.setattr(storage, "stat", slow_stat)

@@ -66,12 +66,12 @@ def waits(now):
 
 
 def test_threads_are_summed(now):
-    clock, begun, end = Clock(), threading.Barrier(3), threading.Event()
+    clock, begun, end = Clock(), threading.Barrier(3, timeout=60), threading.Event()
 
     def fill():
         with clock.filling(), waiting_for_storage():
             begun.wait()
-            end.wait()
+            assert end.wait(60)
 
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(fill) for _ in range(2)]
