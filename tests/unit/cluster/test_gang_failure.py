@@ -10,6 +10,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.gang_failure import GangError, MachineLost, Ranks, explained
+from tests.ports import next_port
 
 
 @pytest.fixture
@@ -27,9 +28,9 @@ def raylets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     def make(ids: str, gone: str = "", dead: str = "") -> None:
         found = []
         for number, name in enumerate(ids):
-            door = socket.create_server(("127.0.0.1", 0))
-            port = door.getsockname()[1]
-            door.close() if name in gone else doors.append(door)
+            port = next_port()
+            if name not in gone:
+                doors.append(socket.create_server(("127.0.0.1", port)))
             found.append({"NodeID": name, "Alive": name not in dead, "NodeManagerPort": port})
             found[number]["NodeManagerAddress"] = "127.0.0.1"
         monkeypatch.setattr(ray, "nodes", lambda: found)

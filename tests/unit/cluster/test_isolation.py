@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.isolation import Isolation
+from tests.ports import next_port
 
 
 class Machine:
     def __init__(self) -> None:
-        self._door: socket.socket | None = socket.create_server(("127.0.0.1", 0))
+        self._door: socket.socket | None = socket.create_server(("127.0.0.1", next_port()))
         self.address = self._door.getsockname()
 
     def leave(self) -> None:

@@ -15,7 +15,7 @@ from stages.context import Keep, Rank, Rollback, StopRequest
 from stages.training.job import Job
 from stages.training.loop import train
 from stages.training.restore import CheckpointFiles
-from tests.unit.stages.training.ports import next_port
+from tests.ports import next_port
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.unit.stages.training.preload"])

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.gang import Place
 from stages.training.reduction import Reduction, measure_collectives, partner, turns
-from tests.unit.stages.training.ports import next_port
+from tests.ports import next_port
 
 RANKS = 3
 ASKED = Reduction(seconds=0.2, megabytes=1, gpus=False)

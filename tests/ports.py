@@ -1,4 +1,4 @@
-"""Ports where the ranks of a test meet."""
+"""Ports for tests that listen later, or no more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from cluster.local.processes import free_ports
 
 
 def next_port() -> int:
-    """One of this process's own: a rank binds it seconds later, and nobody else's connection may have it by then."""
+    """A port on loopback on which nobody listens but who is told of it; the 17th is the first one again.
+
+    Neither does anybody's connection come from it meanwhile, as from a port that was found by binding any.
+    """
     return next(_ports())
 
 
