@@ -20,7 +20,7 @@ from stages.models.formats.files import read_network
 from stages.models.formats.known import FOLDERS, FORMATS
 from tests.unit.stages.models.formats.networks import assert_same, google_arrays, random_network, save, written
 
-ANY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 SMALL = {"width": 8, "depth": 1, "mlp_dim": 8, "num_heads": 2, "num_classes": 3, "resolution": 8}
 
 
