@@ -88,7 +88,7 @@ def test_a_process_that_ends_at_sigterm_is_not_waited_for(sleeper: Process, monk
 
 def test_a_server_gets_sigterm_before_anything_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(processes, "STOP_SECONDS", 120.0)
-    command = ["sh", "-c", 'trap "echo saved; exit 0" TERM; echo ready; while :; do sleep 0.1; done']
+    command = ["sh", "-c", 'trap "echo saved; exit 0" TERM; echo ready; for i in $(seq 6000); do sleep 0.1; done']
     server = start(command, environment={}, log=tmp_path / "log", folder=tmp_path)
     written(tmp_path / "log")
     stop(server)

@@ -13,6 +13,7 @@ from cluster.errors import UserError
 from cluster.local.processes import Process, stop
 from cluster.local.servers import HOST, Secrets, write_private
 from cluster.local.stack import FORMAT, SERVICES, Stack, _read, _start_companions, _write
+from tests.unit.cluster.test_processes import soon
 
 SECRETS = Secrets(access_key="access", secret_key="secret", ray_token="token")
 
@@ -83,14 +84,14 @@ def test_down_forgets_servers_that_have_gone_and_ends_nobody_elses(tmp_path: Pat
 def test_a_companion_is_started_once_and_stopped_with_the_stack(tmp_path: Path):
     (tmp_path / "logs").mkdir()
     said: list[str] = []
-    commands = {"watcher": lambda stack: [sys.executable, "-c", f"import time; time.sleep(60)  # {stack.root}"]}
+    commands = {"watcher": lambda stack: [sys.executable, "-c", f"import time; time.sleep(600)  # {stack.root}"]}
     _write(tmp_path, stack(tmp_path))
     first = _start_companions(tmp_path, stack(tmp_path), said.append, commands)
     assert first.processes["watcher"].alive
     assert _start_companions(tmp_path, first, said.append, commands) == first
     assert said == ["watcher: started"]
     assert local.down(tmp_path) == ["watcher"]
-    assert not first.processes["watcher"].alive
+    assert soon(lambda: not first.processes["watcher"].alive)
 
 
 @pytest.fixture
@@ -121,10 +122,10 @@ def test_servers_of_which_nobody_hears_are_known_all_the_same(tmp_path: Path, pr
     second = local.load(tmp_path / "home")
     assert second is not None
     # It was given the address of before.
-    assert not first.processes["mlflow"].alive
+    assert soon(lambda: not first.processes["mlflow"].alive)
     assert first.processes["ray"] == second.processes["ray"]
     assert local.down(tmp_path / "home") == [*SERVICES]
-    assert not any(process.alive for process in second.processes.values())
+    assert soon(lambda: not any(process.alive for process in second.processes.values()))
 
 
 def test_a_private_file_is_private_from_its_first_byte(tmp_path: Path):
