@@ -406,7 +406,7 @@ def test_two_collections_at_once_do_no_harm(storage):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     collect_root(storage, older_than=0)
     CALLS.clear()
     for times in (1, 2):
