@@ -19,7 +19,7 @@ from cluster.local.stack import Stack
 from cluster.storage import Storage, open_storage
 
 # A slow machine is no defect of what is tested. Nor does a run fail that changes nothing, because of a rare draw: each
-# test has the same examples every time, and remembers none of other runs.
+# test has the same examples every time, and remembers none of other runs. `--hypothesis-profile exploring` has others.
 hypothesis.settings.register_profile(
     "repeatable",
     deadline=None,
@@ -27,6 +27,7 @@ hypothesis.settings.register_profile(
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+hypothesis.settings.register_profile("exploring", hypothesis.settings.get_profile("repeatable"), derandomize=False)
 hypothesis.settings.load_profile("repeatable")
 
 
