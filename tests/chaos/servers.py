@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ VICTIMS = ("driver", "worker", "raylet", "head", "s3", "mlflow")
 SERVERS = {"raylet": "ray", "head": "ray", "s3": "s3", "mlflow": "mlflow"}
 """Victims that do not come back by themselves, and the service of the stack that each belongs to."""
 AWAY_SECONDS = 20.0
+LEASE_SECONDS, LONG_LEASE_SECONDS = 5.0, 60.0
+"""Of drivers. Where one may be lost, the next one waits for the end of the lease. Where S3 or MLflow is, nobody does,
+and a driver that waits for S3, for up to 15 s from try to try, is not to be taken for lost."""
 END_SECONDS = 600.0
 ORPHAN_SECONDS = 60.0
 LATEST = 0.75
@@ -137,12 +140,16 @@ def compare(undisturbed: Outcome, found: Outcome, victim: str) -> list[str]:
     return broken
 
 
-def run(victim: str | None, after: float) -> Outcome:
-    """One workflow on a stack of its own, with one kill so many seconds after its submission, or none."""
+def run(victim: str | None, after: float, *, away: float = AWAY_SECONDS) -> Outcome:
+    """One workflow on a stack of its own, with one kill so many seconds after its submission, or none.
+
+    A server that was killed is started again `away` seconds later.
+    """
     home = Path(tempfile.mkdtemp(prefix="patchline-chaos-"))
-    with in_force({"PATCHLINE_HOME": str(home), "PATCHLINE_LEASE_SECONDS": "5"}):
+    lease = LONG_LEASE_SECONDS if victim in (None, "s3", "mlflow") else LEASE_SECONDS
+    with in_force({"PATCHLINE_HOME": str(home), "PATCHLINE_LEASE_SECONDS": f"{lease}"}):
         try:
-            found = _run(_up(home), home, victim, after)
+            found = _run(_up(home), home, victim, after, away)
         finally:
             temporary = getattr(local.load(home), "temporary", str(home))
             local.down(home)
@@ -151,33 +158,49 @@ def run(victim: str | None, after: float) -> Outcome:
     return Outcome(**{**vars(found), "orphans": left})
 
 
-def _run(stack: Stack, home: Path, victim: str | None, after: float) -> Outcome:
-    (home / "whole.yaml").write_text(WHOLE)
+def run_undisturbed(stack: Stack, root: str, folder: Path) -> Outcome:
+    """The workflow on a stack that stays up: nobody looks for processes that are left. Its file comes into `folder`."""
+    own = {"PATCHLINE_HOME": stack.home, "PATCHLINE_LEASE_SECONDS": f"{LONG_LEASE_SECONDS}"}
+    with in_force(own), _environment(stack):
+        settings, began = replace(of_stack(stack), root=root), time.monotonic()
+        return _ended(settings, _submit(settings, folder), began, "")
+
+
+def _run(stack: Stack, home: Path, victim: str | None, after: float, away: float) -> Outcome:
     with _environment(stack):
-        settings = of_stack(stack)
-        storage, began = settings.storage(), time.monotonic()
-        overrides = [word for override in OVERRIDES for word in ("-o", override)]
-        workflow_id = _patchline("submit", str(home / "whole.yaml"), *overrides).strip()
+        settings, began = of_stack(stack), time.monotonic()
+        storage, workflow_id = settings.storage(), _submit(settings, home)
         killed = ""
         if victim is not None:
             time.sleep(max(0.0, began + after - time.monotonic()))
             killed = _kill(stack, storage, workflow_id, victim)
     if killed and victim in SERVERS:
-        time.sleep(AWAY_SECONDS)
+        time.sleep(away)
         stack = _up(home)
     with _environment(stack):
-        settings = of_stack(stack)
-        storage = settings.storage()
-        wait_for(lambda: state(storage, workflow_id) == "done", END_SECONDS, f"end of the workflow after {killed}")
-        seconds = time.monotonic() - began
-        return Outcome(
-            files={name: _files(storage, workflow_id, name) for name in STAGES},
-            curves=_curves(settings, workflow_id),
-            seconds=seconds,
-            killed=killed,
-            drivers=(newest_driver(storage, workflow_id) or 0) + 1,
-            attempts=sum(record(storage, workflow_id, name).attempt for name in STAGES),
-        )
+        return _ended(of_stack(stack), workflow_id, began, killed)
+
+
+def _submit(settings: Settings, folder: Path) -> str:
+    """Returns the workflow's id."""
+    (folder / "whole.yaml").write_text(WHOLE)
+    overrides = [word for override in OVERRIDES for word in ("-o", override)]
+    return _patchline("submit", str(folder / "whole.yaml"), "--root", settings.root, *overrides).strip()
+
+
+def _ended(settings: Settings, workflow_id: str, began: float, killed: str) -> Outcome:
+    """What came of the workflow, once it has ended."""
+    storage = settings.storage()
+    wait_for(lambda: state(storage, workflow_id) == "done", END_SECONDS, f"end of the workflow after {killed}")
+    seconds = time.monotonic() - began
+    return Outcome(
+        files={name: _files(storage, workflow_id, name) for name in STAGES},
+        curves=_curves(settings, workflow_id),
+        seconds=seconds,
+        killed=killed,
+        drivers=(newest_driver(storage, workflow_id) or 0) + 1,
+        attempts=sum(record(storage, workflow_id, name).attempt for name in STAGES),
+    )
 
 
 @contextmanager
