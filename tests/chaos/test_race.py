@@ -19,7 +19,8 @@ from pipeline.status import StatusReader
 from tests.unit.pipeline.test_runner import Silent
 from tests.unit.pipeline.toys import Source, Upper
 
-TIMES = 50
+TIMES = {"file": 50, "s3": 25}
+"""By the kind of storage: one on S3 takes several times as long."""
 LEASE_SECONDS, LOOK_SECONDS = 60.0, 0.3
 """No lease runs out where a driver only stands still for a moment; whoever waits for one looks again sooner than then.
 """
@@ -45,20 +46,23 @@ def drive(url: str, ids: list[str], barrier: Any, results: Any) -> None:
         results.put((workflow_id, runner.run()))
 
 
-def test_of_two_drivers_that_race_fifty_times_one_wins_each_time(any_storage: Storage):
-    ids = [create(any_storage, chain(number)) for number in range(TIMES)]
+def test_of_two_drivers_that_race_again_and_again_one_wins_each_time(any_storage: Storage):
+    times = TIMES[any_storage.url.partition(":")[0]]
+    ids = [create(any_storage, chain(number)) for number in range(times)]
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
-    drivers = [context.Process(target=drive, args=(any_storage.url, ids, barrier, results)) for _ in range(2)]
+    # Ended with this process: one that waits for the other would keep it.
+    arguments = (any_storage.url, ids, barrier, results)
+    drivers = [context.Process(target=drive, args=arguments, daemon=True) for _ in range(2)]
     for driver in drivers:
         driver.start()
-    ends = Counter(results.get(timeout=300) for _ in range(2 * TIMES))
+    ends = Counter(results.get(timeout=300) for _ in range(2 * times))
     for driver in drivers:
         driver.join(timeout=120)
     assert [driver.exitcode for driver in drivers] == [0, 0]
     assert ends == {(workflow_id, "done"): 2 for workflow_id in ids}
     winners = Counter(check(any_storage, workflow_id) for workflow_id in ids)
-    assert sum(winners.values()) == TIMES
+    assert sum(winners.values()) == times
     assert listed(any_storage) == dict.fromkeys(ids, "done")
 
 
