@@ -37,6 +37,7 @@ OVERRIDES = (
     f"pretrain.save_every={SAVE_EVERY}", "pretrain.evaluate_every=10", "pretrain.retries=1000",
 )  # fmt: skip
 CURVES = ("train/loss", "train/gradient_norm", "validation/loss", "raw/validation/loss")
+START_SECONDS = 300.0
 RECOVERY_SECONDS = 30.0
 """From a worker's death to the first new update, at most."""
 
@@ -150,7 +151,7 @@ def _drive(stack: Stack, root: str, workflow_id: str, number: int, folder: Path,
         runtime_env={"env_vars": variables, "worker_process_setup_hook": "tests.chaos.points.install"},
     )
     # Ray starts it through a shell, which has the same words on its command line until it has become the driver.
-    pid = wait_for(lambda: _driver(workflow_id), 60, "driver")
+    pid = wait_for(lambda: _driver(workflow_id), START_SECONDS, "driver")
     (folder / "driver").write_text(str(pid))
     wait_for(lambda: str(client.get_job_status(job).value) not in ("PENDING", "RUNNING"), 900, f"end of {job}")
 

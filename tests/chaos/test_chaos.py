@@ -90,14 +90,16 @@ def test_a_manifest_that_comes_before_its_parts_is_found_out(stack_environment, 
 
 
 LOOP = """
-import contextlib, sys
+import contextlib, sys, time
 from cluster.storage import open_storage
 from pipeline.collection import collect_root
 from pipeline.head import LeaseLost
 while True:
-    with contextlib.suppress(LeaseLost):
+    with contextlib.suppress(LeaseLost, ConnectionError):
         collect_root(open_storage(sys.argv[1]), older_than=0)
-    print("once more", flush=True)
+        print("once more", flush=True)
+    # It leaves the machine to the others in between.
+    time.sleep(1)
 """
 
 
