@@ -27,20 +27,21 @@ from cluster.errors import UserError
 from cluster.local.stack import Stack
 from pipeline.settings import Settings
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 GCS, DASHBOARD = 6379, 8265
 ENDLESS = 100_000.0
 """Megabits per second of a link that nothing limits."""
 OTHERS = ("parent", "1:", "classid", "1:2")
 """What the other machines send, among what a link carries."""
 SOON = {
-    # A machine that is not heard of for three seconds is lost; by default it takes half a minute.
+    # A machine whose raylet has ended is lost within seconds, one that answers no more after some 15; by default it
+    # takes half a minute and more. One that is busy for some seconds is not.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "3",
     # Several start at once, on few cores.
-    "RAY_raylet_start_wait_time_s": "90",
+    "RAY_raylet_start_wait_time_s": "300",
 }
 
 
@@ -205,7 +206,7 @@ class Machines:
                     os.kill(pid, signal.SIGKILL)
         process = self._processes.pop(number, None)
         if process is not None:
-            process.wait(10)
+            process.wait(60)
 
     def part(self, number: int) -> None:
         """Pull a machine's cable: its processes go on, and reach nobody."""
@@ -337,9 +338,14 @@ class _Door:
         while True:
             try:
                 inner, _ = self._listener.accept()
-                outer = socket.create_connection(("127.0.0.1", self._target))
             except OSError:
                 return
+            try:
+                outer = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                # The server takes no connection just now; others may come.
+                inner.close()
+                continue
             for source, sink in ((inner, outer), (outer, inner)):
                 threading.Thread(target=_pass_on, args=(source, sink), daemon=True).start()
 
