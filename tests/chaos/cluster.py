@@ -53,7 +53,7 @@ from tests.integration.flows import (
 COUNT, RANKS = 4, 3
 OVERRIDES = (
     *("pretrain.updates=120", "pretrain.save_every=10", "pretrain.retries=6"),
-    *("pretrain.evaluate_every=0", "pretrain.hang_seconds=60", "pretrain.global_batch=96"),
+    *("pretrain.evaluate_every=0", "pretrain.global_batch=96"),
 )
 
 
