@@ -25,7 +25,7 @@ def install() -> None:
     def commit(
         storage: Any, folder: str, epoch: int, attempt: int, prefix: str, update: int, *rest: Any, **more: Any
     ) -> Any:
-        held = attempt == 1 and (_folder() / HOLD).exists()
+        held = (_folder() / HOLD).exists()
         if held:
             _wait(prefix)
         try:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.storage import Storage
 from pipeline.commands.shown import read_status
 from pipeline.display import figures
 from pipeline.settings import Settings
+from pipeline.status import StatusReader
 from tests.chaos import late
 from tests.chaos.machines import ENDLESS, Machines
 from tests.integration.flows import head, wait_for
 
 END_SECONDS = 420.0
+ENDED = ("done", "failed", "stopped")
 AWAY_SECONDS = 5.0
 WORKER = ("ray::", "TrainWorker")
 GAVE_UP = "gave up: its machine, machine-., has reached neither"
@@ -35,14 +39,31 @@ class Run:
     storage: Storage
     folder: str = ""
 
+    def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
+        """The first true value of `condition`, which is to come while the workflow runs."""
+        reader = StatusReader(self.storage, self.workflow_id, [])
+
+        def look() -> Any:
+            # Before the condition, which may have come with the workflow's end.
+            reader.update()
+            found, state = condition(), reader.status.state
+            assert found or state not in ENDED, f"no {what}: the workflow is {state}: {reader.status.message}"
+            return found
+
+        return wait_for(look, END_SECONDS, what)
+
     def with_driver(self) -> int:
         """The machine of the driver, once there is one."""
         words = ("pipeline.driver", self.workflow_id)
-        return wait_for(lambda: self.machines.with_process(*words), END_SECONDS, "driver")[0]
+        return self.wait_for(lambda: self.machines.with_process(*words), "driver")[0]
 
     def with_rank(self) -> int:
-        """A machine on which a rank trains, and no driver."""
-        return next(n for n in self.machines.with_process(*WORKER) if n and n != self.with_driver())
+        """A machine on which a rank trains, and no driver, once there is one."""
+
+        def found() -> int | None:
+            return next((n for n in self.machines.with_process(*WORKER) if n and n != self.with_driver()), None)
+
+        return self.wait_for(found, "rank apart from the driver")
 
     def holding(self) -> int | None:
         """The machine whose rank holds a commit back, where there is one."""
@@ -57,20 +78,22 @@ class Run:
         """The speed of pretraining as a part of the usual one, once it is known."""
         return read_status(self.workflow_id, self.settings).stages["pretrain"].pace
 
-    def another_attempt(self) -> None:
-        """Wait until the next attempt trains."""
+    @contextmanager
+    def another_attempt(self) -> Iterator[None]:
+        """At the end of what is done within it, wait until an attempt trains that began after its beginning."""
         attempt = head(self.storage, self.folder).attempt
-        wait_for(lambda: head(self.storage, self.folder).attempt > attempt, END_SECONDS, "another attempt")
+        yield
+        self.wait_for(lambda: head(self.storage, self.folder).attempt > attempt, "another attempt")
 
 
 def slow(run: Run) -> str:
     """The link of a machine with a rank becomes slow for a while: `status` has to say so, and then no longer."""
     number = run.with_rank()
-    wait_for(lambda: run.pace() is not None, END_SECONDS, "usual speed")
+    run.wait_for(lambda: run.pace() is not None, "usual speed")
     run.machines.slow(number, megabits=NARROW / 20)
-    wait_for(lambda: SLOWED in run.shown(), END_SECONDS, f"status that says '{SLOWED}'")
+    run.wait_for(lambda: SLOWED in run.shown(), f"status that says '{SLOWED}'")
     run.machines.mend(number)
-    wait_for(lambda: SLOWED not in run.shown(), END_SECONDS, f"status that says '{SLOWED}' no longer")
+    run.wait_for(lambda: SLOWED not in run.shown(), f"status that says '{SLOWED}' no longer")
     return f"machine {number} was slow for a while"
 
 
@@ -84,8 +107,8 @@ def loss(run: Run) -> str:
 def partition(run: Run) -> str:
     """The cable of a machine with a rank is pulled, and plugged in again when another attempt trains without it."""
     number = run.with_rank()
-    run.machines.part(number)
-    run.another_attempt()
+    with run.another_attempt():
+        run.machines.part(number)
     time.sleep(2)
     run.machines.join(number)
     return f"machine {number} was cut off for a while"
@@ -95,12 +118,16 @@ def cut(run: Run) -> str:
     """Rank 0's machine reaches no other machine any more, but storage, and goes on to commit a checkpoint there."""
     for number in range(1, run.machines.count + 1):
         (run.machines.own_folder(number) / late.HOLD).touch()
-    number = wait_for(run.holding, END_SECONDS, "commit that is held back")
+    number = run.wait_for(run.holding, "commit that is held back")
+    # Those of the attempts to come are not.
+    for each in range(1, run.machines.count + 1):
+        (run.machines.own_folder(each) / late.HOLD).unlink()
     before = head(run.storage, run.folder).checkpoints
-    run.machines.cut(number)
-    run.another_attempt()
+    with run.another_attempt():
+        run.machines.cut(number)
     (run.machines.own_folder(number) / late.GO_ON).touch()
     outcome = run.machines.own_folder(number) / late.OUTCOME
+    # The workflow may end meanwhile: it does not need this rank any more.
     wait_for(outcome.exists, END_SECONDS, "commit by a rank that was cut off")
     held = (run.machines.own_folder(number) / late.HELD).read_text()
     names = [item.prefix for item in head(run.storage, run.folder).checkpoints]
@@ -115,7 +142,7 @@ def _back(machines: Machines, number: int) -> None:
     machines.lose(number)
     machines.uncut(number)
     for each in range(1, machines.count + 1):
-        for name in (late.HOLD, late.HELD, late.GO_ON, late.OUTCOME):
+        for name in (late.HELD, late.GO_ON, late.OUTCOME):
             (machines.own_folder(each) / name).unlink(missing_ok=True)
     machines.start(number)
     machines.wait()
@@ -162,22 +189,17 @@ def head_alone(run: Run) -> str:
 def one_after_another(run: Run) -> str:
     """While one workflow trains: a slow link, the loss of a machine with a rank, of the driver's machine, of the head.
     (Who is cut off from others has a scenario of its own.)"""
-    met = [slow(run), _loss_and_back(run), _then_another_attempt(driver, run), gcs(run)]
-    return ", ".join(met)
-
-
-def _then_another_attempt(act: Callable[[Run], str], run: Run) -> str:
-    attempt = head(run.storage, run.folder).attempt
-    met = act(run)
-    wait_for(lambda: head(run.storage, run.folder).attempt > attempt, END_SECONDS, "another attempt")
-    return met
+    met = [slow(run), _loss_and_back(run)]
+    with run.another_attempt():
+        met.append(driver(run))
+    return ", ".join([*met, gcs(run)])
 
 
 def _loss_and_back(run: Run) -> str:
     """A machine with a rank is lost; when the others train without it, it comes back empty."""
     number = run.with_rank()
-    run.machines.lose(number)
-    run.another_attempt()
+    with run.another_attempt():
+        run.machines.lose(number)
     run.machines.start(number)
     run.machines.wait()
     return f"machine {number} was lost"
@@ -193,8 +215,8 @@ class Scenario:
     """At least so many does training take."""
     most_attempts: int | None = None
     """At most so many; any number if None."""
-    driver_on_head: bool | None = None
-    """Where the driver has to be; anywhere if None."""
+    driver_on: int | None = None
+    """Machine that the first driver has to be on; any if None."""
     told: tuple[str, ...] = (LOST_WITH_RANKS,)
     """Regular expressions, each of which a line of the workflow's events has to match."""
     megabits: float = ENDLESS
@@ -207,18 +229,18 @@ SCENARIOS = {
     "slow": Scenario(act=slow, attempts=1, told=(), megabits=NARROW),
     "loss": Scenario(act=loss),
     "partition": Scenario(act=partition),
-    "cut": Scenario(act=cut, driver_on_head=True),
-    "driver": Scenario(act=driver, driver_on_head=False, told=(DRIVER_LOST,)),
-    "cut-driver": Scenario(act=cut_driver, driver_on_head=False, told=(GAVE_UP,)),
+    "cut": Scenario(act=cut, driver_on=0),
+    "driver": Scenario(act=driver, driver_on=1, told=(DRIVER_LOST,)),
+    "cut-driver": Scenario(act=cut_driver, driver_on=1, told=(GAVE_UP,)),
     "head": Scenario(act=gcs, told=(DRIVER_LOST,)),
     "head-alone": Scenario(
-        act=head_alone, attempts=1, most_attempts=1, driver_on_head=False, told=(), megabits=NARROW, with_redis=True
+        act=head_alone, attempts=1, most_attempts=1, driver_on=1, told=(), megabits=NARROW, with_redis=True
     ),
 }
 ALL = Scenario(
     act=one_after_another,
     attempts=4,
-    driver_on_head=False,
+    driver_on=1,
     told=(LOST_WITH_RANKS, DRIVER_LOST),
     megabits=NARROW,
 )
