@@ -21,8 +21,10 @@ PROCESSES ?= 2
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder tests/integration tests/chaos tests/browser tests/unit tests/contract
 
+# The same examples of each property every time; EXAMPLES=exploring draws others.
+EXAMPLES ?= repeatable
 unit: install
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest --hypothesis-profile $(EXAMPLES) tests/unit
 
 # The one gate of style, types and imports: the same here, in pre-commit and in continuous integration.
 lint: install

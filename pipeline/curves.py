@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cluster.storage import Storage
 from pipeline.head import Segment, read_head
-from stages.metrics import MetricReader, Point, read_points
+from stages.metrics import MetricReader, Point, is_evaluation, read_points
 from stages.training.keeping import update_and_attempt
 
 
@@ -24,6 +24,8 @@ class Curves:
         """Attempts that a later one followed, and of which all has been read: no points come any more."""
         self._held: dict[int, list[Point]] = {}
         self._history: tuple[Segment, ...] = ()
+        self._evaluated: set[tuple[str, int]] = set()
+        """Evaluations by metric and update that are committed."""
         self.checkpoint: str | None = None
         """Key prefix of the stage's newest committed checkpoint; `shown` is what the stage's run says."""
         self.shown: str | None = None
@@ -59,13 +61,22 @@ class Curves:
                 self._over.add(attempt)
         for segment in history:
             held = self._held[segment.attempt]
-            self.committed += [point for point in held if segment.has(point)]
+            self.committed += [point for point in held if segment.has(point) and self._is_first(point)]
             self._held[segment.attempt] = [point for point in held if point.step > segment.end]
         if found is not None and found[0].checkpoint is not None:
             self.checkpoint = found[0].checkpoint.prefix
         if found is not None and self.evaluated:
             named = {update_and_attempt(item.prefix)[1] for item in found[0].checkpoints}
             self._collect_evaluations(named, history[-1].end if history else 0)
+
+    def _is_first(self, point: Point) -> bool:
+        """Whether it is no evaluation of what an earlier attempt has evaluated."""
+        own = (point.name, point.step)
+        if not is_evaluation(point.name):
+            return True
+        first = own not in self._evaluated
+        self._evaluated.add(own)
+        return first
 
     def lost(self, attempt: int) -> list[Point]:
         """What an attempt did after the checkpoint that the next one went on from: points with it as step.

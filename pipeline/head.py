@@ -49,8 +49,12 @@ class Segment(Config):
     end: int
 
     def has(self, point: Point) -> bool:
-        """Whether one of its attempt's points is in the final result. An evaluation that the attempt before could not
-        make any more is one of the update at which this one begins."""
+        """Whether one of its attempt's points is in the final result.
+
+        An evaluation that the attempt before could not make any more is one of the update at which this one begins.
+        Where that one was damaged, the attempt made it again and evaluated it, as the one before had: of two, the
+        earlier one counts.
+        """
         return self.start < point.step <= self.end or (point.step == self.start and is_evaluation(point.name))
 
 

@@ -19,7 +19,7 @@ from cluster.local.stack import Stack
 from cluster.storage import Storage, open_storage
 
 # A slow machine is no defect of what is tested. Nor does a run fail that changes nothing, because of a rare draw: each
-# test has the same examples every time, and remembers none of other runs. `--hypothesis-profile exploring` has others.
+# test has the same examples every time, and remembers none of other runs. `make unit EXAMPLES=exploring` has others.
 hypothesis.settings.register_profile(
     "repeatable",
     deadline=None,

@@ -105,7 +105,7 @@ class Life:
         from pipeline.record import EventLog
 
         self._tag, self._since = "", time.monotonic()
-        self._events, self._begun = EventLog(storage, workflow_id), -1
+        self._events, self._begun = EventLog(storage, workflow_id), set[int | None]()
 
     def ended(self) -> str | None:
         """Why it runs no more, or None. Whatever its cluster says, one that has begun and has not renewed its lease for
@@ -121,13 +121,13 @@ class Life:
 
     def _is_to_begin(self) -> bool:
         """Whether the cluster has a driver which does not hold the workflow yet: it may have to wait until the lease of
-        the one before is over, whose silence says nothing of it."""
+        the one before is over, whose silence says nothing of it. As long as the cluster has it, it is waited for."""
         if self._watch.at_work is None:
             return False
         for event in self._events.new_events():
             if event.type == "workflow_started":
-                self._begun = event.data.get("driver")
-        if self._begun == self._watch.at_work:
+                self._begun.add(event.data.get("driver"))
+        if self._watch.at_work in self._begun:
             return False
         self._since = time.monotonic()
         return True

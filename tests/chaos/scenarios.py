@@ -116,12 +116,15 @@ def partition(run: Run) -> str:
 
 def cut(run: Run) -> str:
     """Rank 0's machine reaches no other machine any more, but storage, and goes on to commit a checkpoint there."""
-    for number in range(1, run.machines.count + 1):
-        (run.machines.own_folder(number) / late.HOLD).touch()
-    number = run.wait_for(run.holding, "commit that is held back")
-    # Those of the attempts to come are not.
-    for each in range(1, run.machines.count + 1):
-        (run.machines.own_folder(each) / late.HOLD).unlink()
+    folders = [run.machines.own_folder(number) for number in range(1, run.machines.count + 1)]
+    for folder in folders:
+        (folder / late.HOLD).touch()
+    try:
+        number = run.wait_for(run.holding, "commit that is held back")
+    finally:
+        # Those of the attempts to come are not.
+        for folder in folders:
+            (folder / late.HOLD).unlink()
     before = head(run.storage, run.folder).checkpoints
     with run.another_attempt():
         run.machines.cut(number)

@@ -76,7 +76,10 @@ def test_recoveries_are_counted_and_have_to_be_half_of_the_kills_of_workers(time
 @pytest.fixture(scope="module")
 def undisturbed(stack: Stack) -> Outcome:
     with in_force(stack.environment()):
-        return disturb(stack, f"{stack.root}/{uuid.uuid4().hex}", [])
+        found = disturb(stack, f"{stack.root}/{uuid.uuid4().hex}", [])
+    assert [step for step, _ in found.curves["train/loss"]] == list(range(1, UPDATES + 1))
+    assert [step for step, _ in found.curves["raw/validation/loss"]] == [10, 20, 30, 40, 50]
+    return found
 
 
 @pytest.mark.cluster
@@ -84,9 +87,12 @@ def test_a_manifest_that_comes_before_its_parts_is_found_out(stack_environment, 
     drawn = [plan.Disturbance(point="upload", update=20, victim="rank 0")]
     disturbed = disturb(stack_environment, f"{s3_root}/manifest-first", drawn, manifest_first=True)
     assert len(disturbed.kills) == 1
-    whole = [item for item in summary(undisturbed, disturbed, SEED, 1)["broken"] if "committed and not whole" in item]
+    broken = summary(undisturbed, disturbed, SEED, 1)["broken"]
+    whole = [item for item in broken if "committed and not whole" in item]
     assert len(whole) == 1
     assert "/checkpoints/00000020-a1" in whole[0]
+    # It is what was made and evaluated before it that does not count twice.
+    assert [item for item in broken if "differ" in item] == []
 
 
 LOOP = """

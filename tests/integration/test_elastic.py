@@ -68,8 +68,9 @@ def test_a_gang_grows_into_room_and_goes_on_when_a_worker_is_told_to_end(
     other = client.submit_job(entrypoint="sleep 3600", entrypoint_num_cpus=cpus - 1)
     try:
         wait_for(lambda: client.get_job_status(other) == JobStatus.RUNNING, 300, "somebody else's job")
-        overrides = ("workers=[1,2]", "updates=100000", "save_every=100000", "retries=0", "preemptions=1")
-        workflow_id = api.submit(small_workflow(*(f"pretrain.{field}" for field in overrides)), settings)
+        once = ("pretrain.retries=0", "pretrain.preemptions=1")
+        overrides = ("workers=[1,2]", "updates=100000", "save_every=100000", "evaluate_every=0")
+        workflow_id = api.submit(small_workflow(*(f"pretrain.{field}" for field in overrides), *once), settings)
         with cancelled_on_failure(settings, workflow_id):
             folder = wait_for(lambda: trains(storage, workflow_id, 1), 300, "training in the room that there is")
             assert gangs(storage, workflow_id) == [1]
@@ -85,7 +86,8 @@ def test_a_gang_grows_into_room_and_goes_on_when_a_worker_is_told_to_end(
         api.cancel(workflow_id, settings)
         wait_for(lambda: told(storage, workflow_id, "workflow_ended"), 300, "end")
 
-    # Where a worker's place is free late, a gang begins with less, and grows.
+    # Where a worker's place is free late, a gang begins with less, and grows; each takes what there is.
+    assert all(event.data["workers"] == event.data["room"] for event in told(storage, workflow_id, "gang"))
     interruptions = told(storage, workflow_id, "stage_interrupted")
     assert interruptions[0].data["reason"] == "resized"
     assert [event.data["reason"] for event in interruptions].count("terminated") == 1

@@ -20,7 +20,7 @@ from cluster.local.processes import free_ports
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 PAGE = (Path(__file__).parents[2] / "docs/tutorial.md").read_text()
 MARK = "@@@"
-SECONDS = 900
+SECONDS = 1200
 """That all of it may take. It takes three to five minutes on two cores, by what else they do."""
 VARYING = (
     (r"\d{8}-\d{6}-[0-9a-f]{4}", "ID"),

@@ -255,6 +255,27 @@ def test_an_evaluation_that_an_attempt_left_to_the_next_one_is_of_the_stage_too(
     assert shown == [("validation/loss", 10), ("raw/validation/loss", 10), ("train/loss", 20)]
 
 
+def test_an_update_that_is_evaluated_twice_since_its_checkpoint_was_damaged_has_one_point(storage, head):
+    curves = Curves(storage, FOLDER, has_updates=True)
+    for start, end, value in ((0, 20, 0.25), (10, 30, 0.75)):
+        attempt = head.new_attempt().attempt
+        curves.follow(attempt)
+        writer = MetricWriter(storage, f"{FOLDER}/attempts/{attempt}")
+        for update in range(start + 10, end + 1, 10):
+            writer.log({"train/loss": value, "validation/loss": value}, update)
+            writer.flush()
+            newest = commit(storage, head, attempt, update)
+        writer.close()
+        curves.collect()
+        head.forget_checkpoint(newest)
+    shown = [(point.name, point.step, point.value) for point in curves.committed]
+    assert shown == [
+        (name, update, 0.25 if update < 30 else 0.75)
+        for update in (10, 20, 30)
+        for name in ("train/loss", "validation/loss")
+    ]
+
+
 def test_an_attempt_that_is_shown_after_a_later_one_has_its_evaluations_too(storage, head):
     made = {}
     for update in (10, 20):

@@ -274,7 +274,7 @@ def points(stage, attempt: int, name: str) -> dict[int, float]:
 @pytest.mark.parametrize("save_every", [3, 1000])
 def test_a_stop_does_not_wait_for_an_evaluation_which_the_next_attempt_makes(make_stage, lag, asked, save_every):
     whole, stage = make_stage("whole"), make_stage("asked")
-    fields = {"evaluate_every": 3, "save_every": save_every}
+    fields = {"evaluate_every": 3, "save_every": save_every, "polyak_decay": 0.5}
     train(whole.job(**fields), whole.rank())
     calls = itertools.count(1)
     outcome = train(stage.job(**fields), stage.rank(lambda: next(calls) >= asked))
@@ -286,8 +286,9 @@ def test_a_stop_does_not_wait_for_an_evaluation_which_the_next_attempt_makes(mak
     assert train(stage.job(**fields), stage.rank(lambda: True))["outcome"] == "stopped"
     assert (stage.commits, points(stage, 2, "validation/loss")) == ([3], {})
     assert train(stage.job(**fields), stage.rank())["outcome"] == "done"
-    assert list(points(stage, 3, "validation/loss")) == [3, 6]
-    assert points(stage, 3, "validation/loss") == points(whole, 1, "validation/loss")
+    for name in ("validation/loss", "raw/validation/loss"):
+        assert list(points(stage, 3, name)) == [3, 6]
+        assert points(stage, 3, name) == points(whole, 1, name)
     assert stage.weights(3) == whole.weights(1)
 
 
