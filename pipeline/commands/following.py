@@ -105,7 +105,7 @@ class Life:
         from pipeline.record import EventLog
 
         self._tag, self._since = "", time.monotonic()
-        self._events, self._begun = EventLog(storage, workflow_id), set[int | None]()
+        self._events, self._begun = EventLog(storage, workflow_id), set[int]()
 
     def ended(self) -> str | None:
         """Why it runs no more, or None. Whatever its cluster says, one that has begun and has not renewed its lease for
@@ -125,8 +125,10 @@ class Life:
         if self._watch.at_work is None:
             return False
         for event in self._events.new_events():
-            if event.type == "workflow_started":
-                self._begun.add(event.data.get("driver"))
+            number = event.data.get("driver")
+            # One that runs in a user's own process has none.
+            if event.type == "workflow_started" and isinstance(number, int):
+                self._begun.add(number)
         if self._watch.at_work in self._begun:
             return False
         self._since = time.monotonic()
