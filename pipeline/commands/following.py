@@ -101,9 +101,9 @@ class Life:
     """Whether a followed driver still runs, as its cluster or else storage tells."""
 
     def __init__(self, watch: DriverWatch, storage: Storage, workflow_id: str) -> None:
-        self._watch, self._storage, self._id = watch, storage, workflow_id
         from pipeline.record import EventLog
 
+        self._watch, self._storage, self._id = watch, storage, workflow_id
         self._tag, self._since = "", time.monotonic()
         self._events, self._begun = EventLog(storage, workflow_id), set[int]()
 
