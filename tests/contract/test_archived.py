@@ -25,6 +25,7 @@ from pipeline.runner import Runner
 from pipeline.settings import Settings
 from pipeline.tracking import MlflowTracker
 from tests.contract.trained import METRIC, TEXT, Trained
+from tests.integration.flows import wait_for
 
 pytestmark = pytest.mark.usefixtures("patient")
 REGISTER = f"register: {{name: small, from: finetune, champion: {{metric: {METRIC}}}}}\n"
@@ -79,10 +80,7 @@ def drive(trained: Trained, uri: str, meanwhile: Any = None) -> str:
 
 def until_in_trouble(tracker: MlflowTracker) -> None:
     """Else the end's patience may be over before a slow machine has asked MLflow for anything."""
-    until = time.monotonic() + 120
-    while tracker.problem is None:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(lambda: tracker.problem, 120, "trouble with MLflow")
 
 
 def shown(client: MlflowClient, workflow_id: str) -> dict[str, Any]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 from stages.context import read_faults
 from stages.training.faults import EXIT_CODE
 from stages.training.watchdog import Watchdog, looks
+from tests.integration.flows import wait_for
 from tests.unit.stages.training.ranks import end_of, start_ranks
 
 HANG_SECONDS = 30.0
@@ -32,7 +31,8 @@ def test_a_rank_that_is_stopped_is_named_by_the_others(make_stage, tmp_path):
             notes.mkdir()
             gangs.append(start_ranks(job, stage.storage.url, stage.folder, ranks=2, attempt=1, notes=notes))
         for victim, processes in enumerate(gangs):
-            _wait_for(tmp_path / f"notes-{victim}" / f"samples-1-{victim}.json")
+            trains = tmp_path / f"notes-{victim}" / f"samples-1-{victim}.json"
+            wait_for(trains.exists, 240, f"update of gang {victim}")
             os.kill(processes[victim].pid, signal.SIGSTOP)
         assert end_of([processes[1 - victim] for victim, processes in enumerate(gangs)], seconds=300) == [EXIT_CODE] * 2
         for victim, stage in enumerate(stages):
@@ -42,13 +42,6 @@ def test_a_rank_that_is_stopped_is_named_by_the_others(make_stage, tmp_path):
         for process in itertools.chain(*gangs):
             process.kill()
             process.join(30)
-
-
-def _wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 240
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_a_rank_that_does_not_get_on_is_named_with_its_place():
