@@ -7,6 +7,7 @@ import re
 from cluster.errors import UserError
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+ALL = "features/all/"
 
 
 def headline(metrics: dict[str, float]) -> str:
@@ -21,9 +22,10 @@ def headline(metrics: dict[str, float]) -> str:
         # What predicts pixels is never right or wrong.
         if f"{split}/loss" in metrics and f"{split}/accuracy" not in metrics:
             shown.append(f"{split} loss {metrics[f'{split}/loss']:.4g}")
-    for name, value in metrics.items():
-        if name.startswith("features/all/"):
-            shown.append(f"{name.rsplit('/', 1)[1].replace('_', '-')} {value:.1%}")
+    shots = {name.removeprefix(ALL): value for name, value in metrics.items() if name.startswith(ALL)}
+    # A record has its figures by the alphabet, in which 10 comes before 5.
+    for name in sorted(shots, key=lambda name: (len(name.partition("_")[0]), name)):
+        shown.append(f"{name.replace('_', '-')} {shots[name]:.1%}")
     return "  ".join(shown)
 
 
